@@ -1,0 +1,180 @@
+"""The transformer encoder that SSAST and AudioMAE share."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from peas.errors import ConfigError
+from peas.models.grid import Pair, grid_shape
+
+
+class Size(NamedTuple):
+    """Width D, number of blocks and of attention heads of an encoder."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(192, 12, 3),
+    "small": Size(384, 12, 6),
+    "base": Size(768, 12, 12),
+}
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution that turns each patch into a vector.
+
+    Attributes:
+        proj: The convolution, named as in the official checkpoints.
+    """
+
+    def __init__(self, width: int, patch: Pair, stride: Pair) -> None:
+        """Make the convolution from one channel to `width`."""
+        super().__init__()
+        self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
+
+    def forward(self, log_mel: Tensor, stride: Pair | None = None) -> Tensor:
+        """Embed every patch.
+
+        Args:
+            log_mel: `[B, T, F]`.
+            stride: Step between patches; by default the one given at construction. The weights
+                do not depend on it.
+
+        Returns:
+            `[B, N, D]` in frequency-major order.
+        """
+        image = log_mel.transpose(1, 2).unsqueeze(1)
+        if stride is None:
+            return self.proj(image).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        rows = functional.conv2d(image, self.proj.weight, self.proj.bias, stride=stride)
+        return rows.flatten(2).transpose(1, 2)
+
+
+class SpectrogramTransformer(nn.Module):
+    """Pre-norm vision transformer over the patches of a log-mel spectrogram.
+
+    The architecture is DeiT's (Touvron et al., 2021) with one input channel: class and
+    distillation token, learnt positions, `timm` blocks with LayerNorm eps 1e-6 and a final
+    LayerNorm. Weights start as `timm` starts DeiT's; the convolution and nothing else keeps
+    PyTorch's default, as in the official SSAST.
+
+    Attributes:
+        patch_embed: `PatchEmbedding`.
+        cls_token: `[1, 1, D]`.
+        dist_token: `[1, 1, D]`.
+        pos_embed: `[1, 2 + N, D]`, special tokens first.
+        blocks: The transformer blocks.
+        norm: The final LayerNorm.
+        grid: Patches along (frequency, time).
+        special: Number of special tokens, 2.
+    """
+
+    special = 2
+
+    def __init__(
+        self,
+        size: str = "base",
+        *,
+        frames: int = 1024,
+        mels: int = 128,
+        patch: Pair = (16, 16),
+        stride: Pair | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        """Build the encoder for inputs of one shape.
+
+        Args:
+            size: Key of `SIZES`.
+            frames: Number of frames T.
+            mels: Number of mel bins F.
+            patch: Height and width of a patch, (mel bins, frames).
+            stride: Step between patches; by default the patch.
+            drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
+
+        Raises:
+            ConfigError: If the size is unknown or the input smaller than a patch.
+        """
+        super().__init__()
+        if size not in SIZES:
+            raise ConfigError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
+        width, depth, heads = SIZES[size]
+        self.size = size
+        self.width = width
+        self.frames, self.mels = frames, mels
+        self.patch: Pair = (patch[0], patch[1])
+        self.stride: Pair = (stride[0], stride[1]) if stride is not None else self.patch
+        self.grid = grid_shape(frames, mels, self.patch, self.stride)
+        self.patch_embed = PatchEmbedding(width, self.patch, self.stride)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, width))
+        count = self.special + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, count, width))
+        layer_norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                mlp_ratio=4.0,
+                qkv_bias=True,
+                drop_path=drop_path * index / (depth - 1),
+                norm_layer=layer_norm,  # type: ignore[arg-type]
+            )
+            for index in range(depth)
+        )
+        self.norm = layer_norm(width)
+        self._start()
+
+    def _start(self) -> None:
+        for table in (self.cls_token, self.dist_token, self.pos_embed):
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, log_mel: Tensor, stride: Pair | None = None) -> Tensor:
+        """Patch embeddings without positions: `[B, T, F]` to `[B, N, D]`."""
+        return self.patch_embed(log_mel, stride)  # type: ignore[no-any-return]
+
+    def encode(self, patches: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Run the blocks over embedded patches.
+
+        Args:
+            patches: `[B, N, D]` from `embed`, perhaps with some replaced.
+            positions: `[1, 2 + N, D]`; by default the encoder's own table.
+
+        Returns:
+            `[B, 2 + N, D]` after the final norm: class token, distillation token, patches.
+        """
+        batch = len(patches)
+        special = torch.cat((self.cls_token, self.dist_token), dim=1).expand(batch, -1, -1)
+        tokens = torch.cat((special, patches), dim=1)
+        tokens = tokens + (self.pos_embed if positions is None else positions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+    def check(self, log_mel: Tensor) -> None:
+        """Refuse an input of another shape than the table of positions was made for.
+
+        Raises:
+            ConfigError: If `log_mel` is not `[B, frames, mels]`.
+        """
+        if log_mel.ndim != 3 or log_mel.shape[1:] != (self.frames, self.mels):
+            raise ConfigError(
+                f"the model was built for spectrograms [B, {self.frames}, {self.mels}] (frames, "
+                f"mel bins) and got {list(log_mel.shape)}; set the model's frames and mels to the "
+                "front end's"
+            )
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Encode `[B, T, F]` to `[B, 2 + N, D]`."""
+        self.check(log_mel)
+        return self.encode(self.embed(log_mel))
