@@ -1,0 +1,225 @@
+"""Block masks along time and frequency: torchaudio's law, random blocks, blocks to cells.
+
+An axis of `L` cells (frames or mel bins) is masked by `n` blocks a clip. Chance enters only as
+uniform draws in [0, 1), so the same draws give the same mask on any device and after a restart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from peas.errors import ConfigError
+
+Overlap = Literal["allow", "forbid"]
+
+
+class Blocks(NamedTuple):
+    """Intervals hidden on one axis.
+
+    Attributes:
+        start: `[B, n]` int64, first hidden cell.
+        width: `[B, n]` int64, number of hidden cells; 0 hides nothing.
+    """
+
+    start: Tensor
+    width: Tensor
+
+
+def check_width(key: str, width: int, size: int) -> None:
+    """Refuse a mask width that the axis cannot hold.
+
+    Args:
+        key: Name of the setting, for the message.
+        width: Widest mask in cells.
+        size: Cells of the axis.
+
+    Raises:
+        ConfigError: The width is negative or larger than the axis.
+    """
+    if width < 0:
+        raise ConfigError(f"{key}: a mask cannot be {width} cells wide; use 0 or more")
+    if width > size:
+        raise ConfigError(
+            f"{key}: a mask of {width} cells does not fit an axis of {size}; use at most {size}"
+        )
+
+
+def law_widths(u: Tensor, max_width: int, fixed_width: int | None = None) -> Tensor:
+    """Unfloored widths of torchaudio's law, `U * max_width`, or the fixed width.
+
+    Floored they are uniform on 0 .. max_width - 1. The unfloored number also enters the law of
+    the start, so it is kept.
+
+    Args:
+        u: `[B, n]` draws.
+        max_width: The mask parameter (never reached itself).
+        fixed_width: Width of every block instead of the law (the last epochs of PEAS).
+
+    Returns:
+        `[B, n]` in the dtype of `u`.
+    """
+    if fixed_width is not None:
+        return torch.full_like(u, float(fixed_width))
+    return u * max_width
+
+
+def window_sums(values: Tensor, width: Tensor) -> Tensor:
+    """Sums over the window that begins at each cell; windows past the end are cut there.
+
+    Args:
+        values: `[B, L]`; summed in the dtype given (float64 or int64 are exact enough).
+        width: `[B]` int64 window width of each clip.
+
+    Returns:
+        `[B, L]`.
+    """
+    size = values.shape[1]
+    total = torch.nn.functional.pad(values.cumsum(1), (1, 0))
+    end = torch.arange(size, device=values.device) + width[:, None]
+    return total.gather(1, end.clamp(max=size)) - total[:, :-1]
+
+
+def fitting_starts(width: Tensor, size: int) -> Tensor:
+    """`[B, L]` bool: a block of `width` `[B]` that begins here ends inside the axis."""
+    return torch.arange(size, device=width.device) + width[:, None] <= size
+
+
+def keep_best(allowed: Tensor, value: Tensor) -> Tensor:
+    """Those of the allowed cells whose value is the highest of their row.
+
+    Args:
+        allowed: `[B, L]` bool.
+        value: `[B, L]` number to maximise.
+
+    Returns:
+        `[B, L]` bool, `allowed` itself where the values have no order (NaN).
+    """
+    rated = value.to(torch.promote_types(value.dtype, torch.float32))
+    rated = rated.masked_fill(~allowed, -torch.inf)
+    best = allowed & (rated >= rated.amax(1, keepdim=True))
+    return torch.where(best.any(1, keepdim=True), best, allowed)
+
+
+def pick_uniform(allowed: Tensor, u: Tensor) -> Tensor:
+    """Choose one allowed cell of each row; the draw indexes them in order.
+
+    Args:
+        allowed: `[B, L]` bool.
+        u: `[B]` draws.
+
+    Returns:
+        `[B]` int64; 0 in a row without an allowed cell.
+    """
+    rank = allowed.cumsum(1)
+    count = rank[:, -1]
+    wanted = torch.minimum((u * count).long(), count - 1) + 1
+    return (allowed & (rank == wanted[:, None])).to(torch.uint8).argmax(1)
+
+
+def random_start(u: Tensor, drawn: Tensor, taken: Tensor, overlap: Overlap) -> Tensor:
+    """Start of one random block.
+
+    With nothing taken in the clip, or overlap allowed: torchaudio's law,
+    `floor(U * (size - unfloored width))`. Otherwise uniform among the starts at which the block
+    shares no cell with those taken; where there is none, the start of least overlap, the lowest.
+
+    Args:
+        u: `[B]` draws of the position.
+        drawn: `[B]` unfloored width.
+        taken: `[B, L]` bool, cells of earlier blocks.
+        overlap: The rule.
+
+    Returns:
+        `[B]` int64.
+    """
+    size = taken.shape[1]
+    law = (u * (size - drawn)).long()
+    if overlap == "allow":
+        return law
+    width = drawn.long()
+    shared = window_sums(taken.long(), width)
+    fits = fitting_starts(width, size)
+    free = fits & (shared == 0)
+    crowded = keep_best(fits, -shared).to(torch.uint8).argmax(1)
+    avoiding = torch.where(free.any(1), pick_uniform(free, u), crowded)
+    return torch.where(taken.any(1), avoiding, law)
+
+
+def random_blocks(
+    u: Tensor,
+    max_width: int,
+    size: int,
+    *,
+    fixed_width: int | None = None,
+    overlap: Overlap = "forbid",
+    taken: Tensor | None = None,
+    key: str = "max_width",
+) -> Blocks:
+    """Blocks at random places: the first by torchaudio's law, further ones by the overlap rule.
+
+    With the two numbers that `torchaudio.transforms.TimeMasking` or `FrequencyMasking` draws,
+    in its order and dtype, the first block is exactly torchaudio's interval.
+
+    Args:
+        u: `[B, n, 2 or more]` draws: width, position (any further ones are ignored).
+        max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
+        size: Cells of the axis.
+        fixed_width: Width of every block instead of the law.
+        overlap: `forbid` keeps a block off the earlier ones and off `taken` while there is room;
+            `allow` draws each block by itself.
+        taken: `[B, size]` bool, cells already hidden.
+        key: Name of the setting, for messages.
+
+    Raises:
+        ConfigError: A width does not fit the axis.
+    """
+    check_width(key, max_width if fixed_width is None else fixed_width, size)
+    drawn = law_widths(u[..., 0], max_width, fixed_width)
+    width = drawn.long()
+    if taken is None:
+        taken = torch.zeros(u.shape[0], size, dtype=torch.bool, device=u.device)
+    starts = []
+    for i in range(u.shape[1]):
+        start = random_start(u[:, i, 1], drawn[:, i], taken, overlap)
+        taken = taken | interval(start, width[:, i], size)
+        starts.append(start)
+    return Blocks(torch.stack(starts, 1) if starts else torch.zeros_like(width), width)
+
+
+def interval(start: Tensor, width: Tensor, size: int) -> Tensor:
+    """`[..., size]` bool: cells of the interval of each `start` and `width` `[...]`."""
+    cell = torch.arange(size, device=start.device)
+    first = start[..., None]
+    return (cell >= first) & (cell < first + width[..., None])
+
+
+def blocks_to_mask(blocks: Blocks, size: int) -> Tensor:
+    """Cells that any block hides, `[B, size]` bool."""
+    return interval(blocks.start, blocks.width, size).any(1)
+
+
+def cross(time: Tensor, freq: Tensor) -> Tensor:
+    """Cells hidden by a time mask `[B, T]` or a frequency mask `[B, F]`: `[B, T, F]` bool."""
+    return time[:, :, None] | freq[:, None, :]
+
+
+def fill_masked(
+    log_mel: Tensor, mask: Tensor, value: float | Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Put the fill value into the hidden cells; the one filling rule of every strategy.
+
+    Args:
+        log_mel: `[B, T, F]`.
+        mask: `[B, T, F]` bool, True = hidden.
+        value: Fill value, a number or a scalar tensor on the device.
+        noise: `[B, T, F]` noise that lies over the fill, when masks come before the noise.
+    """
+    return torch.where(mask, value if noise is None else noise + value, log_mel)
+
+
+def masked_fraction(mask: Tensor) -> Tensor:
+    """Hidden share of each clip's cells, `[B]` float32, of a mask `[B, ...]`."""
+    return mask.flatten(1).float().mean(1)

@@ -1,0 +1,162 @@
+"""PEAS's mask position selector, first half: scores of windows along one axis, and their ranking.
+
+Section III-B of the paper: the mean error of every window of the unit width at a stride of 1,
+ranked. A map enters only through its two marginal means, since the mean over a window of full
+height is the mean of the marginal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from peas.augment.masks import (
+    check_width,
+    fitting_starts,
+    interval,
+    keep_best,
+    pick_uniform,
+    window_sums,
+)
+
+Select = Literal["nms", "topk"]
+
+
+class Marginals(NamedTuple):
+    """Mean of a map over the other axis.
+
+    Attributes:
+        time: `[B, T]` float32.
+        freq: `[B, F]` float32.
+    """
+
+    time: Tensor
+    freq: Tensor
+
+
+def marginals(
+    score: Tensor, time_ok: Tensor | None = None, freq_ok: Tensor | None = None
+) -> Marginals:
+    """Mean score of each frame and of each mel bin, over the cells that count.
+
+    Args:
+        score: `[B, T, F]`.
+        time_ok: `[B, T]` bool, False on frames to leave out (padding, digital silence, frames
+            that the grid does not cover); None = all count.
+        freq_ok: `[F]` bool, likewise.
+
+    Returns:
+        The means; 0 on a line without a cell that counts.
+    """
+    score = score.float()
+    frames, mels = score.shape[1:]
+    if time_ok is None:
+        time_ok = torch.ones(1, frames, dtype=torch.bool, device=score.device)
+    if freq_ok is None:
+        freq_ok = torch.ones(mels, dtype=torch.bool, device=score.device)
+    score = torch.where(time_ok[:, :, None] & freq_ok, score, 0.0)
+    return Marginals(
+        score.sum(2) / freq_ok.sum().clamp(min=1),
+        score.sum(1) / time_ok.sum(1, keepdim=True).clamp(min=1),
+    )
+
+
+def window_means(marginal: Tensor, width: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean over the window at every start, and how many cells that count it holds.
+
+    Args:
+        marginal: `[B, L]`.
+        width: `[B]` int64, 1 or more.
+        ok: `[B, L]` bool, cells that count; None = all.
+
+    Returns:
+        Means `[B, L]` float32 over the cells that count, and their number `[B, L]` int64, -1
+        where the window does not fit.
+    """
+    # Cumulative sums lose digits; MPS has no float64.
+    values = marginal.float() if marginal.device.type == "mps" else marginal.double()
+    if ok is None:
+        held = width[:, None].expand(marginal.shape)
+    else:
+        values = torch.where(ok, values, 0.0)
+        held = window_sums(ok.long(), width)
+    means = (window_sums(values, width) / held.clamp(min=1)).float()
+    return means, torch.where(fitting_starts(width, marginal.shape[1]), held, -1)
+
+
+def window_scores(marginal: Tensor, width: int | Tensor, ok: Tensor | None = None) -> Tensor:
+    """Score of every window at a stride of 1: the mean of the marginal over it.
+
+    Args:
+        marginal: `[B, L]`.
+        width: Window width, one for all or `[B]` int64.
+        ok: `[B, L]` bool, cells that count. Only the windows that hold most of them compete, the
+            others have -inf; in a clip without any all windows are equal.
+
+    Returns:
+        `[B, L - width + 1]` float32; for widths per clip `[B, L]`, -inf where a window does not
+        fit.
+
+    Raises:
+        ConfigError: One width for all that is not in 1 .. L.
+    """
+    batch, size = marginal.shape
+    if isinstance(width, int):
+        check_width("window width", width - 1, size - 1)
+        means, held = window_means(marginal, torch.full((batch,), width).to(marginal.device), ok)
+        means, held = means[:, : size - width + 1], held[:, : size - width + 1]
+    else:
+        means, held = window_means(marginal, width, ok)
+    return means.masked_fill(held < held.amax(1, keepdim=True), -torch.inf)
+
+
+def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
+    """Start `[B]` of the best window: least penalty, most cells that count, highest mean, draw."""
+    allowed = keep_best(held >= 0, -penalty)
+    return pick_uniform(keep_best(keep_best(allowed, held), means), u)
+
+
+def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) -> Tensor:
+    """`[B, L]` what speaks against a start: it is `used`, or cells shared with `taken`."""
+    return used.long() if select == "topk" else window_sums(taken.long(), width)
+
+
+def select_windows(
+    scores: Tensor,
+    n: int,
+    width: int,
+    u: Tensor,
+    *,
+    method: Select = "nms",
+    taken: Tensor | None = None,
+) -> Tensor:
+    """Starts of the `n` best windows of one width, best first.
+
+    Args:
+        scores: `[B, K]`, of `window_scores`.
+        n: Number of windows.
+        width: Window width; the axis has K + width - 1 cells.
+        u: `[B, n]` draws that choose among equal scores.
+        method: `nms` each next window shares no cell with earlier ones, or as few as possible
+            when the axis is full; `topk` the plain ranking.
+        taken: `[B, K + width - 1]` bool, cells that `nms` avoids from the start.
+
+    Returns:
+        `[B, n]` int64.
+    """
+    batch, count = scores.shape
+    size = count + width - 1
+    means = torch.nn.functional.pad(scores, (0, width - 1), value=-torch.inf)
+    used = torch.zeros(batch, size, dtype=torch.bool, device=scores.device)
+    taken = used if taken is None else taken
+    widths = torch.full((batch,), width, device=scores.device)
+    held = torch.where(fitting_starts(widths, size), width, -1)
+    starts = []
+    for i in range(n):
+        start = pick_window(means, held, start_penalty(method, used, taken, widths), u[:, i])
+        used = used | interval(start, torch.ones_like(start), size)
+        taken = taken | interval(start, widths, size)
+        starts.append(start)
+    return torch.stack(starts, 1)
