@@ -1,0 +1,26 @@
+"""Data sets as Lightning data modules: waveforms, targets and the facts about them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peas.data.esc50 import ESC50
+    from peas.data.speech_commands import SpeechCommands
+    from peas.data.synthetic import SyntheticSounds
+
+__all__ = ["ESC50", "SpeechCommands", "SyntheticSounds"]
+
+_HOMES = {
+    "ESC50": "peas.data.esc50",
+    "SpeechCommands": "peas.data.speech_commands",
+    "SyntheticSounds": "peas.data.synthetic",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a data set when it is first asked for: Lightning takes seconds to import."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,123 @@
+"""The batch: what the loader yields and what every later room reads and adds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Batch(TypedDict, total=False):
+    """Some clips on their way from files to scores.
+
+    B clips, S samples, T frames, F mel bins, N patches, C classes. The loader writes the first
+    two groups of keys; the front end and the masking add the others on the device.
+
+    Attributes:
+        waveform: `[B, S]` float32, mono, padded with zeros to the longest clip.
+        length: `[B]` int64, samples of each clip without the padding.
+        target: `[B]` int64 class, or `[B, C]` float32 share of each class.
+        labelled: `[B]` bool, False where `target` means nothing.
+        id: Name of each clip in its data set.
+        mixed: `[B]` bool, True where a partner was mixed into the clip.
+
+        step: Index of the global micro-batch in the epoch, from 0. Training only, as are:
+        row: `[B]` int64, row of each clip in the global micro-batch.
+        global_size: Rows of the global micro-batch, over all processes.
+
+        log_mel: `[B, T, F]` float32, normalised.
+        frames: `[B]` int64, valid frames; the rest is padding.
+        valid: `[B, T]` bool, True on real sound: inside the clip and not digital silence.
+            Rolled with the clip.
+        noise: `[B, T, F]` float32, noise already added to `log_mel`. Rolled with the clip.
+        roll: `[B]` int64, frames by which the clip was rolled.
+        mask: `[B, T, F]` bool, True = hidden.
+        mask_noise: `[B, T, F]` float32, noise that lies over the masked cells when masks come
+            before the noise.
+        hidden_patches: `[B, N]` bool, True = hidden from the encoder.
+    """
+
+    waveform: Tensor
+    length: Tensor
+    target: Tensor
+    labelled: Tensor
+    id: list[str]
+    mixed: Tensor
+
+    step: int
+    row: Tensor
+    global_size: int
+
+    log_mel: Tensor
+    frames: Tensor
+    valid: Tensor
+    noise: Tensor
+    roll: Tensor
+    mask: Tensor
+    mask_noise: Tensor
+    hidden_patches: Tensor
+
+
+class Item(NamedTuple):
+    """One clip as the data set hands it to `collate`.
+
+    Attributes:
+        waveform: `[S]` float32.
+        target: Class, or `[C]` float32 share of each class.
+        id: Name of the clip in its data set.
+        position: Place in the epoch's global order; None in evaluation.
+        mixed: True when a partner was mixed in.
+        silent: True when every sample of the file is zero.
+        short: True when the file does not fill one frame of 25 ms.
+    """
+
+    waveform: Tensor
+    target: int | Tensor
+    id: str
+    position: int | None = None
+    mixed: bool = False
+    silent: bool = False
+    short: bool = False
+
+
+class Broken(NamedTuple):
+    """A clip that could not be read, in the place of its `Item`.
+
+    Attributes:
+        id: Name of the clip in its data set.
+        message: What is wrong with which file, for the user.
+    """
+
+    id: str
+    message: str
+
+
+def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> Batch:
+    """Put clips into a batch; clips that could not be read are left out.
+
+    Args:
+        items: At least one `Item`, and any number of `Broken`.
+        global_size: Rows of the global micro-batch; None = these items are all of it.
+
+    Returns:
+        The loader's keys of the batch. `step`, `row` and `global_size` are there only if the
+        items know their position.
+    """
+    clips = [item for item in items if isinstance(item, Item)]
+    targets = [torch.as_tensor(clip.target) for clip in clips]
+    batch = Batch(
+        waveform=pad_sequence([clip.waveform for clip in clips], batch_first=True),
+        length=torch.tensor([clip.waveform.shape[0] for clip in clips]),
+        target=torch.stack(targets),
+        labelled=torch.ones(len(clips), dtype=torch.bool),
+        id=[clip.id for clip in clips],
+        mixed=torch.tensor([clip.mixed for clip in clips]),
+    )
+    positions = [clip.position for clip in clips if clip.position is not None]
+    if positions:
+        size = len(items) if global_size is None else global_size
+        batch["step"] = positions[0] // size
+        batch["row"] = torch.tensor(positions) % size
+        batch["global_size"] = size
+    return batch

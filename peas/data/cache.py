@@ -1,0 +1,126 @@
+"""Keeps resampled sound on disk, so that each file is resampled once and not every epoch."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peas import audio
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """`$PEAS_CACHE`, or `~/.cache/peas/audio`."""
+    return Path(os.environ.get("PEAS_CACHE") or "~/.cache/peas/audio").expanduser()
+
+
+class ResampledCache:
+    """Loads sound files; remembers those that had to be mixed down or resampled.
+
+    An entry belongs to the file's path, size and time of change and to the settings, so an edited
+    file gets a new entry. A damaged entry is made again. Where nothing can be written there is one
+    warning and no cache. Processes may share a folder: entries appear whole or not at all.
+
+    Args:
+        folder: Folder of the entries, made when missing; None = keep nothing.
+        rate: Sampling rate of the result in Hz.
+        channels: What becomes of several channels: their mean, or the first one alone.
+    """
+
+    def __init__(
+        self, folder: str | Path | None, *, rate: int, channels: Literal["mean", "first"]
+    ) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.rate = rate
+        self.channels = channels
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # A trial says more than permission bits: the file system may be read-only or full.
+                tempfile.TemporaryFile(dir=self.folder).close()
+            except OSError as error:
+                self._give_up(error)
+
+    def load(self, path: Path) -> Tensor:
+        """Waveform of a file, mono at the cache's rate.
+
+        Returns:
+            `[S]` float32.
+
+        Raises:
+            AudioError: The file cannot be used.
+        """
+        entry = self._entry(path)
+        if entry is None:
+            return self._decode(path)
+        kept = _read(entry)
+        if kept is not None:
+            return kept
+        info = audio.probe(path)
+        waveform = self._decode(path)
+        if (info.rate, info.channels) != (self.rate, 1):
+            self._write(entry, waveform)
+        return waveform
+
+    def _decode(self, path: Path) -> Tensor:
+        return audio.load(path, self.rate, self.channels)
+
+    def _entry(self, path: Path) -> Path | None:
+        """Place of the file's entry; None when there is no cache, or no such file."""
+        if self.folder is None:
+            return None
+        try:
+            state = path.stat()
+        except OSError:
+            return None
+        parts = (
+            path.resolve(),
+            state.st_size,
+            state.st_mtime_ns,
+            self.rate,
+            self.channels,
+            audio.RESAMPLER,
+        )
+        key = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+        return self.folder / key[:2] / f"{key[2:]}.npy"
+
+    def _write(self, entry: Path, waveform: Tensor) -> None:
+        try:
+            entry.parent.mkdir(exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+            try:
+                with open(handle, "wb") as file:
+                    np.save(file, waveform.numpy())
+                os.replace(name, entry)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning(
+            "cannot keep resampled audio in %s (%s): every epoch resamples again; "
+            "set data.init_args.cache_dir or PEAS_CACHE to a writable folder",
+            self.folder,
+            error.strerror,
+        )
+        self.folder = None
+
+
+def _read(entry: Path) -> Tensor | None:
+    """Waveform of an entry; None when it is absent or damaged."""
+    try:
+        array = np.load(entry, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if array.ndim != 1 or array.dtype != np.float32 or not array.size:
+        return None
+    return torch.from_numpy(array)

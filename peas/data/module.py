@@ -1,0 +1,219 @@
+"""What every data set shares: loaders, order, cache, mixup and the facts that the task needs."""
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule
+
+from peas.data.cache import ResampledCache, default_folder
+from peas.data.clips import ClipDataset, ClipTable
+from peas.data.loader import ClipLoader, OddClips, Packer
+from peas.data.samplers import EvaluationSampler, TrainSampler
+from peas.errors import ConfigError
+from peas.randomness import run_seed
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a task must know about its data set.
+
+    Attributes:
+        labels: Names of the classes, in the order of the targets.
+        mean: Mean of the log-mel over the training clips.
+        std: Standard deviation of the same.
+        frames: Frames of the model's input.
+        multi_label: True when a clip may have several classes.
+    """
+
+    labels: list[str]
+    mean: float
+    std: float
+    frames: int
+    multi_label: bool = False
+
+
+class ClipDataModule(LightningDataModule, ABC):
+    """Base of the data sets that are folders of sound files.
+
+    A subclass says which clips belong to a split, and its labels. Nothing here is saved as a
+    hyperparameter: the task keeps the `facts` in its checkpoint.
+
+    Args:
+        root: Folder of the data set.
+        batch_size: Training clips of a batch, for each process.
+        eval_batch_size: The same in evaluation; null = twice `batch_size`, the official rule.
+        num_workers: Worker processes that read files.
+        mixup: Probability that a training clip is mixed with another one.
+        rate: Sampling rate of the waveforms in Hz.
+        channels: What becomes of several channels: their `mean`, or the `first` alone, which is
+            what the official loader does silently.
+        cache_dir: Folder of resampled audio; null = `$PEAS_CACHE` or `~/.cache/peas/audio`, an
+            empty string = resample every time.
+        on_error: What a clip does that cannot be read: `raise` stops the run, `skip` is reported,
+            counted and left out.
+        mean: Mean of the log-mel.
+        std: Standard deviation of the log-mel.
+        frames: Frames of the model's input, 10 ms each.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        batch_size: int,
+        mean: float,
+        std: float,
+        frames: int,
+        eval_batch_size: int | None = None,
+        num_workers: int = 2,
+        mixup: float = 0.0,
+        rate: int = 16_000,
+        channels: Literal["mean", "first"] = "mean",
+        cache_dir: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= mixup <= 1.0:
+            raise ConfigError(f"data.init_args.mixup is {mixup}: give a probability from 0 to 1")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("rate", rate, 1),
+            ("frames", frames, 1),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"data.init_args.{name} is {value}: give {least} or more")
+        self.root = Path(root).expanduser()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or 2 * batch_size
+        self.num_workers = num_workers
+        self.mixup = mixup
+        self.rate = rate
+        self.channels = channels
+        self.cache_dir = cache_dir
+        self.mean = mean
+        self.std = std
+        self.frames = frames
+        self.odd_clips = OddClips(on_error)
+        self._cache: ResampledCache | None = None
+        self._told = ""
+
+    @abstractmethod
+    def clips(self, split: Split) -> ClipTable:
+        """Clips of a split.
+
+        Raises:
+            DataError: The data set is missing, incomplete or contradicts itself.
+        """
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of the targets."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the task must know; readable once the data are in place."""
+        return Facts(self.labels, self.mean, self.std, self.frames)
+
+    def setup(self, stage: str) -> None:
+        """Read the tables of clips, so that a fault in them is found before training."""
+        splits: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+        }
+        for split in splits.get(stage, ("test",)):
+            self.clips(split)
+
+    def teardown(self, stage: str) -> None:
+        """Say how many clips were odd, once."""
+        told = str(self.odd_clips)
+        odd = self.odd_clips.silent or self.odd_clips.short or self.odd_clips.broken
+        if odd and told != self._told:
+            log.info("odd clips: %s", told)
+            self._told = told
+
+    def train_dataloader(self) -> ClipLoader:
+        """Loader of the training clips, in the order of the trainer's current epoch.
+
+        Raises:
+            DataError: The clips do not fill one global batch.
+        """
+        rank, world = self._place()
+        seed = run_seed()
+        dataset = self._dataset("train", mixup=self.mixup, seed=seed)
+        sampler = TrainSampler(len(dataset), self.batch_size, rank=rank, world=world, seed=seed)
+        # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
+        # read the order of epoch 0.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return ClipLoader(
+            dataset,
+            self.odd_clips,
+            training=True,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=True,
+            collate_fn=Packer(sampler.global_size),
+            persistent_workers=self.num_workers > 0,
+            num_workers=self.num_workers,
+            multiprocessing_context=self._context(),
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> ClipLoader:
+        """Loader of the validation clips, each once."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> ClipLoader:
+        """Loader of the test clips, each once."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> ClipLoader:
+        """Loader of the test clips, each once."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: Split) -> ClipLoader:
+        rank, world = self._place()
+        dataset = self._dataset(split)
+        return ClipLoader(
+            dataset,
+            self.odd_clips,
+            sampler=EvaluationSampler(len(dataset), rank=rank, world=world),
+            batch_size=self.eval_batch_size,
+            collate_fn=Packer(),
+            num_workers=self.num_workers,
+            multiprocessing_context=self._context(),
+            pin_memory=self._on_gpu(),
+        )
+
+    def _dataset(self, split: Split, *, mixup: float = 0.0, seed: int = 0) -> ClipDataset:
+        if self._cache is None:
+            folder = default_folder() if self.cache_dir is None else self.cache_dir or None
+            self._cache = ResampledCache(folder, rate=self.rate, channels=self.channels)
+        return ClipDataset(
+            self.clips(split), self._cache, classes=len(self.labels), mixup=mixup, seed=seed
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _context(self) -> str | None:
+        # Forked workers share the table of clips and start at once.
+        return "fork" if self.num_workers else None
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
