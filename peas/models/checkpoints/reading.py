@@ -1,0 +1,117 @@
+"""Open a checkpoint without running code from it, and say what became of its keys."""
+
+import pickle
+import pickletools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peas.errors import CheckpointError
+
+
+@dataclass
+class ImportReport:
+    """What became of every key when weights were taken from a file.
+
+    Attributes:
+        path: The file.
+        kind: What the file is, in words.
+        used: Keys of the file whose tensors the model now holds.
+        ignored: Keys of the file that were left, and why.
+        missing: Keys of the model that the file could not fill, and why.
+        notes: What was changed on the way, such as positions cut to another grid.
+    """
+
+    path: str
+    kind: str
+    used: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Short summary: counts, then one line for each reason."""
+        lines = [
+            f"{self.path}: {self.kind}; {len(self.used)} tensors used, "
+            f"{len(self.ignored)} ignored, {len(self.missing)} missing"
+        ]
+        for word, keys in (("ignored", self.ignored), ("missing", self.missing)):
+            for reason in dict.fromkeys(keys.values()):
+                names = [key for key, why in keys.items() if why == reason]
+                shown = ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+                lines.append(f"  {word}: {shown}: {reason}")
+        lines.extend(f"  {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
+
+    Args:
+        path: A file written by `torch.save`, in the zip or the old pickle format.
+
+    Raises:
+        CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
+            run, or if it holds no dictionary with text keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such checkpoint file. Official SSAST weights are linked from the README "
+            "of the SSAST repository (github.com/YuanGongND/ssast), for instance "
+            "SSAST-Base-Patch-400.pth: download one and give its path"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None and not _is_plain_pickle(path):
+            raise CheckpointError(_damaged(path)) from error
+        what = f" ({named.group(1)})" if named else ""
+        raise CheckpointError(
+            f"{path}: refused, because it holds Python objects{what} and not only tensors, and "
+            "opening those can run any code; nothing was executed. Get the weights from a source "
+            "that you trust, or save the bare state_dict with torch.save"
+        ) from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: may not be read; check the file's permissions") from error
+    # Which of these torch raises on a damaged file depends only on where the damage lies.
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:
+        raise CheckpointError(_damaged(path)) from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(
+            f"{path}: holds a {type(state).__name__}, not a dictionary of named tensors; "
+            "save the model's state_dict with torch.save"
+        )
+    return state
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path}: cannot be read as a PyTorch checkpoint; the file ({path.stat().st_size} bytes) "
+        "is cut short, damaged or of another format. Copy or download it again and compare sizes"
+    )
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether the file is a pickle that torch did not write; reads the opcodes, runs none."""
+    try:
+        with path.open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+    # A malformed argument of an opcode surfaces as whatever its decoder raised.
+    except Exception:
+        return False
+    return True
