@@ -196,12 +196,7 @@ class SSAST(nn.Module):
             NoReconstruction: If the weights came without a trained G.
             ConfigError: If the grid is unknown or the clip shorter than a patch of it.
         """
-        if not self.reconstructs:
-            raise NoReconstruction(
-                "this model has no trained generative head, so it cannot reconstruct a "
-                "spectrogram (official fine-tuned SSAST files hold none); start from a pretrained "
-                "SSAST checkpoint, or set `reconstruction: probe` to train a linear pixel head"
-            )
+        self.require_reconstruction()
         _check_grid(grid)
         _, frames, mels = log_mel.shape
         if grid == "finetune":
@@ -217,6 +212,25 @@ class SSAST(nn.Module):
         positions = self._positions(table, self.pretraining_grid, shape)
         patches = self._draw(padded, hidden, self.patch, positions)
         return unpatchify(patches, self.patch, shape)[:, :frames, :mels]
+
+    def require_reconstruction(self) -> None:
+        """Raises NoReconstruction when the weights came without a trained generative head."""
+        if not self.reconstructs:
+            raise NoReconstruction(
+                "this model has no trained generative head, so it cannot reconstruct a "
+                "spectrogram (official fine-tuned SSAST files hold none): start from a pretrained "
+                "SSAST checkpoint, or choose a strategy that needs none (`SpecAugment`, "
+                "`RandomMasking`, or `PEAS` with `score: energy`)"
+            )
+
+    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
+        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
+        _check_grid(grid)
+        if grid == "finetune":
+            return grid_shape(frames, self.encoder.mels, self.patch, self.stride)
+        whole = -(-frames // self.patch[1]) * self.patch[1]
+        tall = -(-self.encoder.mels // self.patch[0]) * self.patch[0]
+        return grid_shape(whole, tall, self.patch, self.patch)
 
     def coverage(
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
