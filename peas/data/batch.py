@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from peas.augment.blocks import AxisPlan
+
 
 class Batch(TypedDict, total=False):
     """Some clips on their way from files to scores.
@@ -33,6 +35,7 @@ class Batch(TypedDict, total=False):
         noise: `[B, T, F]` float32, noise already added to `log_mel`. Rolled with the clip.
         roll: `[B]` int64, frames by which the clip was rolled.
         mask: `[B, T, F]` bool, True = hidden.
+        mask_plan: Blocks along time and along frequency that made `mask`; pictures read it.
         mask_noise: `[B, T, F]` float32, noise that lies over the masked cells when masks come
             before the noise.
         hidden_patches: `[B, N]` bool, True = hidden from the encoder.
@@ -55,6 +58,7 @@ class Batch(TypedDict, total=False):
     noise: Tensor
     roll: Tensor
     mask: Tensor
+    mask_plan: tuple[AxisPlan, AxisPlan]
     mask_noise: Tensor
     hidden_patches: Tensor
 

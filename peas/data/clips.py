@@ -49,7 +49,8 @@ class ClipDataset(Dataset[Item | Broken]):
         table: The clips.
         cache: Reader of sound files.
         classes: Number of classes.
-        mixup: Probability that a clip is mixed; above 0 every training target is soft.
+        training: Plain indices are training clips as well, of epoch 0 in the table's order.
+        mixup: Probability that a training clip is mixed; above 0 every training target is soft.
         seed: Seed of the run.
     """
 
@@ -59,12 +60,14 @@ class ClipDataset(Dataset[Item | Broken]):
         cache: ResampledCache,
         *,
         classes: int,
+        training: bool = False,
         mixup: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.table = table
         self.cache = cache
         self.classes = classes
+        self.training = training
         self.mixup = mixup
         self.seed = seed
 
@@ -73,6 +76,9 @@ class ClipDataset(Dataset[Item | Broken]):
 
     def __getitem__(self, key: int | ClipKey) -> Item | Broken:
         """Read one clip; a clip that cannot be read is reported in its place."""
+        if self.training and not isinstance(key, ClipKey):
+            # Lightning's `overfit_batches` puts a plain sequential sampler in place of ours.
+            key = ClipKey(epoch=0, position=key, clip=key)
         index = key.clip if isinstance(key, ClipKey) else key
         # Errors travel as values: the loader would wrap an exception in a worker's traceback.
         try:

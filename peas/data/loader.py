@@ -1,15 +1,14 @@
 """The loader: batches for the loop, and a record of the odd clips among them."""
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from torch.utils.data import Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from peas.data.batch import Batch, Broken, Item, collate
+from peas.data.samplers import TrainSampler
 from peas.errors import AudioError, DataError
 
 log = logging.getLogger(__name__)
@@ -82,47 +81,85 @@ class OddClips:
         )
 
 
-class ClipLoader(StatefulDataLoader):  # type: ignore[misc]
-    """`StatefulDataLoader` whose errors arrive in the main process as one clear message.
+class ClipLoader(DataLoader[Any]):
+    """`DataLoader` whose errors arrive in the main process as one clear message.
 
     Args:
         dataset: Usually a `ClipDataset`.
         odd_clips: Where odd clips are counted.
-        training: A training batch of which no clip can be read is an error, since every process
-            must make the same number of steps; in evaluation it is left out.
-        **settings: Of `StatefulDataLoader`.
+        **settings: Of `DataLoader`.
     """
 
     def __init__(
         self,
         dataset: Dataset[Item | Broken],
         odd_clips: OddClips,
-        training: bool = False,
         **settings: Any,  # noqa: ANN401 - the parent's arguments
     ) -> None:
-        with warnings.catch_warnings():
-            # torchdata calls a function that newer releases of torch deprecate.
-            warnings.filterwarnings("ignore", message=".*set_vital.*")
-            super().__init__(dataset, **settings)
+        super().__init__(dataset, **settings)
         self.odd_clips = odd_clips
-        self.training = training
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the batches.
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Iterate over the batches; one of which no clip can be read is left out.
 
         Raises:
             AudioError: A clip could not be read, and the policy is `raise`.
-            DataError: No clip of a training batch could be read.
         """
-        # Not a generator: the parent's iterator, and with it the workers and the order of the
-        # epoch, must start here and not at the first batch.
-        return filter(None, map(self._unpack, super().__iter__()))
+        for packet in super().__iter__():
+            self.odd_clips.note(packet)
+            if packet.batch is not None:
+                yield packet.batch
 
-    def _unpack(self, packet: Packet) -> Batch | None:
-        self.odd_clips.note(packet)
-        if packet.batch is None and self.training:
-            raise DataError(
-                f"no clip of a training batch could be read, the first being: "
-                f"{packet.broken[0].message}; repair the files or raise data.init_args.batch_size"
-            )
-        return packet.batch
+
+class TrainLoader(ClipLoader):
+    """`ClipLoader` that goes on inside an epoch after a restart, with nothing repeated or lost.
+
+    The order of an epoch and every draw for a clip follow from the seed and the place alone, so
+    the state is the epoch and the number of batches read; neither the number of workers nor the
+    place where the loop was stopped matters. Lightning keeps this state in its checkpoints.
+
+    A saved place counts in its own epoch only. Checkpoints of an epoch's last batch name an epoch
+    that is already over when the run goes on, and the next one must then be read from its start.
+    """
+
+    _epoch = 0
+    _read = 0
+    _resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Iterate over the batches of the sampler's epoch.
+
+        Raises:
+            AudioError: A clip could not be read, and the policy is `raise`.
+            DataError: No clip of a batch could be read; every process must make the same number
+                of steps, so the batch cannot be left out.
+        """
+        # This is a generator, so all of it waits for the first batch: Lightning asks for the
+        # iterator before it tells the sampler the epoch, and workers read ahead at once.
+        sampler = self.sampler
+        self._epoch, self._read = 0, 0
+        if isinstance(sampler, TrainSampler):
+            self._epoch = sampler.epoch
+            if self._resume is not None and self._resume[0] == sampler.epoch:
+                self._read = self._resume[1]
+            sampler.skip = self._read * sampler.batch_size
+        self._resume = None
+        for packet in DataLoader.__iter__(self):
+            self.odd_clips.note(packet)
+            if packet.batch is None:
+                raise DataError(
+                    "no clip of a training batch could be read, the first being: "
+                    f"{packet.broken[0].message}; repair the files or raise "
+                    "data.init_args.batch_size"
+                )
+            self._read += 1
+            yield packet.batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of its batches that were read."""
+        epoch, read = self._resume or (self._epoch, self._read)
+        return {"epoch": epoch, "read": read}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where a state was taken, if the next epoch to be read is the state's."""
+        self._resume = (state["epoch"], state["read"]) if state else None

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
-from peas.data.loader import ClipLoader, OddClips, Packer
+from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
 from peas.data.samplers import EvaluationSampler, TrainSampler
 from peas.errors import ConfigError
 from peas.randomness import run_seed
@@ -144,7 +144,7 @@ class ClipDataModule(LightningDataModule, ABC):
             log.info("odd clips: %s", told)
             self._told = told
 
-    def train_dataloader(self) -> ClipLoader:
+    def train_dataloader(self) -> TrainLoader:
         """Loader of the training clips, in the order of the trainer's current epoch.
 
         Raises:
@@ -152,15 +152,14 @@ class ClipDataModule(LightningDataModule, ABC):
         """
         rank, world = self._place()
         seed = run_seed()
-        dataset = self._dataset("train", mixup=self.mixup, seed=seed)
+        dataset = self._dataset("train", seed)
         sampler = TrainSampler(len(dataset), self.batch_size, rank=rank, world=world, seed=seed)
         # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
         # read the order of epoch 0.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        return ClipLoader(
+        return TrainLoader(
             dataset,
             self.odd_clips,
-            training=True,
             sampler=sampler,
             batch_size=self.batch_size,
             drop_last=True,
@@ -197,12 +196,17 @@ class ClipDataModule(LightningDataModule, ABC):
             pin_memory=self._on_gpu(),
         )
 
-    def _dataset(self, split: Split, *, mixup: float = 0.0, seed: int = 0) -> ClipDataset:
+    def _dataset(self, split: Split, seed: int = 0) -> ClipDataset:
         if self._cache is None:
             folder = default_folder() if self.cache_dir is None else self.cache_dir or None
             self._cache = ResampledCache(folder, rate=self.rate, channels=self.channels)
         return ClipDataset(
-            self.clips(split), self._cache, classes=len(self.labels), mixup=mixup, seed=seed
+            self.clips(split),
+            self._cache,
+            classes=len(self.labels),
+            training=split == "train",
+            mixup=self.mixup,
+            seed=seed,
         )
 
     def _place(self) -> tuple[int, int]:

@@ -59,6 +59,8 @@ class TrainSampler(DistributedSampler[ClipKey]):
     ) -> None:
         super().__init__(_Rows(clips), num_replicas=world, rank=rank, seed=seed, drop_last=True)
         self.clips = clips
+        self.batch_size = batch_size
+        self.skip = 0
         self.global_size = batch_size * world
         self.num_samples = clips // self.global_size * batch_size
         self.total_size = self.num_samples * world
@@ -70,10 +72,14 @@ class TrainSampler(DistributedSampler[ClipKey]):
             )
 
     def __iter__(self) -> Iterator[ClipKey]:
-        """Yield this process's keys of the epoch given to `set_epoch`."""
+        """Yield this process's keys of the epoch given to `set_epoch`.
+
+        The first `skip` of them are left out, once: a restarted run had them already.
+        """
+        skip, self.skip = self.skip, 0
         source = generator(self.seed, "order", self.epoch, 0)
         order = torch.randperm(self.clips, generator=source).tolist()
-        for position in range(self.rank, self.total_size, self.num_replicas):
+        for position in range(self.rank, self.total_size, self.num_replicas)[skip:]:
             yield ClipKey(self.epoch, position, order[position])
 
 

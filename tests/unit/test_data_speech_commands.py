@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import soundfile
+
+from peas.data.speech_commands import SpeechCommands
+from peas.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for word in ("bed", "zero", "_background_noise_"):
+        (tmp_path / word).mkdir()
+        for clip in range(4):
+            soundfile.write(tmp_path / word / f"{clip}.wav", np.full(160, 0.1), 16_000)
+    # The official lists name words that a part of the set does not hold.
+    (tmp_path / "validation_list.txt").write_text("bed/0.wav\nzero/0.wav\ndog/0.wav\n")
+    (tmp_path / "testing_list.txt").write_text("bed/1.wav\n")
+    return tmp_path
+
+
+def test_splits_and_label_order(root):
+    module = SpeechCommands(root)
+    module.setup("fit")
+    assert module.clips("validation").ids == ["bed/0.wav", "zero/0.wav"]
+    assert module.clips("test").ids == ["bed/1.wav"]
+    train = module.clips("train")
+    assert train.ids == ["bed/2.wav", "bed/3.wav", "zero/1.wav", "zero/2.wav", "zero/3.wav"]
+    assert train.targets == [3, 3, 4, 4, 4]
+    facts = module.facts
+    assert len(facts.labels) == 35
+    assert (facts.labels[0], facts.labels[34]) == ("backward", "one")
+    assert (facts.mean, facts.std, facts.frames) == (-6.845978, 5.5654526, 128)
+    assert module.mixup == 0.6
+
+
+def _reject(root, match):
+    with pytest.raises(DataError, match=match):
+        SpeechCommands(root).setup("fit")
+
+
+def test_missing_root(tmp_path):
+    _reject(tmp_path / "nowhere", r"nowhere.*speech_commands_v0\.02\.tar\.gz")
+
+
+def test_no_words(tmp_path):
+    _reject(tmp_path, "0 classes")
+
+
+@pytest.mark.parametrize("name", ["validation_list.txt", "testing_list.txt"])
+def test_missing_list(root, name):
+    (root / name).unlink()
+    _reject(root, name)
+
+
+def test_unknown_word(root):
+    (root / "banana").mkdir()
+    _reject(root, "banana is not one of the 35 words")
+
+
+def test_unknown_word_in_a_list(root):
+    (root / "testing_list.txt").write_text("banana/1.wav\n")
+    _reject(root, r"testing_list\.txt names banana/1\.wav")
+
+
+def test_listed_clip_not_there(root):
+    (root / "testing_list.txt").write_text("bed/1.wav\nbed/9.wav\n")
+    _reject(root, r"1 of the files .*testing_list\.txt .*bed/9\.wav")
+
+
+def test_clip_listed_twice(root):
+    (root / "testing_list.txt").write_text("bed/1.wav\nbed/1.wav\n")
+    _reject(root, r"lists bed/1\.wav more than once")
+
+
+def test_clip_in_both_lists(root):
+    (root / "testing_list.txt").write_text("bed/0.wav\n")
+    _reject(root, r"in both validation_list\.txt and testing_list\.txt, such as bed/0\.wav")
+
+
+def test_split_without_clips(root):
+    (root / "testing_list.txt").write_text("dog/1.wav\n")
+    with pytest.raises(DataError, match=r"testing_list\.txt leaves no clip for test"):
+        SpeechCommands(root).clips("test")
+
+
+def test_real_recordings(shared, tmp_path):
+    module = SpeechCommands(
+        shared / "data" / "speech_commands_3words", num_workers=0, cache_dir=str(tmp_path)
+    )
+    assert [len(module.clips(split)) for split in ("train", "validation", "test")] == [586, 72, 84]
+    batch = next(iter(module.train_dataloader()))
+    assert batch["target"].shape == (16, 35)
