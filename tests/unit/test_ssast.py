@@ -176,10 +176,22 @@ def test_gradients():
     assert all(value.requires_grad for value in SSAST("tiny", frames=64).parameters())
 
 
+@pytest.mark.parametrize(
+    ("grid", "frames", "wanted"),
+    [("nonoverlap", 50, (8, 4)), ("nonoverlap", 64, (8, 4)), ("finetune", 128, (12, 12))],
+)
+@torch.no_grad()
+def test_token_grid_is_what_reconstruct_hides(fine_tuning, grid, frames, wanted):
+    assert fine_tuning.token_grid(frames, grid) == wanted
+    hidden = torch.ones(1, wanted[0] * wanted[1], dtype=torch.bool)
+    a, b = (fine_tuning.reconstruct(torch.randn(1, frames, 128), hidden, grid=grid) for _ in "ab")
+    assert torch.equal(a[..., :126, :126], b[..., :126, :126]), "hidden cells were seen"
+
+
 def test_no_trained_head(fine_tuning):
     fine_tuning.reconstructs.fill_(False)
     try:
-        with pytest.raises(NoReconstruction, match="reconstruction: probe"):
+        with pytest.raises(NoReconstruction, match=r"pretrained SSAST checkpoint, or choose"):
             fine_tuning.reconstruct(torch.zeros(1, 64, 128))
     finally:
         fine_tuning.reconstructs.fill_(True)
