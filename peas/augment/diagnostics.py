@@ -45,4 +45,4 @@ def touching(start: Tensor, width: Tensor, ok: Tensor) -> Tensor:
     bad = torch.nn.functional.pad((~ok).long().cumsum(1), (1, 0)).expand(len(start), -1)
     first = start.clamp(0, size)
     last = (start + width).clamp(0, size)
-    return (bad.gather(1, last) > bad.gather(1, first)) & (width > 0)
+    return bad.gather(1, last) > bad.gather(1, first)

@@ -257,6 +257,7 @@ def test_cells_that_do_not_count_enter_no_mean() -> None:
     scores = window_scores(time, 35, ok)
     torch.testing.assert_close(scores[0, 0], time[0, :30].mean())
     assert scores[0, 1:].eq(-torch.inf).all()
+    torch.testing.assert_close(window_scores(torch.where(ok, time, torch.nan), 35, ok), scores)
 
 
 def test_second_window_looks_for_the_remaining_sound() -> None:
@@ -442,6 +443,26 @@ def test_plan_uses_the_scores_of_select_windows() -> None:
     assert torch.equal(plan.window_start, starts)
     placed = place_blocks(starts, 96, u, 96, 512)
     assert torch.equal(plan.blocks.start, placed.start)
+
+
+def test_plan_breaks_ties_by_the_third_draw() -> None:
+    constant, u = torch.ones(50, 128), draws(50, 2, DRAWS)
+    plan = adaptive_blocks(constant, torch.tensor([2]), u, Selection(24))
+    starts = select_windows(window_scores(constant, 24), 2, 24, u[..., 2])
+    assert torch.equal(plan.window_start, starts)
+    assert starts[:, 0].unique().numel() > 25
+
+
+def test_masks_in_neighbouring_windows_make_room_inside_them() -> None:
+    u, marginal = draws(400, 2, DRAWS), torch.arange(128.0).expand(400, 128)
+    plan = adaptive_blocks(
+        marginal, torch.tensor([2]), u, Selection(24, select="topk", fixed_width=6)
+    )
+    start, width = plan.blocks
+    assert (plan.window_start == torch.tensor([104, 103])).all()
+    assert (start.diff(dim=1).abs() >= 6).all()
+    assert (start >= plan.window_start).all()
+    assert (start + width <= plan.window_start + 24).all()
 
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])
