@@ -127,6 +127,7 @@ class LogMel(nn.Module):
         bank = _filter_bank(rate, n_mels, torch.device("cpu"))
         self.rate = rate
         self.frames = frames
+        self.n_mels = n_mels
         self._groups = bank.groups
         self._shift = bank.shift
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))

@@ -68,7 +68,7 @@ class ESC50(ClipDataModule):
         mean: float = -6.6268077,
         std: float = 5.358466,
         frames: int = 512,
-        **common: Any,  # noqa: ANN401 - the parent's arguments
+        **common: Any,
     ) -> None:
         super().__init__(root, batch_size=batch_size, mean=mean, std=std, frames=frames, **common)
         if split not in ("official", "3/1/1"):

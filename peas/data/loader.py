@@ -94,7 +94,7 @@ class ClipLoader(DataLoader[Any]):
         self,
         dataset: Dataset[Item | Broken],
         odd_clips: OddClips,
-        **settings: Any,  # noqa: ANN401 - the parent's arguments
+        **settings: Any,
     ) -> None:
         super().__init__(dataset, **settings)
         self.odd_clips = odd_clips

@@ -46,7 +46,7 @@ class SpeechCommands(ClipDataModule):
         mean: float = -6.845978,
         std: float = 5.5654526,
         frames: int = 128,
-        **common: Any,  # noqa: ANN401 - the parent's arguments
+        **common: Any,
     ) -> None:
         super().__init__(
             root,

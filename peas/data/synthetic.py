@@ -34,13 +34,13 @@ def _phase(frequency: Sound, time: Sound) -> Sound:
 
 
 def _tone(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
-    sound: Sound = np.sin(2 * np.pi * _column(rng, 250, 3000, clips) * time)
+    sound: Sound = np.sin(2 * np.pi * _column(rng, 350, 900, clips) * time)
     return sound
 
 
 def _up_chirp(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
-    low, octaves = _column(rng, 200, 1500, clips), _column(rng, 0.7, 2.0, clips)
-    tempo = _column(rng, 0.8, 2.5, clips)
+    low, octaves = _column(rng, 300, 700, clips), _column(rng, 1.2, 2.2, clips)
+    tempo = _column(rng, 1.0, 2.5, clips)
     sound: Sound = np.sin(_phase(low * 2 ** (octaves * ((time * tempo) % 1.0)), time))
     return sound
 
@@ -63,7 +63,7 @@ def _pulsing_noise(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
 
 
 def _harmonics(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
-    pitch = _column(rng, 110, 500, clips)
+    pitch = _column(rng, 110, 300, clips)
     return sum(
         (np.sin(2 * np.pi * order * pitch * time) / order for order in range(1, 13)),
         start=np.zeros((clips, time.shape[1])),
@@ -72,14 +72,14 @@ def _harmonics(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
 
 def _knocks(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
     since = time % (1 / _column(rng, 1.5, 5, clips))
-    sound: Sound = np.exp(-since / 0.04) * np.sin(2 * np.pi * _column(rng, 90, 350, clips) * since)
+    sound: Sound = np.exp(-since / 0.04) * np.sin(2 * np.pi * _column(rng, 80, 200, clips) * since)
     return sound
 
 
 def _warble(rng: np.random.Generator, time: Sound, clips: int) -> Sound:
-    depth, tempo = _column(rng, 0.05, 0.3, clips), _column(rng, 3, 9, clips)
+    depth, tempo = _column(rng, 0.1, 0.3, clips), _column(rng, 3, 9, clips)
     swing = 1 + depth * np.sin(2 * np.pi * tempo * time)
-    sound: Sound = np.sin(_phase(_column(rng, 300, 2500, clips) * swing, time))
+    sound: Sound = np.sin(_phase(_column(rng, 900, 2500, clips) * swing, time))
     return sound
 
 
@@ -113,14 +113,14 @@ def make_sounds(name: str, clips: int, samples: int, rate: int, seed: int) -> So
     sound = SOUNDS[name](rng, time, clips)
     sound = sound / np.abs(sound).max(axis=1, keepdims=True)
     seconds = samples / rate
-    onset = rng.uniform(0, 0.4, (clips, 1)) * seconds
-    end = onset + rng.uniform(0.4, 1.0, (clips, 1)) * seconds
+    onset = rng.uniform(0, 0.3, (clips, 1)) * seconds
+    end = onset + rng.uniform(0.5, 1.0, (clips, 1)) * seconds
     # Ramps of 10 ms, since an abrupt edge is a click of its own.
     gate = np.clip(np.minimum(time - onset, end - time) / 0.01, 0, 1)
-    # From clearly audible to half buried, so that the task is not solved completely.
-    noise = rng.standard_normal(sound.shape) * _column(rng, 0.003, 0.25, clips)
+    # From clear to noisy, so that the task is not solved completely.
+    noise = rng.standard_normal(sound.shape) * _column(rng, 0.003, 0.1, clips)
     mixture = sound * gate + noise
-    level = _column(rng, 0.1, 0.9, clips)
+    level = _column(rng, 0.2, 0.9, clips)
     scaled: Sound = level * mixture / np.abs(mixture).max(axis=1, keepdims=True)
     return scaled
 
@@ -131,7 +131,7 @@ def write_sounds(
     classes: int = 8,
     clips_per_class: int = 40,
     folds: int = 5,
-    seconds: float = 2.0,
+    seconds: float = 1.28,
     rate: int = 16_000,
     seed: int = 0,
 ) -> Path:
@@ -244,12 +244,12 @@ class SyntheticSounds(ESC50):
         batch_size: int = 16,
         classes: int = 8,
         clips_per_class: int = 40,
-        seconds: float = 2.0,
+        seconds: float = 1.28,
         seed: int = 0,
         mean: float = -6.6268077,
         std: float = 5.358466,
-        frames: int = 208,
-        **common: Any,  # noqa: ANN401 - the parent's arguments
+        frames: int = 128,
+        **common: Any,
     ) -> None:
         super().__init__(
             root,

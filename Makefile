@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it makes.
+# `make demo` and `make test` work from a bare clone with make and Python 3.11 or 3.12.
+
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 \
+	|| { command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11; } || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO ?= runs/demo
+PEER ?=
+
+.PHONY: install demo test lint types format bench clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: $(STAMP)  ## make .venv and install peas with its tested set of packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else \
+		f"peas needs Python 3.11 or 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## fine-tune with PEAS on sounds that it makes itself, evaluate, tag a clip
+	$(BIN)/python -m peas.commands.demo --out $(DEMO)
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff, its format included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+format: install  ## mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## ratios on this machine; PEER=DIR is a checkout of the official SSAST repository
+	$(BIN)/python benchmarks/frontend.py
+	$(BIN)/python benchmarks/training_step.py $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/peas_step.py
+
+clean:  ## remove .venv, caches and build products (runs are kept)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

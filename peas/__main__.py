@@ -1,0 +1,75 @@
+"""Entry of the `peas` command: the verbs, and errors in one clear message.
+
+Lightning's verbs go to `peas.cli`, the others to one module each. A module is imported when its
+verb is called, so `peas --version` answers at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from peas import __version__
+from peas.errors import PeasError
+
+LIGHTNING_VERBS = {
+    "fit": "train a model from a config; --ckpt_path goes on with the same run",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split",
+    "predict": "scores of every clip of a data set, as predictions.csv",
+}
+OWN_VERBS = {
+    "kfold": "folds x seeds of one config in fresh processes, and one table",
+    "tag": "labels for sound files, from a checkpoint alone",
+    "export": "a checkpoint of peas in the official SSAST layout",
+    "import": "an official SSAST file as a checkpoint of peas, with a report of its keys",
+    "doctor": "versions, devices, decoders, and what is missing",
+}
+
+
+def usage() -> str:
+    """Text of `peas --help`."""
+    lines = [f"peas {__version__}: pretrain, fine-tune and compare masked audio models", ""]
+    lines += ["usage: peas VERB [options]      peas VERB --help", ""]
+    lines += [f"  {verb:<9} {text}" for verb, text in (LIGHTNING_VERBS | OWN_VERBS).items()]
+    return "\n".join(lines)
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Calls the verb that `argv` begins with."""
+    verb = argv[0]
+    if verb in LIGHTNING_VERBS:
+        from peas.cli import run
+
+        run(argv)
+        return
+    module = importlib.import_module(f"peas.commands.{'import_' if verb == 'import' else verb}")
+    module.main(list(argv[1:]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"peas {__version__}")
+        return 0
+    if argv[0] not in LIGHTNING_VERBS | OWN_VERBS:
+        print(f"peas: unknown verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        dispatch(argv)
+    except PeasError as error:
+        print(f"peas {argv[0]}: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (`head`, say) left; Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Logits per clip in the run folder, so that runs can be compared later without a model."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class ClipOutputs(Callback):
+    """Writes `logits/val_last.npz`, `logits/val_best.npz`, `logits/test.npz`, `predictions.csv`.
+
+    Each `.npz` holds `ids [N]`, `logits [N, C]`, `targets [N, C]`, `labels [C]` and `epoch`.
+    All processes' clips are gathered; each clip appears once.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._rows: list[dict[str, Any]] = []
+        self._best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, so that a resumed run keeps its best file."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score."""
+        self._best = state_dict["best"]
+
+    def _keep(self, outputs: Any) -> None:
+        self._rows.append(
+            {
+                key: value.detach().float().cpu() if isinstance(value, torch.Tensor) else value
+                for key, value in outputs.items()
+            }
+        )
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keeps a validation batch."""
+        self._keep(outputs)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keeps a test batch."""
+        self._keep(outputs)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keeps a batch of predictions."""
+        self._keep(outputs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the last epoch's logits, and the best epoch's when it is this one."""
+        rows = self._gather()
+        if trainer.sanity_checking:
+            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        name, mode = pl_module.monitor(pl_module.hparams["multi_label"])  # type: ignore[operator]
+        score = float(trainer.callback_metrics[name])
+        better = self._best is None or (score > self._best if mode == "max" else score < self._best)
+        if not trainer.is_global_zero:
+            return
+        self._write(trainer, pl_module, rows, "val_last" if fitting else "val")
+        if fitting and better:
+            self._best = score
+            self._write(trainer, pl_module, rows, "val_best")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the test split's logits."""
+        rows = self._gather()
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, rows, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes `predictions.csv`: id, label, its probability, and that of every class."""
+        rows = self._gather()
+        if not trainer.is_global_zero or not rows:
+            return
+        labels = pl_module.hparams["labels"]
+        logits = np.concatenate([row["logits"] for row in rows])
+        several = pl_module.hparams["loss"] == "bce"
+        scores = torch.from_numpy(logits)
+        scores = scores.sigmoid() if several else scores.softmax(dim=-1)
+        ids = [clip for row in rows for clip in row["id"]]
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        path = self.run_dir / "predictions.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "label", "score", *labels])
+            for clip, score in zip(ids, scores, strict=True):
+                best = int(score.argmax())
+                values = [f"{value:.6f}" for value in score.tolist()]
+                writer.writerow([clip, labels[best], values[best], *values])
+        rank_zero_info(f"{len(ids)} predictions in {path}")
+
+    def _gather(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, rows)
+            return [row for part in parts for row in part]
+        return rows
+
+    def _write(
+        self, trainer: Trainer, pl_module: LightningModule, rows: list[dict[str, Any]], name: str
+    ) -> None:
+        if not rows:
+            return
+        folder = self.run_dir / "logits"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{name}.npz"
+        np.savez_compressed(
+            partial,
+            ids=np.array([clip for row in rows for clip in row["id"]]),
+            logits=np.concatenate([row["logits"] for row in rows]),
+            targets=np.concatenate([row["target"] for row in rows]),
+            labels=np.array(pl_module.hparams["labels"]),
+            epoch=trainer.current_epoch,
+        )
+        os.replace(partial, folder / f"{name}.npz")

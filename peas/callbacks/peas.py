@@ -1,0 +1,377 @@
+"""PEAS: masks where the model's own errors are large, more of them as training goes on."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from peas.augment.blocks import AxisPlan, BlockWidth, Placement, Selection, adaptive_blocks
+from peas.augment.diagnostics import touching
+from peas.augment.masks import Overlap
+from peas.augment.peas import ErrorNorm, Score, complementary, error_maps
+from peas.augment.schedule import Ramp, Rounding, adaptive_count, adaptive_level
+from peas.augment.spectrogram import roll_time
+from peas.augment.windows import Marginals, Select, marginals
+from peas.callbacks.auxiliary import AuxiliaryModel
+from peas.callbacks.error_cache import ErrorCache, due
+from peas.callbacks.selector_log import EMPTY_FILTER, SelectorLog
+from peas.callbacks.spec_augment import RandomMasking, Stage
+from peas.data.batch import Batch
+from peas.errors import ConfigError
+from peas.tasks.base import BaseTask
+
+
+class PEAS(RandomMasking):
+    """Prediction-error-based adaptive SpecAugment (Zhang et al., equations 1-3).
+
+    Two passes without gradient over the unmasked input give e_rec (1) and e_pred (2); the mask
+    position selector ranks windows of time and of frequency by their mean error; a growing share
+    (3) of the blocks is drawn inside the hardest windows, the rest at random. No pass is made in
+    an epoch without an adaptive block. Defaults are the readings that the paper's text favours;
+    every choice that it leaves open is an argument.
+
+    Args:
+        n_time: Blocks along time, T of (T, F).
+        n_freq: Blocks along frequency, F of (T, F).
+        max_time: Mask parameter in frames.
+        max_freq: Mask parameter in mel bins.
+        score: What is ranked: `pred` e_pred (paper); `rec` e_rec (one pass); `predicted` the
+            predicted difficulty G(E(e_rec)); controls `energy` mean x² (no pass), `shuffled`
+            another clip's e_pred, `easy` the smallest e_pred.
+        aux_grid: Patches of the passes: `nonoverlap` the grid that G was trained on, or
+            `finetune` the overlapping one, averaged (cells that it misses do not count).
+        aux_input_mask: `none` (literal equation 1), or `complementary`: `aux_passes` passes, each
+            hiding another part, so that every cell is predicted while hidden.
+        aux_passes: Number of complementary passes K.
+        aux_encoder: Whose errors: `live` the model being trained (paper: a single model),
+            `frozen` its state at the start, `ema` its moving average.
+        ema_decay: Of `ema`, per optimiser step.
+        aux_precision: `same` as the trainer, or `bf16`. Scores are float32 always.
+        error_norm: `none`, or `standardise` e_rec to the input's statistics before equation 2.
+        block_width: Unit of the windows: `max` the mask parameter, `expected` half of it,
+            `sampled` the width drawn for the clip.
+        placement: A narrower mask in its window: `uniform`, `start`, `centre`, `best`.
+        select: Several windows: `nms` apart from each other, `topk` the plain ranking.
+        rounding: Of equation 3: `floor`, `round`, `ceil`, or `stochastic` for each clip.
+        ramp: Equation 3's rise: `absolute` 0.1 e as printed (25 epochs), `relative` 2.5 e / e_t,
+            `off` all blocks adaptive from the start.
+        progressive_single: Apply equation 3 to a single block too; the paper introduces it for
+            more than one.
+        final_phase: Last share of the epochs in which every mask has the fixed width M // 2;
+            0 is off.
+        overlap: One rule for random and adaptive blocks: `forbid` or `allow`.
+        stage: `after_noise` or `before_noise`.
+        exclude_padding: Leave zero padding and digital silence out of the scores. Literally
+            taken the paper scores them, and on real sets a third or more of the clips then put
+            their time window on the padded tail.
+        refresh_every: Epochs between two scorings of a clip, 1 = always. In between its last
+            marginals are used, rolled with the clip; clips in a mixture are always scored.
+    """
+
+    def __init__(
+        self,
+        n_time: int = 1,
+        n_freq: int = 1,
+        max_time: int = 96,
+        max_freq: int = 24,
+        score: Score = "pred",
+        aux_grid: Literal["nonoverlap", "finetune"] = "nonoverlap",
+        aux_input_mask: Literal["none", "complementary"] = "none",
+        aux_passes: int = 4,
+        aux_encoder: Literal["live", "frozen", "ema"] = "live",
+        ema_decay: float = 0.999,
+        aux_precision: Literal["same", "bf16"] = "same",
+        error_norm: ErrorNorm = "none",
+        block_width: BlockWidth = "max",
+        placement: Placement = "uniform",
+        select: Select = "nms",
+        rounding: Rounding = "floor",
+        ramp: Ramp = "absolute",
+        progressive_single: bool = False,
+        final_phase: float = 0.2,
+        overlap: Overlap = "forbid",
+        stage: Stage = "after_noise",
+        exclude_padding: bool = False,
+        refresh_every: int = 1,
+    ) -> None:
+        super().__init__(n_time, n_freq, max_time, max_freq, final_phase, overlap, stage)
+        if refresh_every < 1:
+            raise ConfigError(f"`{self.key('refresh_every')}` is {refresh_every}: 1 or more epochs")
+        self.score = score
+        self.aux_grid, self.aux_input_mask, self.aux_passes = aux_grid, aux_input_mask, aux_passes
+        self.aux_precision = aux_precision
+        self.error_norm, self.block_width, self.placement = error_norm, block_width, placement
+        self.select, self.rounding, self.ramp = select, rounding, ramp
+        self.progressive_single = progressive_single
+        self.exclude_padding = exclude_padding
+        self.refresh_every = refresh_every
+        self.auxiliary = AuxiliaryModel(aux_encoder, ema_decay)
+        self.cache = ErrorCache()
+        self.selector_log = SelectorLog()
+
+    # --- rules ------------------------------------------------------------------------------
+
+    def selection(self, trainer: Trainer, max_width: int) -> Selection:
+        """Rules of one axis in this epoch."""
+        return Selection(
+            max_width,
+            block_width=self.block_width,
+            placement=self.placement,
+            select=self.select,
+            overlap=self.overlap,
+            fixed_width=self.fixed(trainer, max_width),
+        )
+
+    def adaptive(self, trainer: Trainer, n_total: int, u: Tensor) -> Tensor:
+        """`[B]` adaptive blocks of one axis in this epoch (equation 3)."""
+        assert trainer.max_epochs
+        return adaptive_count(
+            n_total,
+            trainer.current_epoch,
+            trainer.max_epochs,
+            rounding=self.rounding,
+            ramp=self.ramp,
+            progressive_single=self.progressive_single,
+            u=u,
+        )
+
+    def plans(
+        self, trainer: Trainer, task: BaseTask, batch: Batch, log_mel: Tensor, valid: Tensor
+    ) -> tuple[AxisPlan, AxisPlan]:
+        """Adaptive blocks in the hardest windows, random ones for the rest."""
+        u_count = task.draws(batch, "adaptive_count", (2,)).to(log_mel.device)
+        n_time = self.adaptive(trainer, self.n_time, u_count[:, 0])
+        n_freq = self.adaptive(trainer, self.n_freq, u_count[:, 1])
+        # Asked of the whole epoch, not of this batch's draws: no pass is made for nothing, and
+        # all processes agree.
+        if not self.adapts(trainer):
+            return super().plans(trainer, task, batch, log_mel, valid)
+        time_ok, freq_ok = self.countable(task, log_mel, valid)
+        errors = self.errors(trainer, task, batch, log_mel, time_ok, freq_ok)
+        if self.score == "shuffled":
+            errors = Marginals(errors.time.roll(1, 0), errors.freq.roll(1, 0))
+        time_plan = adaptive_blocks(
+            errors.time,
+            n_time,
+            self.uniform(task, batch, "time", self.n_time),
+            self.selection(trainer, self.max_time),
+            ok=time_ok,
+            key=self.key("max_time"),
+        )
+        freq_plan = adaptive_blocks(
+            errors.freq,
+            n_freq,
+            self.uniform(task, batch, "freq", self.n_freq),
+            self.selection(trainer, self.max_freq),
+            ok=None if freq_ok is None else freq_ok[None],
+            key=self.key("max_freq"),
+        )
+        self.means.add("peas/windows_on_padding", _share(time_plan, valid))
+        empty = torch.arange(log_mel.shape[2], device=log_mel.device)[None] != EMPTY_FILTER
+        self.means.add("peas/windows_on_empty_filter", _share(freq_plan, empty))
+        self.selector_log.count(time_plan, freq_plan, log_mel.shape[1], log_mel.shape[2])
+        return time_plan, freq_plan
+
+    def adapts(self, trainer: Trainer) -> bool:
+        """Whether any clip may have an adaptive block in this epoch."""
+        assert trainer.max_epochs
+        levels = [
+            adaptive_level(
+                n,
+                trainer.current_epoch,
+                trainer.max_epochs,
+                ramp=self.ramp,
+                progressive_single=self.progressive_single,
+            )
+            for n in (self.n_time, self.n_freq)
+        ]
+        if self.rounding in ("stochastic", "ceil"):
+            return max(levels) > 0
+        whole = [round(x) if self.rounding == "round" else x.__floor__() for x in levels]
+        return max(whole) > 0
+
+    def countable(
+        self, task: BaseTask, log_mel: Tensor, valid: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Frames `[B, T]` and mel bins `[F]` that count for the scores; None = all."""
+        time_ok = valid if self.exclude_padding else None
+        freq_ok: Tensor | None = None
+        if self.aux_grid == "finetune" and self.score != "energy":
+            covered_time, freq_ok = (
+                line.to(log_mel.device)
+                for line in task.model.coverage(log_mel.shape[1], "finetune")
+            )
+            time_ok = covered_time.expand(valid.shape) if time_ok is None else valid & covered_time
+        return time_ok, freq_ok
+
+    # --- errors -----------------------------------------------------------------------------
+
+    def errors(
+        self,
+        trainer: Trainer,
+        task: BaseTask,
+        batch: Batch,
+        log_mel: Tensor,
+        time_ok: Tensor | None,
+        freq_ok: Tensor | None,
+    ) -> Marginals:
+        """Marginal errors of every clip, from the passes or from the cache."""
+        if self.refresh_every == 1:
+            return self.scored(trainer, task, batch, log_mel, time_ok, freq_ok)
+        ids, mixed = batch["id"], batch["mixed"].cpu()
+        fresh = (
+            mixed | self.cache.missing(ids) | due(ids, trainer.current_epoch, self.refresh_every)
+        )
+        roll = batch.get("roll") if self.stage == "after_noise" else None
+        device = log_mel.device
+        result = Marginals(
+            torch.empty(log_mel.shape[:2], device=device),
+            torch.empty(len(ids), log_mel.shape[2], device=device),
+        )
+        if fresh.any():
+            at = fresh.nonzero().flatten().to(device)
+            some = None if time_ok is None else time_ok[at]
+            new = self.scored(trainer, task, _rows(batch, fresh), log_mel[at], some, freq_ok)
+            result.time[at], result.freq[at] = new.time, new.freq
+            still = new.time if roll is None else roll_time(new.time, -roll[at])
+            keep = ~mixed[fresh]
+            self.cache.store(
+                [
+                    clip
+                    for clip, new_one, mix in zip(ids, fresh, mixed, strict=True)
+                    if new_one and not mix
+                ],
+                Marginals(still[keep.to(device)], new.freq[keep.to(device)]),
+            )
+        if not fresh.all():
+            at = (~fresh).nonzero().flatten().to(device)
+            old = self.cache.read(
+                [clip for clip, new_one in zip(ids, fresh, strict=True) if not new_one]
+            )
+            still = old.time.to(device)
+            result.time[at] = still if roll is None else roll_time(still, roll[at])
+            result.freq[at] = old.freq.to(device)
+        return result
+
+    def scored(
+        self,
+        trainer: Trainer,
+        task: BaseTask,
+        batch: Batch,
+        log_mel: Tensor,
+        time_ok: Tensor | None,
+        freq_ok: Tensor | None,
+    ) -> Marginals:
+        """Runs the auxiliary passes on some clips and reduces the maps to marginals."""
+        since = time.perf_counter()
+        with (
+            torch.no_grad(),
+            self.precision(trainer, log_mel.device.type),
+            self.auxiliary.evaluating(task) as model,
+        ):
+            maps = error_maps(
+                self.reconstruction(model, task, batch, log_mel),
+                log_mel,
+                score="pred" if self.score == "shuffled" else self.score,
+                error_norm=self.error_norm,
+            )
+        reduced = marginals(maps.score, time_ok, freq_ok)
+        for name, error in (("peas/e_rec", maps.e_rec), ("peas/e_pred", maps.e_pred)):
+            if error is not None:
+                self.means.add(name, error.mean(dim=(1, 2)))
+        spent = (time.perf_counter() - since) / len(log_mel)
+        self.means.add("peas/seconds_per_clip", torch.tensor(spent))
+        return reduced
+
+    def precision(self, trainer: Trainer, device: str) -> Any:
+        """Callback hooks run outside autocast: enters the trainer's own, or bf16."""
+        if self.aux_precision == "bf16":
+            return torch.autocast(device, torch.bfloat16)
+        return trainer.precision_plugin.forward_context()
+
+    def reconstruction(
+        self,
+        model: Any,
+        task: BaseTask,
+        batch: Batch,
+        log_mel: Tensor,
+    ) -> Callable[[Tensor], Tensor]:
+        """G(E(.)) as the keys say."""
+
+        def literal(x: Tensor, hidden: Tensor | None = None) -> Tensor:
+            drawn: Tensor = model.reconstruct(x, hidden, grid=self.aux_grid)
+            return drawn
+
+        if self.aux_input_mask == "none":
+            return literal
+        grid = model.token_grid(log_mel.shape[1], self.aux_grid)
+        u = task.draws(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
+        return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)
+
+    # --- hooks ------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks the masks and that the model can reconstruct, and makes its copy."""
+        super().on_fit_start(trainer, pl_module)
+        if self.score != "energy":
+            pl_module.model.require_reconstruction()  # type: ignore[operator,union-attr]
+        self.auxiliary.start(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lets the moving average follow."""
+        self.auxiliary.follow(pl_module, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the epoch and shares what the processes have scored."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.selector_log.write(trainer)
+        self.cache.gather()
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Compares the scores on the first validation clips, the same in every epoch."""
+        if batch_idx == 0 and not trainer.sanity_checking and self.score != "energy":
+            widths = (max(self.max_time, 1), max(self.max_freq, 1))
+            with torch.no_grad(), self.precision(trainer, pl_module.device.type):
+                self.selector_log.agreement(pl_module, batch["log_mel"], widths)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, cache and copy; Lightning asks every process, so they share first."""
+        self.cache.gather()
+        return {
+            **super().state_dict(),
+            "cache": self.cache.state_dict(),
+            "auxiliary": self.auxiliary.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with saved counts, cache and copy."""
+        super().load_state_dict(state_dict)
+        self.cache.load_state_dict(state_dict["cache"])
+        self.auxiliary.load_state_dict(state_dict["auxiliary"])
+
+
+def _rows(batch: Batch, keep: Tensor) -> Batch:
+    """What draws need of some clips of a batch."""
+    return Batch(
+        step=batch["step"],
+        global_size=batch["global_size"],
+        row=batch["row"][keep.to(batch["row"].device)],
+    )
+
+
+def _share(plan: AxisPlan, ok: Tensor) -> Tensor:
+    """For each adaptive window, whether it touches a cell that is not ok; empty without any."""
+    touched = touching(plan.window_start, plan.window_width, ok)
+    return touched[plan.adaptive].double()

@@ -1,0 +1,167 @@
+"""Pictures that explain a masking strategy: the PEAS paper's Figure 2 for clips of the run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from peas.augment.blocks import AxisPlan, Selection, random_plan
+from peas.augment.masks import blocks_to_mask, cross, fill_masked
+from peas.augment.peas import error_maps
+from peas.augment.windows import marginals, window_scores
+from peas.callbacks.figure import draw
+from peas.callbacks.spec_augment import Masking
+from peas.data.batch import Batch
+from peas.tasks.base import BaseTask
+
+
+class ClipView(NamedTuple):
+    """Everything that one picture shows, on the CPU. T frames, F mel bins."""
+
+    title: str
+    log_mel: Tensor
+    """`[T, F]` what the model would see without a mask."""
+    masked: Tensor
+    """`[T, F]` what it sees."""
+    conventional: Tensor
+    """`[T, F]` bool, a conventional SpecAugment mask with the same draws."""
+    time: AxisPlan
+    """Plan of this clip, one row."""
+    freq: AxisPlan
+    reconstruction: Tensor | None = None
+    """`[T, F]`, None when the model cannot reconstruct."""
+    e_rec: Tensor | None = None
+    e_pred: Tensor | None = None
+    time_scores: Tensor | None = None
+    """`[T - w + 1]` mean e_pred of every window."""
+    freq_scores: Tensor | None = None
+
+
+class Pictures(Callback):
+    """Draws chosen training clips as PNG and PDF into `pictures/` of the run, and to W&B.
+
+    Shows a clip with the very mask that the training step gets, in the first epoch, the last
+    one, and every `every_n_epochs` between.
+
+    Args:
+        clips: Ids of clips, or how many: then the first ones of the run's first batch.
+        every_n_epochs: Epochs between two pictures of a clip.
+    """
+
+    def __init__(self, clips: int | list[str] = 2, every_n_epochs: int = 10) -> None:
+        self.wanted = clips
+        self.every = max(1, every_n_epochs)
+        self._ids: list[str] = list(clips) if isinstance(clips, list) else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chosen clips, so that a resumed run draws the same ones."""
+        return {"ids": self._ids}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the same clips."""
+        self._ids = state_dict["ids"]
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draws the chosen clips of this batch."""
+        assert isinstance(pl_module, BaseTask)
+        if not trainer.is_global_zero or not self._due(trainer):
+            return
+        if not self._ids and isinstance(self.wanted, int):
+            self._ids = list(batch["id"][: self.wanted])
+        strategy = next((c for c in _callbacks(trainer) if isinstance(c, Masking)), None)
+        if strategy is None or "mask_plan" not in batch:
+            return
+        for index, clip in enumerate(batch["id"]):
+            if clip in self._ids:
+                view = _view(trainer, pl_module, strategy, batch, index)
+                self._save(trainer, view, clip)
+
+    def _due(self, trainer: Trainer) -> bool:
+        epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1
+        return epoch == last or epoch % self.every == 0
+
+    def _save(self, trainer: Trainer, view: ClipView, clip: str) -> None:
+        folder = Path(trainer.default_root_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"epoch_{trainer.current_epoch:03d}_{Path(clip).stem}"
+        figure = draw(view)
+        figure.savefig(folder / f"{stem}.png", dpi=130)
+        figure.savefig(folder / f"{stem}.pdf")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                path = str(folder / f"{stem}.png")
+                logger.log_image(f"pictures/{Path(clip).stem}", [path], step=trainer.global_step)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _view(
+    trainer: Trainer, task: BaseTask, strategy: Masking, batch: Batch, index: int
+) -> ClipView:
+    """Collects one clip of the batch and asks the model for its errors."""
+    x = batch["log_mel"][index : index + 1]
+    fill = task.front_end.fill_value(task.hparams["fill"])
+    noise = batch["mask_noise"][index : index + 1] if "mask_noise" in batch else None
+    masked = fill_masked(x, batch["mask"][index : index + 1], fill, noise)
+    time, freq = (_row(plan, index) for plan in batch["mask_plan"])
+    conventional = cross(
+        *(
+            blocks_to_mask(
+                random_plan(
+                    strategy.uniform(task, batch, axis, 1)[index : index + 1],
+                    Selection(width),
+                    size,
+                ).blocks,
+                size,
+            )
+            for axis, width, size in (
+                ("time", strategy.max_time, x.shape[1]),
+                ("freq", strategy.max_freq, x.shape[2]),
+            )
+        )
+    )
+    view = ClipView(
+        f"{batch['id'][index]}, epoch {trainer.current_epoch + 1}, {type(strategy).__name__}",
+        x[0].cpu(),
+        masked[0].cpu(),
+        conventional[0].cpu(),
+        time,
+        freq,
+    )
+    if not task.model.reconstructs:
+        return view
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        maps = error_maps(task.model.reconstruct, x)
+        drawn = task.model.reconstruct(x)
+    assert maps.e_rec is not None
+    assert maps.e_pred is not None
+    lines = marginals(maps.e_pred)
+    return view._replace(
+        reconstruction=drawn[0].float().cpu(),
+        e_rec=maps.e_rec[0].cpu(),
+        e_pred=maps.e_pred[0].cpu(),
+        time_scores=window_scores(lines.time, max(1, strategy.max_time))[0].cpu(),
+        freq_scores=window_scores(lines.freq, max(1, strategy.max_freq))[0].cpu(),
+    )
+
+
+def _row(plan: AxisPlan, index: int) -> AxisPlan:
+    one = slice(index, index + 1)
+    return AxisPlan(
+        type(plan.blocks)(plan.blocks.start[one].cpu(), plan.blocks.width[one].cpu()),
+        plan.window_start[one].cpu(),
+        plan.window_width[one].cpu(),
+        plan.adaptive[one].cpu(),
+    )

@@ -1,0 +1,120 @@
+"""Progress of a run: a live bar on a terminal, and one line an epoch everywhere."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class Rate:
+    """Clips per second over the last seconds of training."""
+
+    def __init__(self, keep: float = 0.9) -> None:
+        self.keep = keep
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the past, so that a pause does not count."""
+        self.value = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, clips: int) -> None:
+        """Counts a finished batch."""
+        now = time.perf_counter()
+        rate = clips / max(now - self._since, 1e-9)
+        self.value = rate if self.value == 0.0 else self.keep * self.value + (1 - self.keep) * rate
+        self._since = now
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich bar (time spent and left) with clips per second beside the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self._rate = Rate()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of the epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._rate.reset()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the clips of all processes."""
+        self._rate.add(len(batch["id"]) * trainer.world_size)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The metrics marked for the bar, and clips/s."""
+        shown: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        shown.pop("v_num", None)
+        shown["clips/s"] = f"{self._rate.value:.0f}"
+        return shown
+
+
+class EpochLine(Callback):
+    """Prints a line at each epoch's end, so that a log file tells the run's story."""
+
+    def __init__(self) -> None:
+        self._clips = 0
+        self._training = 0.0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._clips, self._training = 0, 0.0
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Starts the clock of the batch; only time spent on batches counts."""
+        if batch_idx == 0 or self._since == 0.0:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch."""
+        now = time.perf_counter()
+        self._clips += len(batch["id"]) * trainer.world_size
+        self._training += now - self._since
+        self._since = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves validation out of the training rate."""
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints epoch, losses, metrics and rate."""
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        for key, form in (
+            ("train/loss", "loss {:.4f}"),
+            ("train/accuracy", "train acc {:.1%}"),
+            ("val/accuracy", "val acc {:.2%}"),
+            ("val/mAP", "val mAP {:.4f}"),
+            ("mask/fraction", "masked {:.1%}"),
+            ("mask/adaptive_share", "adaptive {:.0%}"),
+        ):
+            if key in metrics:
+                parts.append(form.format(float(metrics[key])))
+        if self._training > 0:
+            parts.append(f"{self._clips / self._training:.1f} clips/s")
+        rank_zero_info("  ".join(parts))

@@ -1,0 +1,135 @@
+"""Files that let a run be understood and repeated: its config and its environment."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from peas import __version__
+
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "lightning",
+    "timm",
+    "torchmetrics",
+    "torchdata",
+    "soundfile",
+    "numpy",
+    "jsonargparse",
+    "wandb",
+)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Eight letters that change with any setting but the run's place, seed and fold.
+
+    So the runs of one table row share it.
+
+    Args:
+        config: Whole configuration, as saved in the run folder.
+    """
+    config = json.loads(json.dumps(config, default=str))
+    for key in ("config", "seed_everything", "ckpt_path"):
+        config.pop(key, None)
+    config.get("trainer", {}).pop("default_root_dir", None)
+    config.get("trainer", {}).pop("enable_progress_bar", None)
+    data = (config.get("data") or {}).get("init_args", {})
+    for key in ("fold", "root", "num_workers", "cache_dir"):
+        data.pop(key, None)
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of `peas`, Python and the packages that decide a result."""
+    found = {"peas": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the config: versions, machine, code, command."""
+    return {
+        "command": sys.argv,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that `peas` runs from, with `+` for local changes."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+class RunFiles(SaveConfigCallback):
+    """Writes `config.yaml` and `environment.json` into the run folder, and both to W&B.
+
+    Other verbs than `fit` write `config_<verb>.yaml`. Nothing is overwritten: a start with other
+    settings in the same folder writes `config.1.yaml`, and so on.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning on rank 0 before anything runs."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        config = yaml.safe_load(text)
+        facts = {**environment(), "config_hash": config_hash(config)}
+        suffix = "" if stage == "fit" else f"_{stage}"
+        _write_new(folder, f"config{suffix}", ".yaml", text)
+        _write_new(folder, f"environment{suffix}", ".json", json.dumps(facts, indent=2) + "\n")
+        for logger in trainer.loggers:
+            _log_settings(logger, config, facts)
+
+
+def _log_settings(logger: Logger, config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """One nested group in W&B, so that a sweep's own flat keys stay apart."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.config.update(
+            {"config": config, "environment": facts}, allow_val_change=True
+        )
+
+
+def _write_new(folder: Path, stem: str, ending: str, text: str) -> None:
+    """Writes a file, under a counted name where another text already has the plain one."""
+    count = 0
+    while True:
+        path = folder / (f"{stem}{ending}" if count == 0 else f"{stem}.{count}{ending}")
+        if not path.exists():
+            path.write_text(text)
+            return
+        if path.read_text() == text:
+            return
+        count += 1

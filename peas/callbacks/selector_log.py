@@ -1,0 +1,97 @@
+"""What the mask position selector chose, and how far the possible scores agree."""
+
+import csv
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from peas.augment.blocks import AxisPlan
+from peas.augment.diagnostics import spearman
+from peas.augment.peas import complementary, error_maps, squared_error
+from peas.augment.windows import marginals, window_scores
+
+EMPTY_FILTER = 3
+"""Mel filter (from 0) that has no FFT bin at 128 mels and 16 kHz: constant in every clip."""
+
+CLIPS = 4
+PASSES = 4
+
+
+class SelectorLog:
+    """Counts starts of adaptive windows, and compares `rec`, `pred` and `complementary` scores.
+
+    Writes `mask_starts.csv` into the run folder: epoch, axis, first cell of the window, count.
+    Logs the rank correlation (Spearman) of window scores on the first validation clips, under
+    `peas/agree_<score>_<score>_<axis>`; `complementary` hides every patch once, as the head was
+    trained, and is the reference.
+    """
+
+    def __init__(self) -> None:
+        self._starts: dict[str, Tensor] = {}
+
+    def count(self, time: AxisPlan, freq: AxisPlan, frames: int, mels: int) -> None:
+        """Adds the window starts of a batch."""
+        for axis, plan, size in (("time", time, frames), ("freq", freq, mels)):
+            starts = plan.window_start[plan.adaptive]
+            counted = torch.bincount(starts, minlength=size)
+            self._starts[axis] = counted + self._starts.get(axis, torch.zeros_like(counted))
+
+    def write(self, trainer: Trainer) -> None:
+        """Appends the epoch to `mask_starts.csv` and starts anew."""
+        starts, self._starts = self._starts, {}
+        if not trainer.is_global_zero or not starts:
+            return
+        path = Path(trainer.default_root_dir) / "mask_starts.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["epoch", "axis", "start", "count"])
+            for axis, counted in starts.items():
+                for start, count in enumerate(counted.tolist()):
+                    if count:
+                        writer.writerow([trainer.current_epoch, axis, start, count])
+
+    def agreement(self, task: LightningModule, log_mel: Tensor, widths: tuple[int, int]) -> None:
+        """Logs the rank correlations on some clips.
+
+        Args:
+            task: Its `model` reconstructs.
+            log_mel: `[B, T, F]`; the first few are used.
+            widths: Window widths along time and frequency.
+        """
+        x = log_mel[:CLIPS]
+        model = task.model
+        maps = error_maps(model.reconstruct, x, score="pred")  # type: ignore[union-attr,arg-type]
+        grid = model.token_grid(x.shape[1], "nonoverlap")  # type: ignore[union-attr,operator]
+        # The same groups in every epoch, so that only the model changes.
+        u = torch.rand(len(x), grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
+        hidden = complementary(
+            model.reconstruct,  # type: ignore[union-attr,arg-type]
+            u.to(x.device),
+            PASSES,
+            patch=model.patch,  # type: ignore[union-attr,arg-type]
+            grid=grid,
+        )
+        assert maps.e_rec is not None
+        assert maps.e_pred is not None
+        scores = {
+            "rec": maps.e_rec,
+            "pred": maps.e_pred,
+            "complementary": squared_error(hidden(x), x),
+            "energy": x.float().square(),
+        }
+        lines = {name: marginals(score) for name, score in scores.items()}
+        for a, b in (
+            ("rec", "pred"),
+            ("rec", "complementary"),
+            ("pred", "complementary"),
+            ("pred", "energy"),
+        ):
+            for axis, width in zip(("time", "freq"), widths, strict=True):
+                first, second = (getattr(lines[name], axis) for name in (a, b))
+                agree = spearman(window_scores(first, width), window_scores(second, width))
+                task.log(f"peas/agree_{a}_{b}_{axis}", agree.mean(), on_epoch=True, sync_dist=True)

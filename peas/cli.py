@@ -1,0 +1,192 @@
+"""Lightning's verbs: `PeasCLI`, its Trainer, and the folder of a run."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from peas.callbacks.outputs import ClipOutputs
+from peas.callbacks.progress import EpochLine, Progress
+from peas.callbacks.run_files import RunFiles
+from peas.data.module import ClipDataModule
+from peas.errors import ConfigError
+from peas.models.checkpoints import read_state
+from peas.tasks.base import BaseTask
+
+RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
+"""Tells the processes that Lightning starts for DDP which folder rank 0 chose."""
+
+
+class PeasTrainer(Trainer):
+    """Trainer whose `limit_*_batches: 1` means one batch.
+
+    Lightning's own annotations reach the parser as `float | int` (Python caches equal unions),
+    so that 1 would turn into 1.0: the whole epoch. Here the integer comes first.
+    """
+
+    def __init__(
+        self,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            **kwargs,
+        )
+
+
+class PeasCLI(LightningCLI):
+    """LightningCLI with a folder for each run and callbacks that are always on.
+
+    A run's folder is `trainer.default_root_dir` itself; without it `runs/<config>/<time>`. The
+    callbacks that every run needs (files, progress, checkpoints, logits per clip) are added in
+    code, since a list in a second config file replaces the first one's.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `paper`, by which a config says which row of a paper it is."""
+        parser.add_argument("--paper.table", type=str | None, default=None, help="e.g. PEAS II")
+        parser.add_argument("--paper.row", type=str | None, default=None, help="e.g. PEAS (1, 1)")
+        parser.add_argument(
+            "--paper.accuracy", type=float | None, default=None, help="the paper's figure, in %%"
+        )
+        parser.add_argument(
+            "--paper.preset",
+            type=str | None,
+            default=None,
+            help="how silent choices are read: likely or literal",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks the checkpoint early; its settings never replace what the user asked for.
+
+        LightningCLI would merge the checkpoint's hyperparameters over config and command line.
+        Here the task compares them when it loads and says where they contradict.
+        """
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry"):
+            read_state(Path(path))
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run folder and the default logger."""
+        config = self.config[self.config.subcommand]
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = os.environ.setdefault(
+                RUN_DIR_VARIABLE, str(_new_run_dir(config))
+            )
+        self.run_dir = Path(config.trainer.default_root_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the logger and the callbacks that are always on."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True):
+            # A fresh version_N for each start: CSVLogger deletes an older file in its place.
+            kwargs["logger"] = CSVLogger(self.run_dir, name="logs")
+        callbacks = list(config.callbacks or [])
+        always: list[Callback] = [ClipOutputs(self.run_dir), EpochLine()]
+        if config.enable_progress_bar is not False and sys.stderr.isatty():
+            always.append(Progress())
+        else:
+            kwargs["enable_progress_bar"] = False
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+            always += self._checkpoints(callbacks)
+        kwargs["callbacks"] = callbacks + always
+        return super().instantiate_trainer(**kwargs)
+
+    def _checkpoints(self, callbacks: list[Callback]) -> list[Callback]:
+        """`best.ckpt` and `last.ckpt` after every epoch, unless the config brings its own."""
+        if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+            return []
+        multi_label = self.model.hparams["multi_label"]
+        if multi_label is None:
+            multi_label = getattr(self.datamodule, "multi_label", False)
+        monitor, mode = self.model.monitor(multi_label)
+        return [
+            ModelCheckpoint(
+                dirpath=self.run_dir / "checkpoints",
+                filename="best",
+                monitor=monitor,
+                mode=mode,
+                save_last=True,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        ]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is False:
+            raise ConfigError(
+                "`weights_only: false` would execute code from the checkpoint: peas never does. "
+                "Leave the key out."
+            )
+        kwargs["weights_only"] = True
+        return kwargs
+
+
+def _new_run_dir(config: Any) -> Path:
+    """`runs/<name of the last config file>/<time>`."""
+    files = [str(path) for path in config.config or []]
+    name = Path(files[-1]).stem if files else "run"
+    return Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+NOISE = (
+    # Our own doing: the front end belongs to the task, so that its statistics travel with it.
+    "You have overridden `on_after_batch_transfer`",
+    # Lightning 2.6 on torch 2.14.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Small sets have short epochs, and every epoch is logged anyway.
+    "The number of training batches",
+    "does not have many workers",
+)
+"""Warnings that tell a user of `peas` nothing."""
+
+
+def _no_advertising(record: logging.LogRecord) -> bool:
+    """Drops Lightning's tips to install other products."""
+    return "Tip:" not in record.getMessage()
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs one of Lightning's verbs; parser errors show their cause first.
+
+    Args:
+        argv: Arguments, the verb first.
+    """
+    os.environ.setdefault("WANDB_MODE", "offline")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    # LightningCLI warns when it is given arguments while the process has some of its own.
+    sys.argv[1:] = argv
+    PeasCLI(
+        BaseTask,
+        ClipDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_class=PeasTrainer,
+        save_config_callback=RunFiles,
+        save_config_kwargs={"save_to_log_dir": False},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+    )

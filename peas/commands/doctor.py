@@ -1,0 +1,115 @@
+"""`peas doctor`: versions, devices, decoders, folders, and what is missing."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from peas.errors import PeasError
+
+
+def _versions() -> str:
+    from peas.callbacks.run_files import versions
+
+    found = versions()
+    missing = [name for name, version in found.items() if version == "not installed"]
+    if missing:
+        raise PeasError(f"{', '.join(missing)} not installed: run `make install`")
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _python() -> str:
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        raise PeasError(f"{sys.version.split()[0]}: peas needs 3.11 or 3.12")
+    return sys.version.split()[0]
+
+
+def _torchaudio() -> str:
+    try:
+        pass
+    except Exception as error:
+        raise PeasError(
+            f"cannot be imported ({error}): its wheel needs the CUDA build of torch, also without "
+            "a GPU. Install the set in constraints.txt"
+        ) from error
+    return "imports, resamples"
+
+
+def _devices() -> str:
+    import torch
+
+    threads = f"{torch.get_num_threads()} CPU threads"
+    if not torch.cuda.is_available():
+        return f"{threads}, no CUDA GPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    half = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
+    return f"{threads}, {len(names)} GPU: {', '.join(names)} ({half})"
+
+
+def _decoders() -> str:
+    import soundfile
+
+    wanted = ("WAV", "FLAC", "OGG", "MP3")
+    have = soundfile.available_formats()
+    lacking = [name for name in wanted if name not in have]
+    if lacking:
+        raise PeasError(f"libsndfile lacks {', '.join(lacking)}: reinstall soundfile's wheel")
+    opus = "opus" if "OPUS" in soundfile.available_subtypes("OGG") else "no opus"
+    ffmpeg = "ffmpeg found" if shutil.which("ffmpeg") else "no ffmpeg (m4a and webm need it)"
+    return f"wav, flac, ogg, {opus}, mp3 by {soundfile.__libsndfile_version__}; {ffmpeg}"
+
+
+def _cache() -> str:
+    from peas.data.cache import default_folder
+
+    folder = default_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PeasError(
+            f"{folder} cannot be written ({error}): every epoch will resample. Set PEAS_CACHE"
+        ) from error
+    return f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free"
+
+
+def _run_folder() -> str:
+    here = Path.cwd()
+    if not os.access(here, os.W_OK):
+        raise PeasError(f"{here} cannot be written: give `--trainer.default_root_dir`")
+    return f"{here / 'runs'} (unless `--trainer.default_root_dir` says otherwise)"
+
+
+def _wandb() -> str:
+    mode = os.environ.get("WANDB_MODE", "offline unless a config or WANDB_MODE asks")
+    return f"{mode}; never prompts"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "python": _python,
+    "versions": _versions,
+    "torchaudio": _torchaudio,
+    "devices": _devices,
+    "decoders": _decoders,
+    "cache": _cache,
+    "runs": _run_folder,
+    "wandb": _wandb,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Prints a line a check; exits with 1 when something is missing."""
+    argparse.ArgumentParser(prog="peas doctor", description=__doc__).parse_args(argv)
+    missing = []
+    for name, check in CHECKS.items():
+        try:
+            print(f"ok       {name:<11} {check()}", flush=True)
+        except PeasError as error:
+            missing.append(name)
+            print(f"MISSING  {name:<11} {error}", flush=True)
+    if missing:
+        raise PeasError(f"{', '.join(missing)}: see above")

@@ -1,0 +1,87 @@
+"""`peas import F.pth --out C.ckpt`: an official file as a checkpoint of peas."""
+
+import argparse
+from pathlib import Path
+
+import lightning
+import torch
+
+from peas.data.labels import read_labels
+from peas.errors import CheckpointError, PeasError
+from peas.models.checkpoints.reading import read_state
+from peas.models.checkpoints.ssast import describe, load_pretrained
+from peas.tasks.classification import Classification
+
+STATISTICS = {
+    "esc50": (-6.6268077, 5.358466, 512),
+    "speech_commands_v2": (-6.845978, 5.5654526, 128),
+    "audioset": (-4.2677393, 4.5689974, 1024),
+}
+"""Mean, standard deviation and frames of the official recipes."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = argparse.ArgumentParser(
+        prog="peas import",
+        description=__doc__ + " Without --out it only reports the file's keys. An official "
+        "pretrained file needs no import: give it to `--model.init_args.pretrained`.",
+    )
+    p.add_argument("file", help="official SSAST file")
+    p.add_argument("--out", help="checkpoint to write, for `peas test`, `peas tag` and the like")
+    p.add_argument(
+        "--dataset", choices=tuple(STATISTICS), default="esc50", help="labels and statistics"
+    )
+    p.add_argument("--stride", nargs=2, type=int, metavar=("MELS", "FRAMES"), help="default 10 10")
+    p.add_argument("--pooling", choices=("mean", "cls"), default="mean")
+    p.add_argument("--loss", choices=("ce", "bce"), default="ce", help="softmax or sigmoid scores")
+    return p
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    args = parser().parse_args(argv)
+    facts = describe(read_state(args.file))
+    mean, std, frames = STATISTICS[args.dataset]
+    labels = read_labels(args.dataset)
+    if facts.num_classes and facts.num_classes != len(labels):
+        raise CheckpointError(
+            f"{args.file} has {facts.num_classes} classes and {args.dataset} {len(labels)}: "
+            "choose another --dataset"
+        )
+    default = (10, 10) if facts.patch == (16, 16) else (facts.patch[0], 1)
+    task = Classification(
+        pretrained=None,
+        size=facts.size,  # type: ignore[arg-type]
+        patch=facts.patch,
+        stride=tuple(args.stride) if args.stride else default,
+        pooling=args.pooling,
+        loss=args.loss,
+        labels=labels,
+        mean=mean,
+        std=std,
+        frames=frames,
+        multi_label=args.dataset == "audioset",
+    )
+    task.build(initialise=False)
+    print(load_pretrained(task.model, args.file))
+    if not args.out:
+        return
+    if not facts.num_classes:
+        raise PeasError(
+            f"{args.file} has no classifier, so its checkpoint could score nothing. Fine-tune it: "
+            f"`peas fit --config … --model.init_args.pretrained {args.file}`"
+        )
+    out = Path(args.out)
+    if out.exists():
+        raise PeasError(f"{out} exists: choose another --out, nothing is overwritten")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "state_dict": task.state_dict(),
+            "hyper_parameters": dict(task.hparams),
+            "pytorch-lightning_version": lightning.__version__,
+        },
+        out,
+    )
+    print(f"written: {out}")

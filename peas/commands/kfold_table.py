@@ -1,0 +1,182 @@
+"""Results of folds and seeds: read from run folders, averaged, written as a table.
+
+Three figures are told apart, since ESC-50's test fold is its validation fold:
+
+- *last*: the last epoch, folds averaged;
+- *best averaged*: the epoch at which the mean over the folds is best, the official SSAST rule;
+- *optimistic*: every fold at its own best epoch, which no user could have chosen.
+"""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peas.callbacks.run_files import config_hash
+from peas.errors import PeasError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One fold and seed."""
+
+    fold: int | None
+    seed: int
+    metric: str
+    """`accuracy` or `mAP`."""
+    curve: list[float]
+    """Validation metric of every epoch."""
+    clips: int
+    """Validation clips that were scored."""
+    test: float | None = None
+    """Test metric of the best validation epoch, where a set has no folds."""
+    masked: float | None = None
+    """Mean share of hidden cells over the epochs."""
+    adaptive: float | None = None
+    """Share of adaptive blocks over the whole run."""
+
+    def __str__(self) -> str:
+        """Short text for progress."""
+        text = f"{self.metric} {self.curve[-1]:.2%} last, {max(self.curve):.2%} best"
+        return text if self.test is None else f"{text}, {self.test:.2%} test"
+
+
+def read_result(folder: Path, fold: int | None, seed: int) -> Result:
+    """Reads a finished run's logs.
+
+    A resumed run has one log per start; a later start's value of an epoch replaces an earlier one.
+
+    Raises:
+        PeasError: The logs hold no validation metric.
+    """
+    rows = _rows(folder)
+    metric = "accuracy" if any(row.get("val/accuracy") for row in rows) else "mAP"
+    by_epoch = {int(row["epoch"]): row for row in rows if row.get(f"val/{metric}")}
+    if not by_epoch:
+        raise PeasError(f"{folder}: its logs hold no validation {metric}; delete it and run again")
+    epochs = sorted(by_epoch)
+    masks = {int(row["epoch"]): row for row in rows if row.get("mask/fraction")}
+    tests = [float(row[f"test/{metric}"]) for row in rows if row.get(f"test/{metric}")]
+    return Result(
+        fold,
+        seed,
+        metric,
+        [float(by_epoch[epoch][f"val/{metric}"]) for epoch in epochs],
+        int(float(by_epoch[epochs[-1]]["val/clips"])),
+        test=tests[-1] if tests else None,
+        masked=statistics.mean(float(r["mask/fraction"]) for r in masks.values())
+        if masks
+        else None,
+        adaptive=float(masks[max(masks)]["mask/adaptive_share"]) if masks else None,
+    )
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:]))
+    rows: list[dict[str, str]] = []
+    for log in logs:
+        with log.open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; figures are one value per seed."""
+
+    last: list[float]
+    best: list[float]
+    optimistic: list[float]
+    best_epochs: list[int]
+    """Epoch of `best`, from 1, per seed."""
+
+
+def summarise(results: Sequence[Result]) -> Row:
+    """Averages folds within each seed; seeds stay apart, for the spread."""
+    last, best, optimistic, epochs = [], [], [], []
+    for seed in sorted({result.seed for result in results}):
+        curves = [result.curve for result in results if result.seed == seed]
+        length = min(len(curve) for curve in curves)
+        means = [statistics.mean(c[epoch] for c in curves) for epoch in range(length)]
+        # Strictly better only: the first of equal epochs, as the official script has it.
+        chosen = max(range(length), key=lambda epoch: (means[epoch], -epoch))
+        last.append(means[-1])
+        best.append(means[chosen])
+        epochs.append(chosen + 1)
+        optimistic.append(statistics.mean(max(curve) for curve in curves))
+    return Row(last, best, optimistic, epochs)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds, in per cent."""
+    mean = f"{statistics.mean(values):.2%}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2%}"
+
+
+def write_tables(out: Path, name: str, config: dict[str, Any], results: list[Result]) -> str:
+    """Writes `results.md`, `results.csv` and `runs.csv` into a folder.
+
+    Args:
+        out: Folder of the jobs.
+        name: Name of the config.
+        config: Whole config of one job.
+        results: Of all jobs.
+
+    Returns:
+        The Markdown.
+    """
+    results = sorted(results, key=lambda r: (r.seed, r.fold or 0))
+    cells = _cells(name, config, results)
+    markdown = "\n".join(
+        [
+            "| " + " | ".join(cells) + " |",
+            "|" + "---|" * len(cells),
+            "| " + " | ".join(cells.values()) + " |",
+        ]
+    )
+    (out / "results.md").write_text(markdown + "\n")
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, cells)
+        writer.writeheader()
+        writer.writerow(cells)
+    with (out / "runs.csv").open("w", newline="") as file:
+        runs = csv.writer(file)
+        runs.writerow(["fold", "seed", "epoch", results[0].metric])
+        for result in results:
+            for epoch, value in enumerate(result.curve, 1):
+                runs.writerow([result.fold, result.seed, epoch, f"{value:.6f}"])
+    return markdown
+
+
+def _cells(name: str, config: dict[str, Any], results: list[Result]) -> dict[str, str]:
+    row, paper = summarise(results), config.get("paper") or {}
+    seeds = sorted({result.seed for result in results})
+    folds = sorted({result.fold for result in results if result.fold is not None})
+    cells = {
+        "config": name,
+        "paper row": " ".join(filter(None, (paper.get("table"), paper.get("row")))) or "-",
+        "reading": paper.get("preset") or "-",
+        "metric": results[0].metric,
+        "clips": str(sum(r.clips for r in results if r.seed == seeds[0])),
+        "seeds": ", ".join(map(str, seeds)),
+        "last epoch": spread(row.last),
+    }
+    tests = [result.test for result in results if result.test is not None]
+    if folds:
+        epochs = ", ".join(map(str, row.best_epochs))
+        cells["folds"] = ", ".join(map(str, folds))
+        cells["best averaged epoch"] = f"{spread(row.best)} (epoch {epochs})"
+        cells["best epoch of each fold (optimistic)"] = spread(row.optimistic)
+    elif tests:
+        cells["test at best validation epoch"] = spread(tests)
+    accuracy = paper.get("accuracy")
+    cells["paper"] = f"{accuracy:.2f}%" if accuracy is not None else "-"
+    for key, values in (
+        ("masked", [r.masked for r in results if r.masked is not None]),
+        ("adaptive", [r.adaptive for r in results if r.adaptive is not None]),
+    ):
+        cells[key] = f"{statistics.mean(values):.1%}" if values else "-"
+    cells["config hash"] = config_hash(config)
+    return cells

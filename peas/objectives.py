@@ -1,0 +1,50 @@
+"""Losses of fine-tuning, as pure functions of logits and targets. C classes, B batch."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ClassificationLoss = Literal["ce", "bce"]
+
+
+def as_soft(target: Tensor, num_classes: int) -> Tensor:
+    """Class indices `[B]` as one-hot rows; soft or multi-label targets `[B, C]` as they are.
+
+    Returns:
+        `[B, C]` float32.
+    """
+    if target.ndim == 1:
+        return F.one_hot(target, num_classes).float()
+    return target.float()
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy against a distribution over classes: mean over the batch.
+
+    Equal to the ordinary cross entropy where the targets are one-hot. The official SSAST loop
+    casts soft labels to integers first, so that every mixed clip becomes class 0; this does not.
+
+    Args:
+        logits: `[B, C]`.
+        target: `[B, C]`, non-negative.
+    """
+    return -(target * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+
+
+def classification_loss(logits: Tensor, target: Tensor, kind: ClassificationLoss) -> Tensor:
+    """Loss of fine-tuning: soft-target cross entropy (`ce`) or binary cross entropy (`bce`).
+
+    Args:
+        logits: `[B, C]`.
+        target: `[B]` class indices or `[B, C]` soft or multi-label targets.
+        kind: `ce` is the papers' choice for ESC-50, `bce` for Speech Commands and AudioSet.
+
+    Returns:
+        Scalar; `bce` is the mean over clips and classes, as the official code has it.
+    """
+    soft = as_soft(target, logits.shape[-1])
+    if kind == "ce":
+        return soft_cross_entropy(logits, soft)
+    return F.binary_cross_entropy_with_logits(logits.float(), soft)

@@ -1,0 +1,212 @@
+"""What every task shares: facts of the data, front end on the device, optimiser, randomness."""
+
+from typing import Any, ClassVar, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from peas import randomness
+from peas.augment.spectrogram import noise_and_roll, roll_time
+from peas.data.batch import Batch
+from peas.errors import CheckpointError, ConfigError
+from peas.frontend import LogMel
+from peas.models.ssast import SSAST
+
+
+class BaseTask(L.LightningModule):
+    """A task owns its front end, so that a checkpoint alone turns sound into scores.
+
+    Facts of the data (`labels`, `mean`, `std`, `frames`, `multi_label`) are arguments that
+    default to null. `fit` fills them from `trainer.datamodule.facts` and writes them to `hparams`;
+    every other use reads them from the checkpoint.
+
+    Subclasses implement `build`, which makes the modules once the facts are known, and
+    `lr_factor`.
+    """
+
+    facts_keys: ClassVar[tuple[str, ...]] = ("labels", "mean", "std", "frames", "multi_label")
+    """Hyperparameters that the data module knows."""
+    shape_keys: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
+    front_end: LogMel
+    model: SSAST
+
+    # --- building ---------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether the modules exist."""
+        return hasattr(self, "front_end")
+
+    def build(self, *, initialise: bool) -> None:
+        """Makes the modules from complete `hparams`.
+
+        Args:
+            initialise: Load `pretrained` weights; False when a checkpoint follows anyway.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
+        """Metric by which the best checkpoint is chosen, and whether less or more is better."""
+        raise NotImplementedError
+
+    def build_front_end(self) -> None:
+        """Makes `front_end` from the facts in `hparams`."""
+        h = self.hparams
+        self.front_end = LogMel(frames=h["frames"], mean=h["mean"], std=h["std"])
+
+    def setup(self, stage: str) -> None:
+        """Fills the facts from the data module and builds, before `fit`."""
+        if self.built or stage != "fit":
+            return
+        facts = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
+        for key in self.facts_keys:
+            if self.hparams[key] is None:
+                if facts is None:
+                    raise ConfigError(
+                        f"`model.init_args.{key}` is null and no data module tells it: "
+                        f"give `data`, or set the key"
+                    )
+                value = getattr(facts, key)
+                self.hparams[key] = list(value) if isinstance(value, tuple) else value
+        self.build(initialise=self.trainer.ckpt_path is None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes facts from the checkpoint, builds, and refuses one of another shape."""
+        saved = checkpoint.get("hyper_parameters")
+        if not saved or any(key not in saved for key in self.facts_keys):
+            raise CheckpointError(
+                f"the checkpoint holds no settings of {type(self).__name__} "
+                f"(`hyper_parameters` with {', '.join(self.facts_keys)}): it was not written by "
+                "this task. Weights of other origin go into `--model.init_args.pretrained`."
+            )
+        for key in (*self.facts_keys, *self.shape_keys):
+            ours, theirs = self.hparams[key], saved[key]
+            if ours is None:
+                self.hparams[key] = theirs
+            elif _plain(ours) != _plain(theirs):
+                raise CheckpointError(
+                    f"`model.init_args.{key}` is {_short(ours)}, the checkpoint was trained with "
+                    f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
+                    "To start a new run from these weights use `--model.init_args.pretrained`."
+                )
+        other = sorted(
+            key
+            for key, value in self.hparams.items()
+            if not key.startswith("_")
+            and key != "pretrained"
+            and key in saved
+            and _plain(saved[key]) != _plain(value)
+        )
+        if other and self._trainer is not None and self.trainer.training:
+            changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
+            rank_zero_warn(f"the run goes on with other settings than before: {changes}")
+        if not self.built:
+            self.build(initialise=False)
+
+    def require_weights(self) -> None:
+        """Raises ConfigError when evaluation starts without a checkpoint."""
+        if not self.built:
+            raise ConfigError(
+                "this needs the weights of a run: add "
+                "`--ckpt_path RUN/checkpoints/best.ckpt` (or last.ckpt)"
+            )
+
+    def on_validation_start(self) -> None:
+        """Checks that there are weights to validate."""
+        self.require_weights()
+
+    def on_test_start(self) -> None:
+        """Checks that there are weights to test."""
+        self.require_weights()
+
+    def on_predict_start(self) -> None:
+        """Checks that there are weights to predict with."""
+        self.require_weights()
+
+    # --- sound to log-mel -------------------------------------------------------------------
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Adds `log_mel`, `frames` and `valid` on the device; in training also noise and roll."""
+        self.require_weights()
+        spectrogram = self.front_end(batch["waveform"], batch["length"])
+        batch["log_mel"] = spectrogram.log_mel
+        batch["frames"] = spectrogram.frames
+        batch["valid"] = spectrogram.valid
+        if self.trainer.training and self.hparams.get("noise_roll"):
+            self._add_noise_and_roll(batch)
+        return batch
+
+    def _add_noise_and_roll(self, batch: Batch) -> None:
+        log_mel = batch["log_mel"]
+        u_noise = self.draws(batch, "noise", tuple(log_mel.shape[1:]))
+        u_clip = self.draws(batch, "noise_roll", (2,))
+        augmented = noise_and_roll(log_mel, u_noise.to(log_mel), u_clip.to(log_mel))
+        batch["log_mel"] = augmented.log_mel
+        batch["noise"] = augmented.noise
+        batch["roll"] = augmented.roll
+        batch["valid"] = roll_time(batch["valid"], augmented.roll)
+
+    def draws(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform draws of this batch's clips, `[B, *shape]` on the CPU; see `peas.randomness`."""
+        source = randomness.generator(
+            randomness.run_seed(), stream, self.trainer.current_epoch, batch["step"]
+        )
+        return randomness.uniform_rows(batch["row"], batch["global_size"], shape, source)
+
+    # --- optimisation -----------------------------------------------------------------------
+
+    def lr_factor(self, step: int, epoch: int) -> float:
+        """Factor of every group's base rate at an optimiser step, both counted from 0."""
+        raise NotImplementedError
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the learning rate and reseeds dropout, both from the place in training alone."""
+        factor = self.lr_factor(self.trainer.global_step, self.trainer.current_epoch)
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=len(batch["id"]))
+        # Lightning saves no generator states: without this, dropout after a resume differs.
+        torch.manual_seed(
+            randomness.stable_hash(
+                randomness.run_seed(),
+                "dropout",
+                self.trainer.current_epoch,
+                batch["step"],
+                self.global_rank,
+            )
+        )
+
+    def on_fit_start(self) -> None:
+        """Prints the settings that decide a result."""
+        trainer = self.trainer
+        if str(trainer.precision).endswith("true") and not str(trainer.precision).startswith("32"):
+            raise ConfigError(
+                f"`trainer.precision: {trainer.precision}` would halve the waveform before the "
+                "front end: use `bf16-mixed`"
+            )
+        batch = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        world = trainer.world_size
+        accumulate = trainer.accumulate_grad_batches
+        total = batch * world * accumulate if batch else "?"
+        rank_zero_info(
+            f"global batch {total} = {batch} clips x {world} processes x {accumulate} accumulated; "
+            f"lr {self.hparams.get('lr')}; seed {randomness.run_seed()}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, so that settings compare equal after a round trip through YAML."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(value)} items)"
