@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import nn
+
+from peas.models.ssast import SSAST
+from peas.tasks.base import BaseTask
 
 
 class AuxiliaryModel:
@@ -24,36 +25,36 @@ class AuxiliaryModel:
     def __init__(self, kind: Literal["live", "frozen", "ema"], decay: float) -> None:
         self.kind = kind
         self.decay = decay
-        self._copy: nn.Module | None = None
+        self._copy: SSAST | None = None
         self._saved: dict[str, Any] | None = None
         self._step = 0
 
-    def start(self, task: LightningModule) -> None:
+    def start(self, task: BaseTask) -> None:
         """Makes the copy; a resumed run takes the saved weights."""
         if self.kind == "live":
             return
-        self._copy = copy.deepcopy(task.model).requires_grad_(False).eval()  # type: ignore[union-attr]
+        self._copy = copy.deepcopy(task.model).requires_grad_(False).eval()
         if self._saved is not None:
             self._copy.load_state_dict(self._saved)
             self._saved = None
 
-    def follow(self, task: LightningModule, step: int) -> None:
+    def follow(self, task: BaseTask, step: int) -> None:
         """Moves the average towards the model, once per optimiser step."""
         if self.kind != "ema" or self._copy is None or step == self._step:
             return
         self._step = step
         with torch.no_grad():
-            pairs = zip(self._copy.parameters(), task.model.parameters(), strict=True)  # type: ignore[union-attr]
+            pairs = zip(self._copy.parameters(), task.model.parameters(), strict=True)
             for mean, live in pairs:
                 mean.lerp_(live.detach(), 1 - self.decay)
 
     @contextmanager
-    def evaluating(self, task: LightningModule) -> Iterator[Any]:
+    def evaluating(self, task: BaseTask) -> Iterator[SSAST]:
         """The model of the passes, with stochastic depth off."""
         if self._copy is not None:
             yield self._copy
             return
-        model: nn.Module = task.model  # type: ignore[assignment]
+        model = task.model
         training = model.training
         model.eval()
         try:

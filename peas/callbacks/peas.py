@@ -21,6 +21,7 @@ from peas.callbacks.selector_log import EMPTY_FILTER, SelectorLog
 from peas.callbacks.spec_augment import RandomMasking, Stage
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.models.ssast import SSAST
 from peas.tasks.base import BaseTask
 
 
@@ -294,7 +295,7 @@ class PEAS(RandomMasking):
 
     def reconstruction(
         self,
-        model: Any,
+        model: SSAST,
         task: BaseTask,
         batch: Batch,
         log_mel: Tensor,
@@ -316,14 +317,16 @@ class PEAS(RandomMasking):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the masks and that the model can reconstruct, and makes its copy."""
         super().on_fit_start(trainer, pl_module)
+        assert isinstance(pl_module, BaseTask)
         if self.score != "energy":
-            pl_module.model.require_reconstruction()  # type: ignore[operator,union-attr]
+            pl_module.model.require_reconstruction()
         self.auxiliary.start(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lets the moving average follow."""
+        assert isinstance(pl_module, BaseTask)
         self.auxiliary.follow(pl_module, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -341,6 +344,7 @@ class PEAS(RandomMasking):
         dataloader_idx: int = 0,
     ) -> None:
         """Compares the scores on the first validation clips, the same in every epoch."""
+        assert isinstance(pl_module, BaseTask)
         if batch_idx == 0 and not trainer.sanity_checking and self.score != "energy":
             widths = (max(self.max_time, 1), max(self.max_freq, 1))
             with torch.no_grad(), self.precision(trainer, pl_module.device.type):

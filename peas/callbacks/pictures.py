@@ -55,6 +55,7 @@ class Pictures(Callback):
         self.wanted = clips
         self.every = max(1, every_n_epochs)
         self._ids: list[str] = list(clips) if isinstance(clips, list) else []
+        self._batch: Batch | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen clips, so that a resumed run draws the same ones."""
@@ -71,15 +72,20 @@ class Pictures(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draws the chosen clips of this batch."""
-        assert isinstance(pl_module, BaseTask)
-        if not trainer.is_global_zero or not self._due(trainer):
+        """Keeps hold of the batch until its mask is there, wherever the strategy is listed."""
+        self._batch = batch if trainer.is_global_zero and self._due(trainer) else None
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Draws the chosen clips of this batch, with the weights that chose its mask."""
+        batch, self._batch = self._batch, None
+        strategy = next((c for c in _callbacks(trainer) if isinstance(c, Masking)), None)
+        if batch is None or strategy is None or "mask_plan" not in batch:
             return
+        assert isinstance(pl_module, BaseTask)
         if not self._ids and isinstance(self.wanted, int):
             self._ids = list(batch["id"][: self.wanted])
-        strategy = next((c for c in _callbacks(trainer) if isinstance(c, Masking)), None)
-        if strategy is None or "mask_plan" not in batch:
-            return
         for index, clip in enumerate(batch["id"]):
             if clip in self._ids:
                 view = _view(trainer, pl_module, strategy, batch, index)

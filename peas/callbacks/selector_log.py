@@ -4,13 +4,14 @@ import csv
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from peas.augment.blocks import AxisPlan
 from peas.augment.diagnostics import spearman
 from peas.augment.peas import complementary, error_maps, squared_error
 from peas.augment.windows import marginals, window_scores
+from peas.tasks.base import BaseTask
 
 EMPTY_FILTER = 3
 """Mel filter (from 0) that has no FFT bin at 128 mels and 16 kHz: constant in every clip."""
@@ -55,7 +56,7 @@ class SelectorLog:
                     if count:
                         writer.writerow([trainer.current_epoch, axis, start, count])
 
-    def agreement(self, task: LightningModule, log_mel: Tensor, widths: tuple[int, int]) -> None:
+    def agreement(self, task: BaseTask, log_mel: Tensor, widths: tuple[int, int]) -> None:
         """Logs the rank correlations on some clips.
 
         Args:
@@ -65,15 +66,15 @@ class SelectorLog:
         """
         x = log_mel[:CLIPS]
         model = task.model
-        maps = error_maps(model.reconstruct, x, score="pred")  # type: ignore[union-attr,arg-type]
-        grid = model.token_grid(x.shape[1], "nonoverlap")  # type: ignore[union-attr,operator]
+        maps = error_maps(model.reconstruct, x, score="pred")
+        grid = model.token_grid(x.shape[1], "nonoverlap")
         # The same groups in every epoch, so that only the model changes.
         u = torch.rand(len(x), grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
         hidden = complementary(
-            model.reconstruct,  # type: ignore[union-attr,arg-type]
+            model.reconstruct,
             u.to(x.device),
             PASSES,
-            patch=model.patch,  # type: ignore[union-attr,arg-type]
+            patch=model.patch,
             grid=grid,
         )
         assert maps.e_rec is not None

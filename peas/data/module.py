@@ -17,6 +17,9 @@ from peas.randomness import run_seed
 
 log = logging.getLogger(__name__)
 
+RATE = 16_000
+"""Sampling rate in Hz of both papers' models, and so of every waveform in a batch."""
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -51,7 +54,6 @@ class ClipDataModule(LightningDataModule, ABC):
         eval_batch_size: The same in evaluation; null = twice `batch_size`, the official rule.
         num_workers: Worker processes that read files.
         mixup: Probability that a training clip is mixed with another one.
-        rate: Sampling rate of the waveforms in Hz.
         channels: What becomes of several channels: their `mean`, or the `first` alone, which is
             what the official loader does silently.
         cache_dir: Folder of resampled audio; null = `$PEAS_CACHE` or `~/.cache/peas/audio`, an
@@ -77,7 +79,6 @@ class ClipDataModule(LightningDataModule, ABC):
         eval_batch_size: int | None = None,
         num_workers: int = 2,
         mixup: float = 0.0,
-        rate: int = 16_000,
         channels: Literal["mean", "first"] = "mean",
         cache_dir: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -89,7 +90,6 @@ class ClipDataModule(LightningDataModule, ABC):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
-            ("rate", rate, 1),
             ("frames", frames, 1),
         ):
             if value is not None and value < least:
@@ -99,7 +99,6 @@ class ClipDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size or 2 * batch_size
         self.num_workers = num_workers
         self.mixup = mixup
-        self.rate = rate
         self.channels = channels
         self.cache_dir = cache_dir
         self.mean = mean
@@ -199,7 +198,7 @@ class ClipDataModule(LightningDataModule, ABC):
     def _dataset(self, split: Split, seed: int = 0) -> ClipDataset:
         if self._cache is None:
             folder = default_folder() if self.cache_dir is None else self.cache_dir or None
-            self._cache = ResampledCache(folder, rate=self.rate, channels=self.channels)
+            self._cache = ResampledCache(folder, rate=RATE, channels=self.channels)
         return ClipDataset(
             self.clips(split),
             self._cache,
