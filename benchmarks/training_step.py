@@ -1,0 +1,229 @@
+"""Training step of ESC-50 fine-tuning: `peas` against the official SSAST code.
+
+One step is forward, loss, backward and Adam, on the same log-mels, for 512 frames cut into
+16 x 16 patches at a stride of 10 (600 patches and 2 special tokens). The official code runs
+unmodified from the checkout given as `--peer`, in a process of its own (`official_step.py`), and
+the two take turns, only one of them working at a time. Both start from the same weights, and the
+table shows how far their logits differ: the work is the same.
+
+The official model demands timm 0.4.5. Put it into a folder of its own and name it:
+`pip install --no-deps --target DIR timm==0.4.5`, then `--peer-timm DIR`.
+"""
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
+from torch import Tensor
+
+from peas.models.checkpoints.ssast import load_pretrained
+from peas.tasks import Classification
+
+CLASSES, FRAMES, MELS = 50, 512, 128
+
+
+class Peer:
+    """The official code in its own process.
+
+    Attributes:
+        parameters: Number of trained parameters.
+        peak_mib: Peak resident memory before the latest step.
+    """
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("official_step.py"))]
+        command += ["--peer", str(options.peer), "--work", str(work), "--size", options.size]
+        command += ["--device", options.device]
+        if options.peer_timm:
+            command += ["--peer-timm", str(options.peer_timm)]
+        if options.threads:
+            command += ["--threads", str(options.threads)]
+        self._errors = (work / "peer.log").open("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self.parameters = int(self._answer()["parameters"])
+        self.peak_mib = 0.0
+
+    def __enter__(self) -> Self:
+        """Stays until the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the process."""
+        self._process.communicate()
+        self._errors.close()
+
+    def step(self) -> float:
+        """Seconds of one training step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.peak_mib = answer["peak_mib"]
+        return answer["seconds"]
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            last = "\n".join(self._errors.read().splitlines()[-12:])
+            raise SystemExit(f"the official code stopped (see --help about its timm):\n{last}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+def inputs(batch: int) -> dict[str, Any]:
+    """Log-mels with the statistics of a normalised data set, and classes."""
+    source = torch.Generator().manual_seed(0)
+    return {
+        "log_mel": 0.5 * torch.randn(batch, FRAMES, MELS, generator=source),
+        "target": torch.randint(CLASSES, (batch,), generator=source),
+        "classes": CLASSES,
+    }
+
+
+def our_task(size: str) -> Classification:
+    """The task as `peas fit` builds it."""
+    task = Classification(
+        None,
+        size=size,  # type: ignore[arg-type]
+        labels=[str(index) for index in range(CLASSES)],
+        mean=0.0,
+        std=0.5,
+        frames=FRAMES,
+        multi_label=False,
+    )
+    task.build(initialise=False)
+    return task
+
+
+def our_step(
+    task: Classification, batch: dict[str, Any], options: argparse.Namespace
+) -> Callable[[], float]:
+    """The step of `peas fit`: the task's own training step and optimiser."""
+    optimizer = task.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    if options.compile:
+        task.model.compile()
+
+    def step() -> None:
+        with torch.autocast(options.device, torch.bfloat16) if options.bf16 else nullcontext():
+            loss = task.training_step(batch, 1)  # type: ignore[arg-type]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return lambda: seconds_of(step, options.device)
+
+
+def products(size: str, batch: int, device: str, repeats: int = 3) -> tuple[float, float]:
+    """Time that the matrix products of one step would take at the device's best float32 rate.
+
+    Returns:
+        Seconds of the products alone, forward and twice that backward, and the rate in GFLOP/s.
+    """
+    from peas.models.encoder import SIZES
+
+    width, depth, _ = SIZES[size]
+    grid = ((MELS - 16) // 10 + 1) * ((FRAMES - 16) // 10 + 1)
+    tokens = grid + 2
+    linear = 2 * tokens * width * 12 * width
+    attention = 2 * 2 * tokens * tokens * width
+    forward = depth * (linear + attention) + 2 * grid * 256 * width
+    a = torch.randn(batch * tokens, width, device=device)
+    b = torch.randn(4 * width, width, device=device)
+    torch.nn.functional.linear(a, b)
+    best = min(
+        seconds_of(lambda: torch.nn.functional.linear(a, b), device) for _ in range(5 * repeats)
+    )
+    rate = 2 * a.shape[0] * width * 4 * width / best
+    # The input needs no gradient, so the patch embedding has one product backward, not two.
+    total = batch * (3 * forward - 2 * grid * 256 * width)
+    return total / rate, rate / 1e9
+
+
+def difference(task: Classification, log_mel: Tensor, work: Path) -> float:
+    """Takes over the peer's weights; largest difference of the two codes' float32 logits."""
+    load_pretrained(task.model, work / "peer.pth")
+    theirs = torch.load(work / "logits.pt")
+    with torch.no_grad():
+        return float((task.model(log_mel).cpu() - theirs).abs().max())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common(parser)
+    parser.add_argument("--peer", type=Path, help="checkout of the official SSAST repository")
+    parser.add_argument("--peer-timm", type=Path, help="folder that holds timm 0.4.5")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our model")
+    options = parser.parse_args()
+    prepare(options)
+    warnings.filterwarnings("ignore", message=".*self.log.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    given = inputs(options.batch)
+    batch = {key: given[key].to(options.device) for key in ("log_mel", "target")}
+    task = our_task(options.size).to(options.device)
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    print(heading(options.device))
+    print(
+        f"{options.size}, batch {options.batch}, {FRAMES} frames, stride 10, "
+        f"{options.repeats} repeats in turn; {trained / 1e6:.2f} M trained parameters\n"
+    )
+
+    name = "peas" + ", bf16" * options.bf16 + ", compiled" * options.compile
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if options.peer is None:
+            ours = our_step(task, batch, options)
+            ours()
+            values = interleaved({name: ours}, options.repeats)
+            print(table([(f"{name} (s)", values[name], 3)]))
+            print("\nNo --peer given: this says nothing about the official code.")
+            return
+        torch.save(given, work / "inputs.pt")
+        with Peer(options, work) as peer:
+            apart = difference(task, batch["log_mel"], work)
+            ours = our_step(task, batch, options)
+            for side in (ours, peer.step):
+                side()
+            seconds, rate = products(options.size, options.batch, options.device)
+            values = interleaved({"official": peer.step, name: ours}, options.repeats)
+            their_peak = peer.peak_mib
+        official, own = values["official"], values[name]
+        print(table([
+            ("official SSAST (s)", official, 3),
+            (f"{name} (s)", own, 3),
+            ("ratio", quotients(official, own), 2),
+        ]))  # fmt: skip
+    print(f"\nLargest difference of the logits at the same weights: {apart:.2g} (must be < 1e-4); "
+          f"trained parameters: official {peer.parameters / 1e6:.2f} M.")  # fmt: skip
+    shares = [seconds / min(side) for side in (official, own)]
+    print(f"The matrix products alone take {seconds:.3f} s at this machine's best float32 rate "
+          f"({rate:.0f} GFLOP/s): {shares[0]:.0%} of the official code's fastest step, "
+          f"{shares[1]:.0%} of ours.")  # fmt: skip
+    if options.device == "cpu":
+        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"Peak memory of the processes: official {their_peak:.0f} MiB, peas {mine:.0f} MiB.")
+    if not apart < 1e-4:
+        raise SystemExit("the logits differ by 1e-4 or more: the two sides do not do equal work")
+
+
+if __name__ == "__main__":
+    main()
