@@ -6,7 +6,6 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO ?= runs/demo
 PEER ?=
 
 .PHONY: install demo test lint types format bench clean help
@@ -24,7 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## fine-tune with PEAS on sounds that it makes itself, evaluate, tag a clip
-	$(BIN)/python -m peas.commands.demo --out $(DEMO)
+	rm -rf runs/demo
+	$(BIN)/peas fit --config configs/demo.yaml --trainer.default_root_dir runs/demo
+	$(BIN)/peas test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt
+	$(BIN)/peas tag runs/demo/sounds/audio/1-*-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
+	@echo "pictures:" && ls runs/demo/pictures/*.png
 
 test: install  ## all tests
 	$(BIN)/python -m pytest

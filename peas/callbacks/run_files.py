@@ -24,7 +24,6 @@ PACKAGES = (
     "lightning",
     "timm",
     "torchmetrics",
-    "torchdata",
     "soundfile",
     "numpy",
     "jsonargparse",
