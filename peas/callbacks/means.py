@@ -29,12 +29,19 @@ class EpochMeans:
             self._sums[key], self._counts[key] = total, count
 
     def log(self, task: LightningModule) -> None:
-        """Logs every mean, averaged over the processes."""
-        for key, total in self._sums.items():
-            mean = (total / self._counts[key].to(total.device)).float()
-            task.log(key, mean, on_step=False, on_epoch=True, sync_dist=True)
+        """Logs every mean over all processes' elements; nothing for a key without any."""
+        # As objects and not by `sync_dist`: a process that added nothing lacks the key, and the
+        # others would wait for it for ever.
+        parts: list[dict[str, list[float]]] = [self.state_dict()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = parts * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self.state_dict())
+        for key in sorted({key for part in parts for key in part}):
+            total, count = map(sum, zip(*(part[key] for part in parts if key in part), strict=True))
+            if count:
+                task.log(key, total / count, on_step=False, on_epoch=True, sync_dist=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, list[float]]:
         """Sums and counts as plain numbers."""
         return {key: [float(self._sums[key]), float(self._counts[key])] for key in self._sums}
 
