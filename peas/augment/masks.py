@@ -155,7 +155,6 @@ def random_blocks(
     *,
     fixed_width: int | None = None,
     overlap: Overlap = "forbid",
-    taken: Tensor | None = None,
     key: str = "max_width",
 ) -> Blocks:
     """Blocks at random places: the first by torchaudio's law, further ones by the overlap rule.
@@ -168,9 +167,8 @@ def random_blocks(
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
         size: Cells of the axis.
         fixed_width: Width of every block instead of the law.
-        overlap: `forbid` keeps a block off the earlier ones and off `taken` while there is room;
-            `allow` draws each block by itself.
-        taken: `[B, size]` bool, cells already hidden.
+        overlap: `forbid` keeps a block off the earlier ones while there is room; `allow` draws
+            each block by itself.
         key: Name of the setting, for messages.
 
     Raises:
@@ -179,8 +177,7 @@ def random_blocks(
     check_width(key, max_width if fixed_width is None else fixed_width, size)
     drawn = law_widths(u[..., 0], max_width, fixed_width)
     width = drawn.long()
-    if taken is None:
-        taken = torch.zeros(u.shape[0], size, dtype=torch.bool, device=u.device)
+    taken = torch.zeros(u.shape[0], size, dtype=torch.bool, device=u.device)
     starts = []
     for i in range(u.shape[1]):
         start = random_start(u[:, i, 1], drawn[:, i], taken, overlap)

@@ -8,15 +8,16 @@ maps to masks: `peas.augment.windows` and `peas.augment.blocks`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
 
-Score = Literal["pred", "rec", "predicted", "energy", "shuffled", "easy"]
+Score = Literal["pred", "rec", "predicted", "energy", "easy"]
 ErrorNorm = Literal["none", "standardise"]
 
 
@@ -71,9 +72,8 @@ def error_maps(
             function that `complementary` returns.
         log_mel: `[B, T, F]` the unmasked, normalised input x.
         score: `pred` equation 2; `rec` equation 1 (no second pass); `predicted` G(E(e_rec)), the
-            predicted difficulty; and the controls `energy` x² (no pass), `shuffled` another
-            clip's `pred` map (the batch moved by one row, so a batch of one keeps its own),
-            `easy` the negated `pred` map.
+            predicted difficulty; and the controls `energy` x² (no pass) and `easy`, the
+            negated `pred` map.
         error_norm: `standardise` brings e_rec to the input's statistics before the second pass;
             it is then the target of equation 2 too.
 
@@ -92,11 +92,9 @@ def error_maps(
         return ErrorMaps(e_rec, e_pred, e_pred)
     if score == "predicted":
         return ErrorMaps(e_rec, e_pred, predicted)
-    if score == "shuffled":
-        return ErrorMaps(e_rec, e_pred, e_pred.roll(1, 0))
     if score == "easy":
         return ErrorMaps(e_rec, e_pred, -e_pred)
-    raise ConfigError(f"score: unknown value {score!r}; use one of pred, rec, predicted, ...")
+    raise ConfigError(f"score: unknown value {score!r}; use one of {', '.join(get_args(Score))}")
 
 
 def complementary_groups(u: Tensor, passes: int) -> Tensor:
@@ -138,12 +136,13 @@ def patches_to_cells(
         `[B, T, F]`.
 
     Raises:
-        ConfigError: The patches do not cover the spectrogram.
+        ConfigError: The patches overlap, or do not cover the spectrogram.
     """
-    if grid[0] * patch[0] < mels or grid[1] * patch[1] < frames:
+    if grid != (math.ceil(mels / patch[0]), math.ceil(frames / patch[1])):
         raise ConfigError(
-            f"aux_input_mask: a grid of {grid} patches of {patch} does not cover "
-            f"{mels} mel bins x {frames} frames; use aux_grid: nonoverlap"
+            f"aux_input_mask: complementary masks need patches that tile {mels} mel bins x "
+            f"{frames} frames, and a grid of {grid} patches of {patch} does not; "
+            "use aux_grid: nonoverlap"
         )
     cells = values.reshape(-1, *grid)
     cells = cells.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
@@ -188,20 +187,3 @@ def complementary(
         return result
 
     return stitched
-
-
-def complementary_error(
-    reconstruct: Callable[[Tensor, Tensor], Tensor],
-    log_mel: Tensor,
-    u: Tensor,
-    passes: int,
-    *,
-    patch: tuple[int, int],
-    grid: tuple[int, int],
-) -> Tensor:
-    """Reconstruction error of hidden cells everywhere, `[B, T, F]`; arguments of `complementary`.
-
-    The reference that the unmasked errors are compared with.
-    """
-    stitched = complementary(reconstruct, u, passes, patch=patch, grid=grid)
-    return squared_error(stitched(log_mel), log_mel)

@@ -15,7 +15,6 @@ from torch import Tensor
 from peas.augment.masks import (
     check_width,
     fitting_starts,
-    interval,
     keep_best,
     pick_uniform,
     window_sums,
@@ -86,29 +85,26 @@ def window_means(marginal: Tensor, width: Tensor, ok: Tensor | None) -> tuple[Te
     return means, torch.where(fitting_starts(width, marginal.shape[1]), held, -1)
 
 
-def window_scores(marginal: Tensor, width: int | Tensor, ok: Tensor | None = None) -> Tensor:
+def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Tensor:
     """Score of every window at a stride of 1: the mean of the marginal over it.
 
     Args:
         marginal: `[B, L]`.
-        width: Window width, one for all or `[B]` int64.
-        ok: `[B, L]` bool, cells that count. Only the windows that hold most of them compete, the
-            others have -inf; in a clip without any all windows are equal.
+        width: Window width.
+        ok: `[B, L]` (or `[1, L]`) bool, cells that count. Only the windows that hold most of them
+            compete, the others have -inf; in a clip without any all windows are equal.
 
     Returns:
-        `[B, L - width + 1]` float32; for widths per clip `[B, L]`, -inf where a window does not
-        fit.
+        `[B, L - width + 1]` float32.
 
     Raises:
-        ConfigError: One width for all that is not in 1 .. L.
+        ConfigError: The width is not in 1 .. L.
     """
     batch, size = marginal.shape
-    if isinstance(width, int):
-        check_width("window width", width - 1, size - 1)
-        means, held = window_means(marginal, torch.full((batch,), width).to(marginal.device), ok)
-        means, held = means[:, : size - width + 1], held[:, : size - width + 1]
-    else:
-        means, held = window_means(marginal, width, ok)
+    check_width("window width", width - 1, size - 1)
+    widths = torch.full((batch,), width, device=marginal.device)
+    means, held = window_means(marginal, widths, None if ok is None else ok.expand(batch, size))
+    means, held = means[:, : size - width + 1], held[:, : size - width + 1]
     return means.masked_fill(held < held.amax(1, keepdim=True), -torch.inf)
 
 
@@ -121,42 +117,3 @@ def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tens
 def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) -> Tensor:
     """`[B, L]` what speaks against a start: it is `used`, or cells shared with `taken`."""
     return used.long() if select == "topk" else window_sums(taken.long(), width)
-
-
-def select_windows(
-    scores: Tensor,
-    n: int,
-    width: int,
-    u: Tensor,
-    *,
-    method: Select = "nms",
-    taken: Tensor | None = None,
-) -> Tensor:
-    """Starts of the `n` best windows of one width, best first.
-
-    Args:
-        scores: `[B, K]`, of `window_scores`.
-        n: Number of windows.
-        width: Window width; the axis has K + width - 1 cells.
-        u: `[B, n]` draws that choose among equal scores.
-        method: `nms` each next window shares no cell with earlier ones, or as few as possible
-            when the axis is full; `topk` the plain ranking.
-        taken: `[B, K + width - 1]` bool, cells that `nms` avoids from the start.
-
-    Returns:
-        `[B, n]` int64.
-    """
-    batch, count = scores.shape
-    size = count + width - 1
-    means = torch.nn.functional.pad(scores, (0, width - 1), value=-torch.inf)
-    used = torch.zeros(batch, size, dtype=torch.bool, device=scores.device)
-    taken = used if taken is None else taken
-    widths = torch.full((batch,), width, device=scores.device)
-    held = torch.where(fitting_starts(widths, size), width, -1)
-    starts = []
-    for i in range(n):
-        start = pick_window(means, held, start_penalty(method, used, taken, widths), u[:, i])
-        used = used | interval(start, torch.ones_like(start), size)
-        taken = taken | interval(start, widths, size)
-        starts.append(start)
-    return torch.stack(starts, 1)

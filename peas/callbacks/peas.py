@@ -11,7 +11,14 @@ from torch import Tensor
 from peas.augment.blocks import AxisPlan, BlockWidth, Placement, Selection, adaptive_blocks
 from peas.augment.diagnostics import touching
 from peas.augment.masks import Overlap
-from peas.augment.peas import ErrorNorm, Score, complementary, error_maps
+from peas.augment.peas import (
+    ErrorNorm,
+    Score,
+    complementary,
+    complementary_groups,
+    error_maps,
+    patches_to_cells,
+)
 from peas.augment.schedule import Ramp, Rounding, adaptive_count, adaptive_level
 from peas.augment.spectrogram import roll_time
 from peas.augment.windows import Marginals, Select, marginals
@@ -41,11 +48,12 @@ class PEAS(RandomMasking):
         max_freq: Mask parameter in mel bins.
         score: What is ranked: `pred` e_pred (paper); `rec` e_rec (one pass); `predicted` the
             predicted difficulty G(E(e_rec)); controls `energy` mean x² (no pass), `shuffled`
-            another clip's e_pred, `easy` the smallest e_pred.
+            another clip's e_pred (the next row's of this process), `easy` the smallest e_pred.
         aux_grid: Patches of the passes: `nonoverlap` the grid that G was trained on, or
             `finetune` the overlapping one, averaged (cells that it misses do not count).
         aux_input_mask: `none` (literal equation 1), or `complementary`: `aux_passes` passes, each
-            hiding another part, so that every cell is predicted while hidden.
+            hiding another part, so that every cell is predicted while hidden; needs patches that
+            do not overlap.
         aux_passes: Number of complementary passes K.
         aux_encoder: Whose errors: `live` the model being trained (paper: a single model),
             `frozen` its state at the start, `ema` its moving average.
@@ -78,7 +86,7 @@ class PEAS(RandomMasking):
         n_freq: int = 1,
         max_time: int = 96,
         max_freq: int = 24,
-        score: Score = "pred",
+        score: Score | Literal["shuffled"] = "pred",
         aux_grid: Literal["nonoverlap", "finetune"] = "nonoverlap",
         aux_input_mask: Literal["none", "complementary"] = "none",
         aux_passes: int = 4,
@@ -101,6 +109,8 @@ class PEAS(RandomMasking):
         super().__init__(n_time, n_freq, max_time, max_freq, final_phase, overlap, stage)
         if refresh_every < 1:
             raise ConfigError(f"`{self.key('refresh_every')}` is {refresh_every}: 1 or more epochs")
+        if not 0 <= ema_decay <= 1:
+            raise ConfigError(f"`{self.key('ema_decay')}` is {ema_decay}: a share in [0, 1]")
         self.score = score
         self.aux_grid, self.aux_input_mask, self.aux_passes = aux_grid, aux_input_mask, aux_passes
         self.aux_precision = aux_precision
@@ -320,7 +330,16 @@ class PEAS(RandomMasking):
         assert isinstance(pl_module, BaseTask)
         if self.score != "energy":
             pl_module.model.require_reconstruction()
+        if self.aux_input_mask == "complementary":
+            self._check_patches(pl_module)
         self.auxiliary.start(pl_module)
+
+    def _check_patches(self, task: BaseTask) -> None:
+        """Raises ConfigError when the patches cannot be hidden in turn."""
+        model, frames = task.model, task.hparams["frames"]
+        grid = model.token_grid(frames, self.aux_grid)
+        groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)
+        patches_to_cells(groups, model.patch, grid, frames, task.front_end.n_mels)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -357,6 +376,7 @@ class PEAS(RandomMasking):
             **super().state_dict(),
             "cache": self.cache.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
+            "selector_log": self.selector_log.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -364,6 +384,7 @@ class PEAS(RandomMasking):
         super().load_state_dict(state_dict)
         self.cache.load_state_dict(state_dict["cache"])
         self.auxiliary.load_state_dict(state_dict["auxiliary"])
+        self.selector_log.load_state_dict(state_dict["selector_log"])
 
 
 def _rows(batch: Batch, keep: Tensor) -> Batch:

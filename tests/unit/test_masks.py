@@ -14,6 +14,7 @@ from peas.augment.masks import (
     masked_fraction,
     pick_uniform,
     random_blocks,
+    random_start,
     window_sums,
 )
 from peas.errors import ConfigError
@@ -88,8 +89,7 @@ def test_free_starts_are_equally_likely_and_indexed_in_order() -> None:
     taken = torch.zeros(1000, 12, dtype=torch.bool)
     taken[:, 3:6] = True
     position = (torch.arange(1000) + 0.5) / 1000
-    u = torch.stack([torch.zeros(1000), position], -1)[:, None]
-    start = random_blocks(u, 3, 12, fixed_width=3, taken=taken).start[:, 0]
+    start = random_start(position, torch.full((1000,), 3.0), taken, "forbid")
     assert torch.equal(start.unique(), torch.tensor([0, 6, 7, 8, 9]))
     assert torch.equal(start, start.sort().values)
     assert torch.equal(start.bincount()[[0, 6, 7, 8, 9]], torch.full((5,), 200))
@@ -97,15 +97,18 @@ def test_free_starts_are_equally_likely_and_indexed_in_order() -> None:
 
 def test_full_axis_takes_the_lowest_start_of_least_overlap() -> None:
     taken = torch.tensor([[1, 1, 1, 0, 1, 1, 0, 1, 1, 1]]).bool()
-    start = random_blocks(draws(1, 1, 2), 4, 10, fixed_width=4, taken=taken).start
+    start = random_start(draws(1), torch.tensor([4.0]), taken, "forbid")
     assert start.item() == 3
 
 
 def test_taken_matters_only_to_the_clips_that_have_any() -> None:
-    u = draws(2, 1, 2)
+    u, width = draws(2), torch.tensor([7.5, 7.5])
     taken = torch.zeros(2, 64, dtype=torch.bool)
-    taken[1, :] = True
-    assert random_blocks(u, 20, 64, taken=taken).start[0] == random_blocks(u, 20, 64).start[0]
+    taken[1, :40] = True
+    start = random_start(u, width, taken, "forbid")
+    law = random_start(u, width, torch.zeros_like(taken), "forbid")
+    assert start[0] == law[0] == int(u[0] * 56.5)
+    assert start[1] >= 40
 
 
 def test_no_blocks_and_zero_width_hide_nothing() -> None:
