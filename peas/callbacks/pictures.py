@@ -11,6 +11,7 @@ from torch import Tensor
 from peas.augment.blocks import AxisPlan, Selection, random_plan
 from peas.augment.masks import blocks_to_mask, cross, fill_masked
 from peas.augment.peas import error_maps
+from peas.augment.spectrogram import roll_time
 from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
 from peas.callbacks.spec_augment import Masking
@@ -98,14 +99,16 @@ class Pictures(Callback):
     def _save(self, trainer: Trainer, view: ClipView, clip: str) -> None:
         folder = Path(trainer.default_root_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"epoch_{trainer.current_epoch:03d}_{Path(clip).stem}"
+        # The whole id: in some data sets only the folder tells two clips apart.
+        name = Path(clip).with_suffix("").as_posix().replace("/", "_")
+        stem = f"epoch_{trainer.current_epoch:03d}_{name}"
         figure = draw(view)
         figure.savefig(folder / f"{stem}.png", dpi=130)
         figure.savefig(folder / f"{stem}.pdf")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 path = str(folder / f"{stem}.png")
-                logger.log_image(f"pictures/{Path(clip).stem}", [path], step=trainer.global_step)
+                logger.log_image(f"pictures/{name}", [path], step=trainer.global_step)
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:
@@ -117,16 +120,20 @@ def _view(
     trainer: Trainer, task: BaseTask, strategy: Masking, batch: Batch, index: int
 ) -> ClipView:
     """Collects one clip of the batch and asks the model for its errors."""
-    x = batch["log_mel"][index : index + 1]
+    one = slice(index, index + 1)
+    x, valid = batch["log_mel"][one], batch["valid"][one]
     fill = task.front_end.fill_value(task.hparams["fill"])
-    noise = batch["mask_noise"][index : index + 1] if "mask_noise" in batch else None
-    masked = fill_masked(x, batch["mask"][index : index + 1], fill, noise)
+    noise = batch["mask_noise"][one] if "mask_noise" in batch else None
+    masked = fill_masked(x, batch["mask"][one], fill, noise)
+    if noise is not None:
+        # Its blocks were chosen before the noise and the roll: show the clip in its own time.
+        x, masked, valid = (roll_time(a, -batch["roll"][one]) for a in (x - noise, masked, valid))
     time, freq = (_row(plan, index) for plan in batch["mask_plan"])
     conventional = cross(
         *(
             blocks_to_mask(
                 random_plan(
-                    strategy.uniform(task, batch, axis, 1)[index : index + 1],
+                    strategy.uniform(task, batch, axis, 1)[one],
                     Selection(width),
                     size,
                 ).blocks,
@@ -148,18 +155,23 @@ def _view(
     )
     if not task.model.reconstructs:
         return view
+    training = task.model.training
+    task.model.eval()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         maps = error_maps(task.model.reconstruct, x)
         drawn = task.model.reconstruct(x)
+    task.model.train(training)
     assert maps.e_rec is not None
     assert maps.e_pred is not None
-    lines = marginals(maps.e_pred)
+    time_ok, freq_ok = strategy.countable(task, x, valid)
+    lines = marginals(maps.e_pred, time_ok, freq_ok)
+    some = None if freq_ok is None else freq_ok[None]
     return view._replace(
         reconstruction=drawn[0].float().cpu(),
         e_rec=maps.e_rec[0].cpu(),
         e_pred=maps.e_pred[0].cpu(),
-        time_scores=window_scores(lines.time, max(1, strategy.max_time))[0].cpu(),
-        freq_scores=window_scores(lines.freq, max(1, strategy.max_freq))[0].cpu(),
+        time_scores=window_scores(lines.time, max(1, strategy.max_time), time_ok)[0].cpu(),
+        freq_scores=window_scores(lines.freq, max(1, strategy.max_freq), some)[0].cpu(),
     )
 
 

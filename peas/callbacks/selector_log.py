@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -32,16 +33,33 @@ class SelectorLog:
     def __init__(self) -> None:
         self._starts: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Counts of the epoch so far."""
+        return {axis: counted.cpu() for axis, counted in self._starts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with saved counts."""
+        self._starts = dict(state)
+
     def count(self, time: AxisPlan, freq: AxisPlan, frames: int, mels: int) -> None:
         """Adds the window starts of a batch."""
         for axis, plan, size in (("time", time, frames), ("freq", freq, mels)):
             starts = plan.window_start[plan.adaptive]
             counted = torch.bincount(starts, minlength=size)
-            self._starts[axis] = counted + self._starts.get(axis, torch.zeros_like(counted))
+            before = self._starts.get(axis, torch.zeros_like(counted))
+            self._starts[axis] = counted + before.to(counted.device)
 
     def write(self, trainer: Trainer) -> None:
-        """Appends the epoch to `mask_starts.csv` and starts anew."""
-        starts, self._starts = self._starts, {}
+        """Appends the epoch, of all processes, to `mask_starts.csv` and starts anew."""
+        parts = [self.state_dict()]
+        self._starts = {}
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            own, parts = parts[0], parts * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, own)
+        starts = {
+            axis: torch.stack([part[axis] for part in parts if axis in part]).sum(0)
+            for axis in sorted({axis for part in parts for axis in part}, reverse=True)
+        }
         if not trainer.is_global_zero or not starts:
             return
         path = Path(trainer.default_root_dir) / "mask_starts.csv"

@@ -68,6 +68,12 @@ class Masking(Callback):
         """
         raise NotImplementedError
 
+    def countable(
+        self, task: BaseTask, log_mel: Tensor, valid: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Frames `[B, T]` and mel bins `[F]` that count for a score of windows; None = all."""
+        return None, None
+
     # --- hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -187,8 +187,8 @@ class BaseTask(L.LightningModule):
         trainer = self.trainer
         if str(trainer.precision).endswith("true") and not str(trainer.precision).startswith("32"):
             raise ConfigError(
-                f"`trainer.precision: {trainer.precision}` would halve the waveform before the "
-                "front end: use `bf16-mixed`"
+                f"`trainer.precision: {trainer.precision}` would change the waveform, and the "
+                "front end needs float32: use `bf16-mixed` or `32-true`"
             )
         batch = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         world = trainer.world_size

@@ -124,10 +124,11 @@ class Classification(BaseTask):
             pooling=h["pooling"],
             drop_path=h["drop_path"],
         )
-        if h["aux_loss_weight"] > 0:
-            self.model.generative_head.requires_grad_(True)
         if initialise:
             self._load_pretrained(h["pretrained"])
+        if h["aux_loss_weight"] > 0:
+            self.model.require_reconstruction()
+            self.model.generative_head.requires_grad_(True)
         self.scores = ClipScores(h["multi_label"])
         self.evaluation_loss = MeanMetric()
         self.train_loss = MeanMetric()
