@@ -16,27 +16,39 @@ Row = tuple[str, Sequence[float], int]
 """Name, one value a repeat, digits to print."""
 
 
-def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
-    """Wall time of one call; a CUDA device is waited for before and after."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds that pass, or seconds that this process computes, all threads and the system included.
+
+Where other work shares the cores, the second kind says more, with `--threads 1`: threads that wait
+for one that was put aside count as computing.
+"""
+
+
+def seconds_of(work: Callable[[], object], device: str = "cpu", clock: str = "wall") -> float:
+    """Time of one call; a CUDA device is waited for before and after."""
+    now = CLOCKS[clock]
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def interleaved(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    sides: dict[str, Callable[[], float]], repeats: int, first: int = 0
+) -> dict[str, list[float]]:
     """Values of every side, which take turns, so that a busy machine slows them alike.
 
-    The first is another one in each round: what a side leaves in the caches favours none.
+    The first is another one in each round, beginning with the one numbered `first`: what a side
+    leaves in the caches favours none.
     """
     values: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for index in range(repeats):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
+    for index in range(first, first + repeats):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
             values[name].append(sides[name]())
     return values
 
@@ -80,6 +92,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="see timing.py")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16 on our side")
 
