@@ -1,0 +1,111 @@
+"""A small task, clips and a trainer's stand-in, so that hooks can be called one by one."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from peas.callbacks.spec_augment import Masking
+from peas.data.batch import Batch
+from peas.data.synthetic import SOUNDS, make_sounds
+from peas.models import encoder
+from peas.tasks import Classification
+
+encoder.SIZES.setdefault("toy", encoder.Size(32, 2, 2))
+
+LABELS = list(SOUNDS)[:4]
+FACTS: dict[str, Any] = {
+    "labels": LABELS,
+    "mean": -5.2411,
+    "std": 4.1377,
+    "frames": 128,
+    "multi_label": False,
+}
+
+
+class StandIn(SimpleNamespace):
+    """What hooks ask of a trainer."""
+
+    def __init__(self, root: Path | None = None, **facts: Any) -> None:
+        super().__init__(
+            **{
+                "current_epoch": 0,
+                "max_epochs": 25,
+                "global_step": 0,
+                "world_size": 1,
+                "global_rank": 0,
+                "precision": "32-true",
+                "accumulate_grad_batches": 1,
+                "training": True,
+                "sanity_checking": False,
+                "is_global_zero": True,
+                "callbacks": [],
+                "loggers": [],
+                "datamodule": None,
+                "default_root_dir": str(root),
+                "precision_plugin": SimpleNamespace(forward_context=nullcontext),
+                **facts,
+            }
+        )
+
+
+def make_task(trainer: StandIn | None = None, **settings: Any) -> Classification:
+    """A built task whose head draws something that depends on what it hears."""
+    torch.manual_seed(3)
+    task = Classification(
+        **{"pretrained": None, "size": "toy", "stride": (16, 16), **FACTS, **settings}
+    )
+    task.build(initialise=False)
+    with torch.no_grad():
+        for p in (*task.model.generative_head.parameters(), task.model.encoder.pos_embed):
+            p.mul_(8)
+        task.model.head.weight.mul_(20)
+    task._trainer = trainer or StandIn()  # type: ignore[assignment]
+    task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    return task
+
+
+def clips(count: int = 8, *, step: int = 0, seconds: float = 1.28) -> Batch:
+    """The loader's keys of a training batch of `count` clips, the same for the same `step`."""
+    samples = round(seconds * 16_000)
+    rows = [
+        make_sounds(LABELS[row % 4], 1, samples, 16_000, seed=100 * step + row)[0]
+        for row in range(count)
+    ]
+    return Batch(
+        waveform=torch.from_numpy(np.stack(rows)).float(),
+        length=torch.full((count,), samples),
+        target=torch.arange(count) % 4,
+        labelled=torch.ones(count, dtype=torch.bool),
+        id=[f"clip{step}_{row}" for row in range(count)],
+        mixed=torch.zeros(count, dtype=torch.bool),
+        step=step,
+        row=torch.arange(count),
+        global_size=count,
+    )
+
+
+def part(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some clips of a batch, which stay rows of the same global batch."""
+    some: dict[str, Any] = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            some[key] = value[list(rows)]
+    some["id"] = [batch["id"][row] for row in rows]
+    return some  # type: ignore[return-value]
+
+
+def heard(task: Classification, batch: Batch) -> Batch:
+    """A copy of the batch with the front end's keys, noised and rolled if the task does so."""
+    return task.on_after_batch_transfer(batch.copy(), 0)
+
+
+def masked(strategy: Masking, task: Classification, batch: Batch, batch_idx: int = 0) -> Batch:
+    """A copy of a heard batch with the strategy's mask."""
+    batch = batch.copy()
+    strategy.on_train_batch_start(task.trainer, task, batch, batch_idx)
+    return batch
