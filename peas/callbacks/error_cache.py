@@ -10,7 +10,7 @@ from peas.randomness import stable_hash
 
 
 class ErrorCache:
-    """Two float16 marginals per clip: mean error of every frame and of every mel bin.
+    """Two float16 marginals per clip: mean error of every frame and of every mel bin, up to scale.
 
     About 1.3 kB a clip for 5 s, where a map would take 130 kB. Entries live on the CPU, in the
     clip's own time (a roll is undone before they are stored).
@@ -43,7 +43,7 @@ class ErrorCache:
         self._new.update(ids)
 
     def read(self, ids: list[str]) -> Marginals:
-        """Marginals `[B, T]` and `[B, F]` float32 of clips, all of which have an entry."""
+        """Marginals `[B, T]` and `[B, F]` float32 of clips with an entry, each line up to scale."""
         rows = torch.tensor([self._rows[clip] for clip in ids])
         return Marginals(self._time[rows].float(), self._freq[rows].float())
 
@@ -84,9 +84,13 @@ def due(ids: list[str], epoch: int, every: int) -> Tensor:
 
 
 def _half(values: Tensor) -> Tensor:
-    """Float16 on the CPU; larger errors than it holds stay at its end instead of infinity."""
-    limit = torch.finfo(torch.float16).max
-    return values.detach().float().cpu().clamp(-limit, limit).half()
+    """Float16 on the CPU, each line divided by its largest value.
+
+    Squared errors of squared errors soon leave float16's range at either end, and windows are
+    ranked within a line only, where a common factor does not matter.
+    """
+    values = values.detach().float().cpu()
+    return (values / values.abs().amax(1, keepdim=True).clamp(min=1e-30)).half()
 
 
 def _fit(table: Tensor, rows: int, width: int) -> Tensor:
