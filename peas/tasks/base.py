@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from peas import randomness
+from peas.allocator import keep_freed_memory
 from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
@@ -183,8 +184,10 @@ class BaseTask(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Prints the settings that decide a result."""
+        """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""
         trainer = self.trainer
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if str(trainer.precision).endswith("true") and not str(trainer.precision).startswith("32"):
             raise ConfigError(
                 f"`trainer.precision: {trainer.precision}` would change the waveform, and the "
