@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER ?=
+PEER_TIMM ?=
 
 .PHONY: install demo test lint types format bench clean help
 
@@ -43,9 +44,9 @@ format: install  ## mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## ratios on this machine; PEER=DIR is a checkout of the official SSAST repository
+bench: install  ## ratios on this machine; PEER=DIR is the official SSAST repository, PEER_TIMM=DIR holds its timm 0.4.5
 	$(BIN)/python benchmarks/frontend.py
-	$(BIN)/python benchmarks/training_step.py $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/training_step.py $(if $(PEER),--peer $(PEER)) $(if $(PEER_TIMM),--peer-timm $(PEER_TIMM))
 	$(BIN)/python benchmarks/peas_step.py
 
 clean:  ## remove .venv, caches and build products (runs are kept)

@@ -223,7 +223,8 @@ def main() -> None:
     prepare(options)
     print(heading(options.device))
     print(
-        f"{options.size}, batch {options.batch}, clips of 5 s, bf16 {options.bf16}, {options.clock} time\n"
+        f"{options.size}, batch {options.batch}, clips of 5 s, bf16 {options.bf16}, "
+        f"{options.clock} time\n"
     )
     print(f"Every clip scored, {options.repeats} repeats in turn:\n\n{every_step(options)}\n")
     print(f"Errors kept for four epochs (`refresh_every: 4`):\n\n{averaged(options)}\n")

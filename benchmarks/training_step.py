@@ -186,7 +186,8 @@ def main() -> None:
     print(heading(options.device))
     print(
         f"{options.size}, batch {options.batch}, {FRAMES} frames, stride 10, "
-        f"{options.repeats} repeats in turn, {options.clock} time; {trained / 1e6:.2f} M trained parameters\n"
+        f"{options.repeats} repeats in turn, {options.clock} time; "
+        f"{trained / 1e6:.2f} M trained parameters\n"
     )
 
     name = "peas" + ", bf16" * options.bf16 + ", compiled" * options.compile
