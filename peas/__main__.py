@@ -68,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`head`, say) left; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # With a name it is the user's file or folder; without one, our own fault.
+        if error.filename is None:
+            raise
+        print(f"peas {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -5,7 +5,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
+from peas.cli_errors import PeasParser, cause
 from peas.data.module import ClipDataModule
-from peas.errors import ConfigError
+from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints import read_state
 from peas.tasks.base import BaseTask
 
@@ -82,9 +85,21 @@ class PeasCLI(LightningCLI):
         LightningCLI would merge the checkpoint's hyperparameters over config and command line.
         Here the task compares them when it loads and says where they contradict.
         """
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("last", "best", "hpc", "registry"):
-            read_state(Path(path))
+        verb = self.config.subcommand
+        path = self.config[verb].get("ckpt_path")
+        if not path or path in ("last", "best", "hpc", "registry"):
+            return
+        state = read_state(Path(path))
+        needed = ["state_dict", "hyper_parameters", "pytorch-lightning_version"]
+        if verb == "fit":
+            needed += ["loops", "optimizer_states"]
+        missing = [key for key in needed if key not in state]
+        if missing:
+            raise CheckpointError(
+                f"{path}: not a checkpoint of a run that `{verb}` can use (it has no "
+                f"{', '.join(missing)}). `--ckpt_path` goes on with a run; weights of other "
+                "origin go into `--model.init_args.pretrained`"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder and the default logger."""
@@ -94,6 +109,16 @@ class PeasCLI(LightningCLI):
                 RUN_DIR_VARIABLE, str(_new_run_dir(config))
             )
         self.run_dir = Path(config.trainer.default_root_dir)
+
+    def instantiate_classes(self) -> None:
+        """Instantiates everything; an argument that a class refuses is one clear message."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps whatever a constructor raised, and keeps its text only.
+            if not str(error).startswith("Does not validate against"):
+                raise
+            raise ConfigError(cause(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""
@@ -120,16 +145,17 @@ class PeasCLI(LightningCLI):
         if multi_label is None:
             multi_label = getattr(self.datamodule, "multi_label", False)
         monitor, mode = self.model.monitor(multi_label)
+        common: dict[str, Any] = {
+            "dirpath": self.run_dir / "checkpoints",
+            "save_on_train_epoch_end": True,
+            # A new run beside an older one's checkpoints leaves those alone: best-v1.ckpt.
+            "enable_version_counter": not self._get(self.config_init, "ckpt_path"),
+        }
+        # Lightning's `save_last` writes only when the best has improved: an interrupted run would
+        # go back to its best epoch. The second one saves always, and after the best was chosen.
         return [
-            ModelCheckpoint(
-                dirpath=self.run_dir / "checkpoints",
-                filename="best",
-                monitor=monitor,
-                mode=mode,
-                save_last=True,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
+            ModelCheckpoint(filename="last", **common),
         ]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -147,7 +173,12 @@ def _new_run_dir(config: Any) -> Path:
     """`runs/<name of the last config file>/<time>`."""
     files = [str(path) for path in config.config or []]
     name = Path(files[-1]).stem if files else "run"
-    return Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder, count = Path("runs") / name / stamp, 1
+    # Two starts in one second would write into each other's files.
+    while folder.exists():
+        folder, count = folder.with_name(f"{stamp}.{count}"), count + 1
+    return folder
 
 
 NOISE = (
@@ -167,26 +198,50 @@ def _no_advertising(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
+@contextmanager
+def _command(argv: Sequence[str]) -> Iterator[None]:
+    """Leaves the process as it was, so that one process may run several verbs.
+
+    LightningCLI warns when it is given arguments while the process has some of its own, and DDP
+    starts the other processes with the arguments of this one.
+    """
+    before, folder = sys.argv, os.environ.get(RUN_DIR_VARIABLE)
+    sys.argv = [before[0], *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if folder is None:
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
 def run(argv: Sequence[str]) -> None:
-    """Runs one of Lightning's verbs; parser errors show their cause first.
+    """Runs one of Lightning's verbs.
 
     Args:
         argv: Arguments, the verb first.
+
+    Raises:
+        ConfigError: A setting is unknown, of the wrong type or impossible.
+        PeasError: Any other fault of the user's files, data or settings.
     """
     os.environ.setdefault("WANDB_MODE", "offline")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    # LightningCLI warns when it is given arguments while the process has some of its own.
-    sys.argv[1:] = argv
-    PeasCLI(
-        BaseTask,
-        ClipDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_class=PeasTrainer,
-        save_config_callback=RunFiles,
-        save_config_kwargs={"save_to_log_dir": False},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-    )
+    with _command(argv):
+        try:
+            PeasCLI(
+                BaseTask,
+                ClipDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                trainer_class=PeasTrainer,
+                parser_class=PeasParser,
+                save_config_callback=RunFiles,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+            )
+        except MisconfigurationException as error:
+            raise ConfigError(" ".join(str(error).split())) from error

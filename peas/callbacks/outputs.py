@@ -16,7 +16,8 @@ class ClipOutputs(Callback):
     """Writes `logits/val_last.npz`, `logits/val_best.npz`, `logits/test.npz`, `predictions.csv`.
 
     Each `.npz` holds `ids [N]`, `logits [N, C]`, `targets [N, C]`, `labels [C]` and `epoch`.
-    All processes' clips are gathered; each clip appears once.
+    All processes' clips are gathered; each clip appears once. What a new run (not a resumed one)
+    finds in its folder keeps its content: `val_best.1.npz`.
 
     Args:
         run_dir: Folder of the run.
@@ -34,6 +35,17 @@ class ClipOutputs(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best score."""
         self._best = state_dict["best"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the logits of an earlier run in this folder, under counted names."""
+        if not trainer.is_global_zero or trainer.ckpt_path is not None:
+            return
+        for name in ("val_last", "val_best"):
+            path, count = self.run_dir / "logits" / f"{name}.npz", 1
+            while (kept := path.with_name(f"{name}.{count}.npz")).exists():
+                count += 1
+            if path.exists():
+                path.rename(kept)
 
     def _keep(self, outputs: Any) -> None:
         self._rows.append(
