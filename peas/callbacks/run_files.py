@@ -106,7 +106,8 @@ class RunFiles(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         config = yaml.safe_load(text)
         facts = {**environment(), "config_hash": config_hash(config)}
-        suffix = "" if stage == "fit" else f"_{stage}"
+        # Lightning hands over an enum, whose name in a string depends on Python's version.
+        suffix = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"
         _write_new(folder, f"config{suffix}", ".yaml", text)
         _write_new(folder, f"environment{suffix}", ".json", json.dumps(facts, indent=2) + "\n")
         for logger in trainer.loggers:
