@@ -29,7 +29,11 @@ def _python() -> str:
 
 def _torchaudio() -> str:
     try:
-        pass
+        import torch
+        from torchaudio.functional import resample
+
+        resample(torch.zeros(100), 8_000, 16_000)
+    # A wheel of another build fails with whatever its loader raises.
     except Exception as error:
         raise PeasError(
             f"cannot be imported ({error}): its wheel needs the CUDA build of torch, also without "

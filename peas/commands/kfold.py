@@ -24,8 +24,8 @@ import yaml
 from peas.commands.kfold_table import Result, read_result, write_tables
 from peas.errors import ConfigError, PeasError
 
-DONE = "done.json"
-"""Marks a finished job; it holds the command that made it."""
+ASKED, DONE = "job.json", "done.json"
+"""What a job was asked for when it began, and the mark of a finished one, with the same."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def numbers(text: str, key: str) -> list[int]:
     found: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last if dash else first) + 1)
     except ValueError as error:
         raise ConfigError(f"`{key}` is {text!r}: give numbers such as 1-5 or 1,3") from error
     if not found or len(set(found)) != len(found):
@@ -99,8 +99,11 @@ def has_folds(configs: Iterable[str]) -> bool:
         path = Path(config)
         if not path.is_file():
             raise ConfigError(f"--config {config}: there is no such file")
-        settings = yaml.safe_load(path.read_text()) or {}
-        class_path = (settings.get("data") or {}).get("class_path", class_path)
+        try:
+            settings = yaml.safe_load(path.read_text()) or {}
+            class_path = (settings.get("data") or {}).get("class_path", class_path)
+        except (yaml.YAMLError, AttributeError) as error:
+            raise ConfigError(f"--config {config}: not a config: {error}") from error
     if class_path is None:
         raise ConfigError(f"{configs}: no `data.class_path`, so nothing to divide into folds")
     room, _, name = str(class_path).rpartition(".")
@@ -115,18 +118,21 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
     """Trains one job unless it is done, and reads its result.
 
     Raises:
-        PeasError: The process failed; the message names its log.
+        PeasError: The process failed, and the message names its log; or the folder holds a job
+            of another config, begun or finished.
     """
     marker = job.folder / DONE
     asked = {"configs": [Path(c).read_text() for c in configs], "arguments": rest}
-    if marker.exists():
-        if json.loads(marker.read_text()) != asked:
+    for before in (marker, job.folder / ASKED):
+        if before.exists() and json.loads(before.read_text()) != asked:
             raise PeasError(
-                f"{job.folder} holds a finished job of another config or other arguments: "
+                f"{job.folder} holds a job of another config or other arguments: "
                 "choose another --out"
             )
+    if marker.exists():
         return read_result(job.folder, job.fold, job.seed)
     job.folder.mkdir(parents=True, exist_ok=True)
+    _write(job.folder / ASKED, asked)
     log = job.folder / "fit.log"
     commands = [job.command(configs, rest)]
     if job.fold is None:
@@ -140,10 +146,14 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
                 raise PeasError(
                     f"{job.name} ended with status {code}; its last words:\n{_tail(log)}"
                 )
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps(asked))
-    partial.replace(marker)
+    _write(marker, asked)
     return read_result(job.folder, job.fold, job.seed)
+
+
+def _write(path: Path, asked: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asked))
+    partial.replace(path)
 
 
 def _tail(log: Path, lines: int = 6) -> str:
