@@ -29,7 +29,8 @@ class Classification(BaseTask):
 
     Args:
         pretrained: File of weights: an official SSAST file (pretrained or fine-tuned) or a
-            checkpoint of `peas`. Null starts from random weights and must be typed.
+            checkpoint of `peas`. Null starts from random weights and must be typed: the default,
+            an empty string, is refused when a run starts.
         size: `tiny`, `small` or `base`.
         patch: Patch shape (mel bins, frames): (16, 16), or (128, 2) for frame models.
         stride: Patch stride in fine-tuning (mel bins, frames): SSAST overlaps its patches with
@@ -70,7 +71,8 @@ class Classification(BaseTask):
 
     def __init__(
         self,
-        pretrained: str | None,
+        # No required argument: the parser would fill it with null, as its type allows.
+        pretrained: str | None = "",
         size: Literal["tiny", "small", "base"] = "base",
         patch: tuple[int, int] = (16, 16),
         stride: tuple[int, int] = (10, 10),
@@ -138,6 +140,12 @@ class Classification(BaseTask):
         self.train_accuracy.persistent(True)
 
     def _load_pretrained(self, path: str | None) -> None:
+        if path == "":
+            raise ConfigError(
+                "`model.init_args.pretrained` is not given: name a file of weights, such as "
+                "SSAST-Base-Patch-400.pth (linked from github.com/YuanGongND/ssast), or type "
+                "`null` for random weights"
+            )
         if path is None:
             rank_zero_warn(
                 "`pretrained: null`: the encoder starts from random weights. Its error maps, and "
