@@ -118,15 +118,14 @@ def strategies(refresh_every: int = 1) -> dict[str, Masking]:
     return {"conventional": SpecAugment(), "peas": PEAS(1, 1, refresh_every=refresh_every)}
 
 
-def every_step(options: argparse.Namespace) -> str:
+def every_step(bench: Bench, repeats: int) -> str:
     """Table of the step in which every clip is scored."""
-    bench = Bench(options, 1)
     sides: dict[str, Callable[[], float]] = {
         name: functools.partial(bench.step, strategy) for name, strategy in strategies().items()
     }
     for side in sides.values():
         side()
-    values = interleaved(sides, options.repeats)
+    values = interleaved(sides, repeats)
     return table([
         ("conventional step (s)", values["conventional"], 3),
         ("PEAS (1,1) step (s)", values["peas"], 3),
@@ -134,17 +133,15 @@ def every_step(options: argparse.Namespace) -> str:
     ])  # fmt: skip
 
 
-def averaged(options: argparse.Namespace) -> str:
-    """Table of epochs in which a clip's errors are kept: one first epoch and as many as asked."""
-    bench = Bench(options, options.batches)
+def averaged(bench: Bench, count: int) -> str:
+    """Table of epochs in which a clip's errors are kept: the first and `count` more."""
     kept = strategies(refresh_every=4)
-    for strategy in strategies().values():
-        bench.step(strategy)
+    batches = len(bench.batches)
     epochs: list[list[float]] = []
-    for epoch in range(options.epochs + 1):
+    for epoch in range(count + 1):
         bench.trainer.current_epoch = epoch
         ratios: dict[str, float] = dict.fromkeys(kept, 0.0)
-        for index in range(options.batches):
+        for index in range(batches):
             sides: dict[str, Callable[[], float]] = {
                 name: functools.partial(bench.step, strategy, index)
                 for name, strategy in kept.items()
@@ -157,12 +154,11 @@ def averaged(options: argparse.Namespace) -> str:
         conventional, peas = (sum(column) for column in zip(*part, strict=True))
         return peas / conventional
 
-    lines = [f"| epoch | ratio of {options.batches} steps |", "|---|---:|"]
+    lines = [f"| epoch | ratio of {batches} steps |", "|---|---:|"]
     lines += [
         f"| {epoch}{' (every clip scored)' * (epoch == 0)} | {ratio([times]):.2f} |"
         for epoch, times in enumerate(epochs)
     ]
-    count = options.epochs
     lines += [
         f"| epochs 0 to {count - 1}, the first included | {ratio(epochs[:count]):.2f} |",
         f"| epochs 1 to {count}, without the first | {ratio(epochs[1:]):.2f} |",
@@ -226,8 +222,12 @@ def main() -> None:
         f"{options.size}, batch {options.batch}, clips of 5 s, bf16 {options.bf16}, "
         f"{options.clock} time\n"
     )
-    print(f"Every clip scored, {options.repeats} repeats in turn:\n\n{every_step(options)}\n")
-    print(f"Errors kept for four epochs (`refresh_every: 4`):\n\n{averaged(options)}\n")
+    bench = Bench(options, options.batches)
+    each = every_step(bench, options.repeats)
+    print(f"Every clip scored, {options.repeats} repeats in turn:\n\n{each}\n")
+    kept = averaged(bench, options.epochs)
+    print(f"Errors kept for four epochs (`refresh_every: 4`):\n\n{kept}\n")
+    del bench
     if options.memory_repeats:
         print(f"Fresh processes, {options.memory_repeats} each:\n\n{memory(options)}")
 

@@ -173,6 +173,11 @@ def main() -> None:
     parser.add_argument("--peer-timm", type=Path, help="folder that holds timm 0.4.5")
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
     options = parser.parse_args()
+    if options.peer and not (options.peer / "src" / "models" / "ast_models.py").is_file():
+        raise SystemExit(
+            f"--peer {options.peer}: no src/models/ast_models.py there; give a checkout of the "
+            "official SSAST repository"
+        )
     prepare(options)
     if options.device == "cpu":
         keep_freed_memory()
