@@ -113,4 +113,10 @@ class SelectorLog:
             for axis, width in zip(("time", "freq"), widths, strict=True):
                 first, second = (getattr(lines[name], axis) for name in (a, b))
                 agree = spearman(window_scores(first, width), window_scores(second, width))
-                task.log(f"peas/agree_{a}_{b}_{axis}", agree.mean(), on_epoch=True, sync_dist=True)
+                task.log(
+                    f"peas/agree_{a}_{b}_{axis}",
+                    agree.mean(),
+                    on_epoch=True,
+                    sync_dist=True,
+                    batch_size=len(x),
+                )

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from toys import Run, fit
 
+from peas.callbacks.peas import PEAS
+from peas.callbacks.pictures import Pictures
 from peas.data.synthetic import write_sounds
 
 
@@ -13,3 +16,11 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sounds(
         tmp_path_factory.mktemp("data") / "sounds", classes=4, clips_per_class=10, seconds=0.64
     )
+
+
+@pytest.fixture(scope="session")
+def peas_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two epochs with PEAS, pictures of one clip, a refreshed cache and a moving average."""
+    strategy = PEAS(2, 1, 20, 24, ramp="off", refresh_every=2, aux_encoder="ema", ema_decay=0.5)
+    folder = tmp_path_factory.mktemp("peas_run")
+    return fit(sounds, folder, strategy, Pictures(clips=1), epochs=2)

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
+from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.spec_augment import Masking
 from peas.data.batch import Batch
-from peas.data.synthetic import SOUNDS, make_sounds
+from peas.data.synthetic import SOUNDS, SyntheticSounds, make_sounds
 from peas.models import encoder
 from peas.tasks import Classification
 
@@ -109,3 +112,65 @@ def masked(strategy: Masking, task: Classification, batch: Batch, batch_idx: int
     batch = batch.copy()
     strategy.on_train_batch_start(task.trainer, task, batch, batch_idx)
     return batch
+
+
+def data(sounds: Path, **settings: Any) -> SyntheticSounds:
+    """The sounds of the fixture, read in this process and kept nowhere."""
+    return SyntheticSounds(
+        str(sounds),
+        **{
+            "classes": 4,
+            "clips_per_class": 10,
+            "seconds": 0.64,
+            "frames": 64,
+            "batch_size": 8,
+            "num_workers": 0,
+            "cache_dir": "",
+            **settings,
+        },
+    )
+
+
+class Run(NamedTuple):
+    """A finished run."""
+
+    folder: Path
+    trainer: Trainer
+    task: Classification
+    module: SyntheticSounds
+    checkpoint: Path
+
+
+def quiet_trainer(folder: Path, **settings: Any) -> Trainer:
+    """A trainer on the CPU that prints and saves nothing by itself."""
+    return Trainer(
+        **{
+            "default_root_dir": folder,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            **settings,
+        }
+    )
+
+
+def fit(sounds: Path, folder: Path, *callbacks: Callback, epochs: int = 1, **settings: Any) -> Run:
+    """Trains the small task on the sounds, with logits per clip and a log in the folder."""
+    torch.manual_seed(0)
+    task = Classification(
+        **{"pretrained": None, "size": "toy", "stride": (16, 16), "lr": 1e-3, **settings}
+    )
+    module = data(sounds)
+    trainer = quiet_trainer(
+        folder,
+        max_epochs=epochs,
+        callbacks=[*callbacks, ClipOutputs(folder)],
+        logger=CSVLogger(folder, name="logs"),
+        log_every_n_steps=1,
+    )
+    trainer.fit(task, datamodule=module)
+    checkpoint = folder / "run.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    return Run(folder, trainer, task, module, checkpoint)
