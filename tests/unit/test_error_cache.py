@@ -171,6 +171,11 @@ def test_mixed_clips_are_always_scored_and_never_kept(
     loaded["mixed"][2] = False
     masked(strategy, task, heard(task, loaded))
     assert len(strategy.cache) == 6
+    # Mixed again: its own errors are known, but not those of the mixture.
+    loaded["mixed"][2] = True
+    watch.rows.clear()
+    masked(strategy, task, heard(task, loaded))
+    assert 2 in watch.rows[0]
 
 
 @pytest.mark.parametrize("stage", ["after_noise", "before_noise"])

@@ -135,6 +135,20 @@ def test_blocks_lie_in_the_windows_of_highest_error(task: Classification, batch:
         assert plan.window_start.unique().numel() > 2
 
 
+def test_masks_before_the_noise_are_chosen_on_the_clean_clip() -> None:
+    noisy, clean = make_task(noise_roll=True), make_task(noise_roll=False)
+    settings: dict[str, Any] = {**SHARED, "stage": "before_noise", "exclude_padding": True}
+    loaded = clips()
+    loaded["length"][:4] = 400 + 89 * 160
+    got = masked(PEAS(**settings), noisy, heard(noisy, loaded))["mask_plan"]
+    wanted = masked(PEAS(**settings), clean, heard(clean, loaded))["mask_plan"]
+    after = masked(PEAS(**{**settings, "stage": "after_noise"}), noisy, heard(noisy, loaded))
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert torch.equal(ours.window_start, theirs.window_start)
+        assert torch.equal(ours.blocks.start, theirs.blocks.start)
+    assert not torch.equal(after["mask_plan"][0].window_start, wanted[0].window_start)
+
+
 # --- every setting -------------------------------------------------------------------------
 
 DIFFERENT: list[tuple[dict[str, Any], dict[str, Any], int]] = [
