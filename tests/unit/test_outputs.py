@@ -245,6 +245,15 @@ def test_picture_shows_the_training_steps_own_input(stage: str) -> None:
     assert task.model.training
     shift = batch["roll"][2:3] if stage == "before_noise" else torch.zeros(1, dtype=torch.long)
     torch.testing.assert_close(roll_time(view.masked[None], shift)[0], seen[0][2])
+    # Errors are those of the passes: without stochastic depth, and before the noise if masks are.
+    shown = batch["log_mel"][2]
+    if stage == "before_noise":
+        shown = task.front_end(loaded["waveform"], loaded["length"]).log_mel[2]
+    torch.testing.assert_close(view.log_mel, shown, atol=1e-6, rtol=0)
+    task.model.eval()
+    with torch.no_grad():
+        drawn = task.model.reconstruct(view.log_mel[None])[0]
+    torch.testing.assert_close(view.reconstruction, drawn)
     # Blocks, scores and cells agree: the best window that is allowed is the chosen one.
     start = int(view.time.window_start[0, 0])
     assert view.time_scores is not None
