@@ -1,8 +1,5 @@
 """Draws that depend on seed and place alone."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -10,15 +7,7 @@ from peas.randomness import generator, run_seed, stable_hash, uniform_rows
 
 
 def test_hash_is_the_same_in_every_process() -> None:
-    code = "from peas.randomness import stable_hash; print(stable_hash(7, 'noise', 2))"
-    told = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert told == f"{stable_hash(7, 'noise', 2)}\n"
+    # Python's own hash of a string differs from one process to the next.
     # A change here changes every mask of every run.
     assert stable_hash(7, "noise", 2) == 9_093_397_005_910_099_922
     assert stable_hash("ab", "c") != stable_hash("a", "bc")
