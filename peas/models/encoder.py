@@ -1,9 +1,11 @@
 """The transformer encoder that SSAST and AudioMAE share."""
 
+from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,6 +57,39 @@ class PatchEmbedding(nn.Module):
             return self.proj(image).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
         rows = functional.conv2d(image, self.proj.weight, self.proj.bias, stride=stride)
         return rows.flatten(2).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of a `timm` block, laid out for PyTorch's fused kernels.
+
+    It takes over the linear layers of `timm`'s attention, so names and fresh weights stay, and
+    gives the same result to the last bit. On a CPU the fused kernel reads queries, keys and values
+    faster, in both directions, when each lies in memory by itself than from rows that hold all
+    three, by more than the copy costs; and the gradient is put back into such rows in one pass.
+
+    Attributes:
+        qkv: D to 3 D, queries, keys and values.
+        proj: D to D.
+    """
+
+    def __init__(self, qkv: nn.Linear, proj: nn.Linear, heads: int) -> None:
+        """Take over the layers."""
+        super().__init__()
+        self.qkv, self.proj = qkv, proj
+        self.heads = heads
+
+    def forward(
+        self, tokens: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attend: `[B, N, D]` to `[B, N, D]`; the options are those of `timm`'s block."""
+        batch, count, width = tokens.shape
+        parts: Iterable[Tensor] = self.qkv(tokens).chunk(3, dim=-1)
+        if tokens.device.type == "cpu":
+            parts = (part.contiguous() for part in parts)
+        shape = (batch, count, self.heads, width // self.heads)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in parts)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class SpectrogramTransformer(nn.Module):
@@ -128,6 +163,9 @@ class SpectrogramTransformer(nn.Module):
             )
             for index in range(depth)
         )
+        for block in self.blocks:
+            timms = cast(Attention, block.attn)
+            block.attn = SelfAttention(timms.qkv, timms.proj, heads)
         self.norm = layer_norm(width)
         self._start()
 
