@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
@@ -198,6 +198,21 @@ def _no_advertising(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
+SETTINGS: dict[str, Any] = {
+    "model_class": BaseTask,
+    "datamodule_class": ClipDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "trainer_class": PeasTrainer,
+    "parser_class": PeasParser,
+    "save_config_callback": RunFiles,
+    "save_config_kwargs": {"save_to_log_dir": False},
+    "seed_everything_default": 0,
+    "auto_configure_optimizers": False,
+}
+"""Of LightningCLI."""
+
+
 @contextmanager
 def _command(argv: Sequence[str]) -> Iterator[None]:
     """Leaves the process as it was, so that one process may run several verbs.
@@ -231,17 +246,6 @@ def run(argv: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
     with _command(argv):
         try:
-            PeasCLI(
-                BaseTask,
-                ClipDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                trainer_class=PeasTrainer,
-                parser_class=PeasParser,
-                save_config_callback=RunFiles,
-                save_config_kwargs={"save_to_log_dir": False},
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-            )
+            PeasCLI(**SETTINGS)
         except MisconfigurationException as error:
             raise ConfigError(" ".join(str(error).split())) from error

@@ -70,7 +70,9 @@ def _sentence(keys: list[str], said: list[str], expected: list[str], given: str)
             advice = "is the flag behind the `--config` that names its class? " + advice
         return f"`{_key([*keys, found[1]])}`: there is no such key; {advice}"
     if found := REQUIRED.search(text):
-        missing = [_key([*keys, key]) for key in found[1].split(", ")]
+        # Below a subcommand jsonargparse puts its name before the key.
+        names = re.sub(r"\b(?:fit|validate|test|predict)\.", "", found[1])
+        missing = [_key([*keys, key]) for key in names.split(", ")]
         return f"`{'`, `'.join(missing)}` must be given"
     if said:
         return f"`{_key(keys)}`: {text}" if keys else text

@@ -77,9 +77,7 @@ def test_uneven_histories_are_compared_where_all_have_epochs() -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    config = {
-        "paper": {"table": "PEAS III", "row": "PEAS (2, 2)", "accuracy": 90.7, "preset": "likely"}
-    }
+    paper = {"table": "PEAS III", "row": "PEAS (2, 2)", "accuracy": 90.7, "preset": "likely"}
     results = [
         result(2, 0, 0.2, 0.4, masked=0.3, adaptive=0.5),
         result(1, 0, 0.4, 0.2, masked=0.1, adaptive=0.7),

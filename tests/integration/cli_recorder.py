@@ -1,0 +1,43 @@
+"""Callback for the tests of the command line: writes down every mask, and stops a run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Recorder(Callback):
+    """Writes a line a training batch; stands behind the masking callback in the list.
+
+    Args:
+        path: File of JSON lines: epoch, step, clips, and the hash of what was hidden and seen.
+        stop: Epoch and batch after which the run is broken off as by Ctrl-C.
+    """
+
+    def __init__(self, path: str, stop: tuple[int, int] | None = None) -> None:
+        self.path = Path(path)
+        self.stop = stop
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        line = {"epoch": trainer.current_epoch, "step": batch["step"], "ids": batch["id"]}
+        for key in ("mask", "log_mel"):
+            content = batch[key].cpu().numpy().tobytes()
+            line[key] = hashlib.blake2b(content, digest_size=8).hexdigest()
+        line["hidden"] = int(batch["mask"].sum())
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.stop is not None and (trainer.current_epoch, batch_idx) == tuple(self.stop):
+            raise KeyboardInterrupt
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """Lines of a recorder's file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

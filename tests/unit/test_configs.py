@@ -1,0 +1,197 @@
+"""Every YAML is what the command line can read, and the paper's rows hold the paper's numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Setup(NamedTuple):
+    """A column of the PEAS paper's Table I, and what SSAST's recipe adds."""
+
+    data: str
+    frames: int
+    lr: float
+    batch_size: int
+    epochs: int
+    loss: str
+    max_time: int
+    max_freq: int
+    mixup: float
+    warmup_steps: int
+    decay_start: int
+
+
+SETUPS = {
+    "esc50": Setup("ESC50", 512, 1e-4, 10, 25, "ce", 96, 24, 0.0, 0, 6),
+    "speech_commands": Setup("SpeechCommands", 128, 2.5e-4, 16, 30, "bce", 48, 48, 0.6, 1000, 5),
+}
+CLASSES = {"esc50": 50, "speech_commands": 35}
+
+ROWS = {
+    # Table III, and for the first and the last row Table II: accuracy on ESC-50 and on SC-V2.
+    "conventional": ("Conventional (1, 1)", "PEAS II, III", 88.80, 97.62),
+    "random_3x3": ("Random Masking (3, 3)", "PEAS III", 89.35, 96.13),
+    "random_2x2": ("Random Masking (2, 2)", "PEAS III", 89.65, 97.22),
+    "random_1x1": ("Random Masking (1, 1)", "PEAS III", 90.00, 97.38),
+    "peas_3x3": ("PEAS (3, 3)", "PEAS III", 90.35, 97.20),
+    "peas_2x2": ("PEAS (2, 2)", "PEAS III", 90.70, 97.23),
+    "peas_1x1": ("PEAS (1, 1)", "PEAS II, III", 91.15, 97.61),
+}
+STRATEGIES = {"conventional": "SpecAugment", "random": "RandomMasking", "peas": "PEAS"}
+NAMES = [f"{data}_{row}" for data in SETUPS for row in ROWS]
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
+
+Parse = Callable[..., Namespace]
+
+
+class _Built(Exception):
+    """Carries the parser out of a constructor."""
+
+
+@pytest.fixture(scope="module")
+def parse() -> Parse:
+    """The real parser of `peas fit`; nothing is instantiated. Building it is the slow part."""
+    from peas.cli import SETTINGS, PeasCLI
+
+    class Reader(PeasCLI):
+        """Stops where LightningCLI would read its arguments and go on to run them."""
+
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise _Built(parser)
+
+    with pytest.raises(_Built) as caught:
+        Reader(**SETTINGS)
+    built = caught.value.args[0]
+
+    def parsed(*argv: object) -> Namespace:
+        config: Namespace = built.parse_args(["fit", *map(str, argv)]).fit
+        return config
+
+    return parsed
+
+
+def finetune(name: str) -> Path:
+    return CONFIGS / "finetune" / f"{name}.yaml"
+
+
+def overlay(name: str) -> Path:
+    return CONFIGS / "overlays" / f"{name}.yaml"
+
+
+def test_no_row_is_missing_and_none_is_too_many() -> None:
+    assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(NAMES)
+    assert all(path.suffix == ".yaml" for path in CONFIGS.rglob("*.*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
+    data = next(key for key in SETUPS if name.startswith(key))
+    row = name.removeprefix(f"{data}_")
+    setup, (title, table, *accuracy) = SETUPS[data], ROWS[row]
+    config = parse("--config", finetune(name))
+
+    assert config.paper.row == title
+    assert config.paper.table == table
+    assert config.paper.accuracy == accuracy[list(SETUPS).index(data)]
+    assert config.paper.preset == "likely"
+
+    assert config.trainer.max_epochs == setup.epochs
+    assert config.data.class_path.split(".")[-1] == setup.data
+    assert config.data.init_args.batch_size == setup.batch_size
+    assert config.data.init_args.mixup == setup.mixup
+    assert config.data.init_args.frames == setup.frames
+    model = config.model.init_args
+    assert (model.size, model.lr, model.loss) == ("base", setup.lr, setup.loss)
+    assert model.pretrained == "SSAST-Base-Patch-400.pth"
+    assert (model.patch, model.stride) == ((16, 16), (10, 10))
+    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (model.warmup_steps, model.decay_start) == (setup.warmup_steps, setup.decay_start)
+    assert (model.decay_factor, model.head_lr_factor) == (0.85, 1.0)
+    assert model.noise_roll
+
+    *_, mask = config.trainer.callbacks
+    assert mask.class_path.split(".")[-1] == STRATEGIES[row.partition("_")[0]]
+    assert mask.init_args.max_time == setup.max_time
+    assert mask.init_args.max_freq == setup.max_freq
+    if row == "conventional":
+        assert mask.init_args.stage == "before_noise"
+        return
+    blocks = int(row[-1])
+    assert (mask.init_args.n_time, mask.init_args.n_freq) == (blocks, blocks)
+    assert mask.init_args.final_phase == 0.2
+    if "peas" in row:
+        assert (mask.init_args.score, mask.init_args.ramp) == ("pred", "absolute")
+        assert (mask.init_args.rounding, mask.init_args.exclude_padding) == ("stochastic", True)
+        assert mask.init_args.refresh_every == 1
+
+
+@pytest.mark.parametrize("data", SETUPS)
+def test_numbers_of_classes(data: str) -> None:
+    from peas.data.labels import read_labels
+
+    names = {"esc50": "esc50", "speech_commands": "speech_commands_v2"}
+    assert len(read_labels(names[data])) == CLASSES[data]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
+    base = "esc50_peas_1x1"
+    config = parse("--config", finetune(base), "--config", overlay(name))
+
+    # What the overlay names has its value; the rest is the row's.
+    def check(given: dict[str, Any], got: Any, where: str) -> None:
+        for key, value in given.items():
+            if isinstance(value, dict):
+                check(value, got[key], f"{where}.{key}")
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                for one, other in zip(value, got[key], strict=True):
+                    check(one, other, f"{where}.{key}")
+            elif key == "class_path":
+                assert got[key].split(".")[-1] == value.split(".")[-1], where
+            else:
+                assert _plain(got[key]) == value, f"{where}.{key}"
+
+    check(yaml.safe_load(overlay(name).read_text()), config, name)
+    row = parse("--config", finetune(base))
+    assert config.data.class_path == row.data.class_path
+    assert config.model.init_args.lr == row.model.init_args.lr
+    assert config.data.init_args.batch_size == row.data.init_args.batch_size
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_presets_differ_where_they_should(parse: Parse) -> None:
+    base = finetune("esc50_peas_1x1")
+    likely, literal = (
+        parse("--config", base, "--config", overlay(name)).trainer.callbacks[-1].init_args
+        for name in ("peas_likely", "peas_literal")
+    )
+    different = {key for key in vars(likely) if likely[key] != literal[key]}
+    assert different == {"rounding", "exclude_padding"}
+    # The row is the likely reading as it stands.
+    row = parse("--config", base).trainer.callbacks[-1].init_args
+    assert row == likely
+
+
+def test_flags_that_scripts_rely_on(parse: Parse) -> None:
+    config = parse(
+        *("--config", finetune("esc50_peas_2x2")),
+        *("--data.init_args.root=elsewhere", "--data.init_args.fold=3"),
+        *("--data.init_args.batch_size=4", "--model.init_args.size=tiny"),
+        *("--model.init_args.pretrained=null", "--trainer.default_root_dir=here"),
+        *("--trainer.callbacks.n_time=3", "--trainer.limit_train_batches=1"),
+    )
+    assert (config.data.init_args.root, config.data.init_args.fold) == ("elsewhere", 3)
+    assert (config.data.init_args.batch_size, config.model.init_args.size) == (4, "tiny")
+    assert config.model.init_args.pretrained is None
+    assert config.trainer.default_root_dir == "here"
+    assert config.trainer.callbacks[-1].init_args.n_time == 3
+    assert config.trainer.limit_train_batches == 1
