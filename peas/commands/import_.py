@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    facts = describe(read_state(args.file))
+    facts = describe(read_state(args.file), args.file)
     mean, std, frames = STATISTICS[args.dataset]
     labels = read_labels(args.dataset)
     if facts.num_classes and facts.num_classes != len(labels):

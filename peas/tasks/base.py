@@ -78,10 +78,11 @@ class BaseTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes facts from the checkpoint, builds, and refuses one of another shape."""
+        where = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
         saved = checkpoint.get("hyper_parameters")
         if not saved or any(key not in saved for key in self.facts_keys):
             raise CheckpointError(
-                f"the checkpoint holds no settings of {type(self).__name__} "
+                f"{where}: holds no settings of {type(self).__name__} "
                 f"(`hyper_parameters` with {', '.join(self.facts_keys)}): it was not written by "
                 "this task. Weights of other origin go into `--model.init_args.pretrained`."
             )
@@ -91,7 +92,7 @@ class BaseTask(L.LightningModule):
                 self.hparams[key] = theirs
             elif _plain(ours) != _plain(theirs):
                 raise CheckpointError(
-                    f"`model.init_args.{key}` is {_short(ours)}, the checkpoint was trained with "
+                    f"`model.init_args.{key}` is {_short(ours)}, but {where} was trained with "
                     f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
                     "To start a new run from these weights use `--model.init_args.pretrained`."
                 )

@@ -60,17 +60,18 @@ class Description:
     num_classes: int
 
 
-def describe(state: Mapping[str, Any]) -> Description:
+def describe(state: Mapping[str, Any], where: str = "the checkpoint") -> Description:
     """Tell what a checkpoint's dictionary holds.
 
     Args:
         state: From `read_state`: an official file's, a Lightning checkpoint's or a bare
             `SSAST.state_dict()`.
+        where: The file, for errors.
 
     Raises:
         CheckpointError: If it is no SSAST checkpoint.
     """
-    return describe_plain(unwrap(state, "the checkpoint")[0], "the checkpoint")
+    return describe_plain(unwrap(state, where)[0], where)
 
 
 def to_ours(state: Mapping[str, Any]) -> State:
