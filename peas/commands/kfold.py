@@ -50,9 +50,11 @@ class Job:
         if self.fold is not None:
             command += [f"--data.init_args.fold={self.fold}"]
         command += [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
-        last = self.folder / "checkpoints" / "last.ckpt"
-        if last.exists():
-            command += [f"--ckpt_path={last}"]
+        # The best is written first: a job killed between the two goes on from it.
+        for name in ("last.ckpt", "best.ckpt"):
+            checkpoint = self.folder / "checkpoints" / name
+            if checkpoint.exists():
+                return [*command, f"--ckpt_path={checkpoint}"]
         return command
 
     def test_command(self) -> list[str]:
