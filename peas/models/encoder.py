@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple, cast
 
 import torch
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
