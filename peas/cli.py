@@ -123,9 +123,13 @@ class PeasCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""
         config = self._get(self.config_init, "trainer")
-        if config.logger in (None, True):
-            # A fresh version_N for each start: CSVLogger deletes an older file in its place.
-            kwargs["logger"] = CSVLogger(self.run_dir, name="logs")
+        if config.logger is not False:
+            given = config.logger if isinstance(config.logger, list) else [config.logger]
+            loggers = [logger for logger in given if logger not in (None, True)]
+            if not any(isinstance(logger, CSVLogger) for logger in loggers):
+                # A fresh version_N for each start: CSVLogger deletes an older file in its place.
+                loggers.append(CSVLogger(self.run_dir, name="logs"))
+            kwargs["logger"] = loggers
         callbacks = list(config.callbacks or [])
         always: list[Callback] = [ClipOutputs(self.run_dir), EpochLine()]
         if config.enable_progress_bar is not False and sys.stderr.isatty():

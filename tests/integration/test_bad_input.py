@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import Run, Write, call, contents
+from drive import Run, Write, call, contents
 
 
 def broken_fit(write: Write, tmp_path: Path, *argv: object, root: Path | None = None) -> str:

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import yaml
 from cli_recorder import recorded
-from conftest import BASE, FOLD, Run, Write, call, changed, contents, fit, metrics
+from drive import BASE, FOLD, Run, Write, call, changed, contents, fit, metrics
 
 # --- fit, stop, resume --------------------------------------------------------------------------
 

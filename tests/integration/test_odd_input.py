@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import CLIPS, FOLD, Write, call
+from drive import CLIPS, FOLD, Write, call
 
 
 def odd(root: Path) -> dict[str, Path]:

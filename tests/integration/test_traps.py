@@ -11,7 +11,7 @@ import torch
 import wandb
 import yaml
 from cli_recorder import recorded
-from conftest import BASE, Run, Write, call, changed, contents, fit, metrics
+from drive import BASE, Run, Write, call, changed, contents, fit, metrics
 
 QUICK = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 

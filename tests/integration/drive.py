@@ -1,0 +1,164 @@
+"""Drives the command line in tests: configs, calls and what they leave."""
+
+import contextlib
+import copy
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CLASSES = 3
+CLIPS = 30
+FOLD = 6
+"""Clips of a fold; the other folds make four batches of six."""
+
+BASE: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer": {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "callbacks": [
+            {
+                "class_path": "peas.callbacks.PEAS",
+                "init_args": {
+                    "n_time": 2,
+                    "n_freq": 2,
+                    "max_time": 24,
+                    "max_freq": 24,
+                    "rounding": "stochastic",
+                    "ramp": "relative",
+                    "exclude_padding": True,
+                    "refresh_every": 2,
+                },
+            }
+        ],
+    },
+    "model": {
+        "class_path": "peas.tasks.Classification",
+        "init_args": {
+            "size": "tiny",
+            "pretrained": None,
+            "stride": [16, 16],
+            # Dropping blocks draws random numbers: a resumed run has to draw the same.
+            "drop_path": 0.1,
+            "lr": 5.0e-4,
+            "noise_roll": True,
+        },
+    },
+    "data": {
+        "class_path": "peas.data.ESC50",
+        "init_args": {
+            "batch_size": 6,
+            "mean": -5.2411,
+            "std": 4.1377,
+            "frames": 64,
+            "mixup": 0.3,
+            "num_workers": 0,
+            "cache_dir": "",
+        },
+    },
+}
+
+
+@dataclass
+class Outcome:
+    """What a call of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The one error message; fails when there is none, or more than one."""
+        assert self.code != 0, "the command was expected to fail"
+        assert "Traceback" not in self.err
+        _, *found = re.split(r"^peas \w+: error: ", self.err, flags=re.MULTILINE)
+        assert len(found) == 1, self.err
+        return found[0].strip()
+
+
+def call(*argv: object) -> Outcome:
+    """Calls `peas` in this process; an exception that `peas` lets through fails the test."""
+    from peas.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Copy of a config with other values at dotted keys; `KEY-` takes a key away."""
+    config = copy.deepcopy(base)
+    for key, value in changes.items():
+        room: Any = config
+        *path, last = key.removesuffix("-").split(".")
+        for part in path:
+            room = room[int(part) if isinstance(room, list) else part]
+        if key.endswith("-"):
+            del room[last]
+        else:
+            room[last] = value
+    return config
+
+
+def metrics(log: Path) -> list[dict[str, str]]:
+    """Rows of a `metrics.csv`, without empty cells and without what is measured in seconds."""
+    with log.open(newline="") as file:
+        return [
+            {key: value for key, value in row.items() if value and "seconds" not in key}
+            for row in csv.DictReader(file)
+        ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@dataclass
+class Run:
+    """A run that has ended."""
+
+    folder: Path
+    config: Path
+    masks: Path
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "checkpoints" / "best.ckpt"
+
+
+Write = Callable[..., Path]
+
+
+def fit(folder: Path, root: Path, *argv: object, **recorder: Any) -> tuple[Run, Outcome]:
+    """Trains the small model with a recorder of masks behind PEAS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, masks = folder.with_suffix(".yaml"), folder.with_suffix(".jsonl")
+    settings = changed(BASE, {"data.init_args.root": str(root)})
+    settings["trainer"]["callbacks"].append(
+        {"class_path": "cli_recorder.Recorder", "init_args": {"path": str(masks), **recorder}}
+    )
+    config.write_text(yaml.safe_dump(settings))
+    done = call("fit", "--config", config, "--trainer.default_root_dir", folder, *argv)
+    return Run(folder, config, masks), done

@@ -1,0 +1,70 @@
+"""What the README tells a reader to type does what it says."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from peas.__main__ import LIGHTNING_VERBS, OWN_VERBS, main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def readme_commands():
+    """Every indented `peas …` line of the README, continuation lines joined, comments cut."""
+    joined = re.sub(r"\\\n\s*", "", README)
+    lines = [line.strip() for line in joined.splitlines() if line.startswith("    peas ")]
+    return [re.split(r"\s{3,}", line)[0] for line in lines]
+
+
+def demo_recipe():
+    """The `peas` commands of `make demo`, as make prints them."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", "install", "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if "/peas " in line]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_every_verb_is_in_the_readme_and_exists():
+    named = set()
+    for command in readme_commands():
+        verb = command.split()[1]
+        named.add(verb)
+        if "|" in command:
+            named.update(word for word in re.findall(r"[a-z]+", command.split("--")[0]))
+    assert named - {"peas"} >= set(LIGHTNING_VERBS | OWN_VERBS)
+
+
+def test_configs_and_pages_that_the_readme_names_exist():
+    names = re.findall(r"(?:configs|docs|peas)/[\w./-]+\.(?:yaml|md|svg|png|py)", README)
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.slow
+def test_make_demo_runs_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    recipe = demo_recipe()
+    assert [command[0] for command in recipe] == ["fit", "test", "tag"]
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    for command in recipe:
+        expanded = [
+            path
+            for word in command
+            for path in (map(str, sorted(tmp_path.glob(word))[:2]) if "*" in word else [word])
+        ]
+        assert main([*expanded, *(short if command[0] == "fit" else [])]) == 0
+    shown = capsys.readouterr().out
+    assert "test/accuracy" in shown
+    assert "%  " in shown
+    assert list((tmp_path / "runs/demo/pictures").glob("*.png"))
+    assert list((tmp_path / "runs/demo/pictures").glob("*.pdf"))
