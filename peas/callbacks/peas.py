@@ -31,6 +31,9 @@ from peas.errors import ConfigError
 from peas.models.ssast import SSAST
 from peas.tasks.base import BaseTask
 
+TIMED_EVERY = 50
+"""Scorings between two that are timed on a GPU."""
+
 
 class PEAS(RandomMasking):
     """Prediction-error-based adaptive SpecAugment (Zhang et al., equations 1-3).
@@ -122,6 +125,7 @@ class PEAS(RandomMasking):
         self.auxiliary = AuxiliaryModel(aux_encoder, ema_decay)
         self.cache = ErrorCache()
         self.selector_log = SelectorLog()
+        self._scorings = 0
 
     # --- rules ------------------------------------------------------------------------------
 
@@ -277,6 +281,7 @@ class PEAS(RandomMasking):
         freq_ok: Tensor | None,
     ) -> Marginals:
         """Runs the auxiliary passes on some clips and reduces the maps to marginals."""
+        timed = self._is_timed(log_mel)
         since = time.perf_counter()
         with (
             torch.no_grad(),
@@ -293,9 +298,29 @@ class PEAS(RandomMasking):
         for name, error in (("peas/e_rec", maps.e_rec), ("peas/e_pred", maps.e_pred)):
             if error is not None:
                 self.means.add(name, error.mean(dim=(1, 2)))
-        spent = (time.perf_counter() - since) / len(log_mel)
-        self.means.add("peas/seconds_per_clip", torch.tensor(spent))
+        if timed:
+            if log_mel.is_cuda:
+                torch.cuda.synchronize()
+            spent = (time.perf_counter() - since) / self.passes
+            self.means.add("peas/seconds_per_pass", torch.tensor(spent))
         return reduced
+
+    @property
+    def passes(self) -> int:
+        """Passes through the model that one scoring takes."""
+        if self.score == "energy":
+            return 0
+        each = self.aux_passes if self.aux_input_mask == "complementary" else 1
+        return each if self.score == "rec" else 2 * each
+
+    def _is_timed(self, log_mel: Tensor) -> bool:
+        """Whether to time this scoring: on a GPU only some, since each waits for the device."""
+        self._scorings += 1
+        if not self.passes or (log_mel.is_cuda and self._scorings % TIMED_EVERY):
+            return False
+        if log_mel.is_cuda:
+            torch.cuda.synchronize()
+        return True
 
     def precision(self, trainer: Trainer, device: str) -> Any:
         """Callback hooks run outside autocast: enters the trainer's own, or bf16."""
@@ -364,7 +389,8 @@ class PEAS(RandomMasking):
     ) -> None:
         """Compares the scores on the first validation clips, the same in every epoch."""
         assert isinstance(pl_module, BaseTask)
-        if batch_idx == 0 and not trainer.sanity_checking and self.score != "energy":
+        first = batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        if first and self.score != "energy":
             widths = (max(self.max_time, 1), max(self.max_freq, 1))
             with torch.no_grad(), self.precision(trainer, pl_module.device.type):
                 self.selector_log.agreement(pl_module, batch["log_mel"], widths)

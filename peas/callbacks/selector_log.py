@@ -117,6 +117,7 @@ class SelectorLog:
                     f"peas/agree_{a}_{b}_{axis}",
                     agree.mean(),
                     on_epoch=True,
-                    sync_dist=True,
+                    # Rank 0 alone: another process may have no validation clip.
+                    rank_zero_only=True,
                     batch_size=len(x),
                 )

@@ -139,7 +139,7 @@ def test_log_tells_what_the_selector_did(peas_run: Run) -> None:
     assert columns >= {
         *("lr", "train/loss", "train/accuracy", "val/accuracy", "val/mAP", "val/AUC", "val/loss"),
         *("mask/fraction", "mask/adaptive_share", "peas/e_rec", "peas/e_pred"),
-        *("peas/windows_on_padding", "peas/windows_on_empty_filter", "peas/seconds_per_clip"),
+        *("peas/windows_on_padding", "peas/windows_on_empty_filter", "peas/seconds_per_pass"),
         *(f"peas/agree_rec_pred_{axis}" for axis in axes),
         *(f"peas/agree_pred_complementary_{axis}" for axis in axes),
     }
