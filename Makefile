@@ -27,7 +27,7 @@ demo: install  ## fine-tune with PEAS on sounds that it makes itself, evaluate, 
 	rm -rf runs/demo
 	$(BIN)/peas fit --config configs/demo.yaml --trainer.default_root_dir runs/demo
 	$(BIN)/peas test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt
-	$(BIN)/peas tag runs/demo/sounds/audio/1-*-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
+	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
 	@echo "pictures:" && ls runs/demo/pictures/*.png
 
 test: install  ## all tests
