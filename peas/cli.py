@@ -136,7 +136,11 @@ class PeasCLI(LightningCLI):
             always.append(Progress())
         else:
             kwargs["enable_progress_bar"] = False
-        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+        if self.subcommand != "fit":
+            # Lightning refuses the switch beside a config's own ModelCheckpoint.
+            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+                kwargs["enable_checkpointing"] = False
+        elif config.enable_checkpointing is not False:
             always += self._checkpoints(callbacks)
         kwargs["callbacks"] = callbacks + always
         return super().instantiate_trainer(**kwargs)
@@ -196,6 +200,12 @@ NOISE = (
 )
 """Warnings that tell a user of `peas` nothing."""
 
+EVALUATION_NOISE = (
+    # Strategies and checkpoints of the training are of no use in evaluation.
+    "Be aware that when using `ckpt_path`, callbacks used",
+)
+"""The same, for every verb but `fit`."""
+
 
 def _no_advertising(record: logging.LogRecord) -> bool:
     """Drops Lightning's tips to install other products."""
@@ -246,7 +256,7 @@ def run(argv: Sequence[str]) -> None:
     """
     os.environ.setdefault("WANDB_MODE", "offline")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
-    for message in NOISE:
+    for message in NOISE if argv[0] == "fit" else NOISE + EVALUATION_NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
     with _command(argv):
         try:
