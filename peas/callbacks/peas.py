@@ -1,7 +1,5 @@
 """PEAS: masks where the model's own errors are large, more of them as training goes on."""
 
-import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,28 +9,18 @@ from torch import Tensor
 from peas.augment.blocks import AxisPlan, BlockWidth, Placement, Selection, adaptive_blocks
 from peas.augment.diagnostics import touching
 from peas.augment.masks import Overlap
-from peas.augment.peas import (
-    ErrorNorm,
-    Score,
-    complementary,
-    complementary_groups,
-    error_maps,
-    patches_to_cells,
-)
+from peas.augment.peas import ErrorNorm, Score
 from peas.augment.schedule import Ramp, Rounding, adaptive_count, adaptive_level
 from peas.augment.spectrogram import roll_time
-from peas.augment.windows import Marginals, Select, marginals
+from peas.augment.windows import Marginals, Select
 from peas.callbacks.auxiliary import AuxiliaryModel
 from peas.callbacks.error_cache import ErrorCache, due
+from peas.callbacks.scoring import Scoring
 from peas.callbacks.selector_log import EMPTY_FILTER, SelectorLog
 from peas.callbacks.spec_augment import RandomMasking, Stage
 from peas.data.batch import Batch
 from peas.errors import ConfigError
-from peas.models.ssast import SSAST
 from peas.tasks.base import BaseTask
-
-TIMED_EVERY = 50
-"""Scorings between two that are timed on a GPU."""
 
 
 class PEAS(RandomMasking):
@@ -114,18 +102,24 @@ class PEAS(RandomMasking):
             raise ConfigError(f"`{self.key('refresh_every')}` is {refresh_every}: 1 or more epochs")
         if not 0 <= ema_decay <= 1:
             raise ConfigError(f"`{self.key('ema_decay')}` is {ema_decay}: a share in [0, 1]")
-        self.score = score
-        self.aux_grid, self.aux_input_mask, self.aux_passes = aux_grid, aux_input_mask, aux_passes
-        self.aux_precision = aux_precision
-        self.error_norm, self.block_width, self.placement = error_norm, block_width, placement
+        self.score, self.aux_grid = score, aux_grid
+        self.block_width, self.placement = block_width, placement
         self.select, self.rounding, self.ramp = select, rounding, ramp
         self.progressive_single = progressive_single
         self.exclude_padding = exclude_padding
         self.refresh_every = refresh_every
-        self.auxiliary = AuxiliaryModel(aux_encoder, ema_decay)
+        self.scoring = Scoring(
+            self.means,
+            AuxiliaryModel(aux_encoder, ema_decay),
+            score=score,
+            aux_grid=aux_grid,
+            aux_input_mask=aux_input_mask,
+            aux_passes=aux_passes,
+            aux_precision=aux_precision,
+            error_norm=error_norm,
+        )
         self.cache = ErrorCache()
         self.selector_log = SelectorLog()
-        self._scorings = 0
 
     # --- rules ------------------------------------------------------------------------------
 
@@ -235,7 +229,7 @@ class PEAS(RandomMasking):
     ) -> Marginals:
         """Marginal errors of every clip, from the passes or from the cache."""
         if self.refresh_every == 1:
-            return self.scored(trainer, task, batch, log_mel, time_ok, freq_ok)
+            return self.scoring.marginals(trainer, task, batch, log_mel, time_ok, freq_ok)
         ids, mixed = batch["id"], batch["mixed"].cpu()
         fresh = (
             mixed | self.cache.missing(ids) | due(ids, trainer.current_epoch, self.refresh_every)
@@ -249,7 +243,9 @@ class PEAS(RandomMasking):
         if fresh.any():
             at = fresh.nonzero().flatten().to(device)
             some = None if time_ok is None else time_ok[at]
-            new = self.scored(trainer, task, _rows(batch, fresh), log_mel[at], some, freq_ok)
+            new = self.scoring.marginals(
+                trainer, task, _rows(batch, fresh), log_mel[at], some, freq_ok
+            )
             result.time[at], result.freq[at] = new.time, new.freq
             still = new.time if roll is None else roll_time(new.time, -roll[at])
             keep = ~mixed[fresh]
@@ -271,107 +267,20 @@ class PEAS(RandomMasking):
             result.freq[at] = old.freq.to(device)
         return result
 
-    def scored(
-        self,
-        trainer: Trainer,
-        task: BaseTask,
-        batch: Batch,
-        log_mel: Tensor,
-        time_ok: Tensor | None,
-        freq_ok: Tensor | None,
-    ) -> Marginals:
-        """Runs the auxiliary passes on some clips and reduces the maps to marginals."""
-        timed = self._is_timed(log_mel)
-        since = time.perf_counter()
-        with (
-            torch.no_grad(),
-            self.precision(trainer, log_mel.device.type),
-            self.auxiliary.evaluating(task) as model,
-        ):
-            maps = error_maps(
-                self.reconstruction(model, task, batch, log_mel),
-                log_mel,
-                score="pred" if self.score == "shuffled" else self.score,
-                error_norm=self.error_norm,
-            )
-        reduced = marginals(maps.score, time_ok, freq_ok)
-        for name, error in (("peas/e_rec", maps.e_rec), ("peas/e_pred", maps.e_pred)):
-            if error is not None:
-                self.means.add(name, error.mean(dim=(1, 2)))
-        if timed:
-            if log_mel.is_cuda:
-                torch.cuda.synchronize()
-            spent = (time.perf_counter() - since) / self.passes
-            self.means.add("peas/seconds_per_pass", torch.tensor(spent))
-        return reduced
-
-    @property
-    def passes(self) -> int:
-        """Passes through the model that one scoring takes."""
-        if self.score == "energy":
-            return 0
-        each = self.aux_passes if self.aux_input_mask == "complementary" else 1
-        return each if self.score == "rec" else 2 * each
-
-    def _is_timed(self, log_mel: Tensor) -> bool:
-        """Whether to time this scoring: on a GPU only some, since each waits for the device."""
-        self._scorings += 1
-        if not self.passes or (log_mel.is_cuda and self._scorings % TIMED_EVERY):
-            return False
-        if log_mel.is_cuda:
-            torch.cuda.synchronize()
-        return True
-
-    def precision(self, trainer: Trainer, device: str) -> Any:
-        """Callback hooks run outside autocast: enters the trainer's own, or bf16."""
-        if self.aux_precision == "bf16":
-            return torch.autocast(device, torch.bfloat16)
-        return trainer.precision_plugin.forward_context()
-
-    def reconstruction(
-        self,
-        model: SSAST,
-        task: BaseTask,
-        batch: Batch,
-        log_mel: Tensor,
-    ) -> Callable[[Tensor], Tensor]:
-        """G(E(.)) as the keys say."""
-
-        def literal(x: Tensor, hidden: Tensor | None = None) -> Tensor:
-            drawn: Tensor = model.reconstruct(x, hidden, grid=self.aux_grid)
-            return drawn
-
-        if self.aux_input_mask == "none":
-            return literal
-        grid = model.token_grid(log_mel.shape[1], self.aux_grid)
-        u = task.draws(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
-        return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)
-
     # --- hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the masks and that the model can reconstruct, and makes its copy."""
         super().on_fit_start(trainer, pl_module)
         assert isinstance(pl_module, BaseTask)
-        if self.score != "energy":
-            pl_module.model.require_reconstruction()
-        if self.aux_input_mask == "complementary":
-            self._check_patches(pl_module)
-        self.auxiliary.start(pl_module)
-
-    def _check_patches(self, task: BaseTask) -> None:
-        """Raises ConfigError when the patches cannot be hidden in turn."""
-        model, frames = task.model, task.hparams["frames"]
-        grid = model.token_grid(frames, self.aux_grid)
-        groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)
-        patches_to_cells(groups, model.patch, grid, frames, task.front_end.n_mels)
+        self.scoring.start(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lets the moving average follow."""
         assert isinstance(pl_module, BaseTask)
-        self.auxiliary.follow(pl_module, trainer.global_step)
+        self.scoring.auxiliary.follow(pl_module, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the epoch and shares what the processes have scored."""
@@ -392,7 +301,7 @@ class PEAS(RandomMasking):
         first = batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
         if first and self.score != "energy":
             widths = (max(self.max_time, 1), max(self.max_freq, 1))
-            with torch.no_grad(), self.precision(trainer, pl_module.device.type):
+            with torch.no_grad(), self.scoring.precision(trainer, pl_module.device.type):
                 self.selector_log.agreement(pl_module, batch["log_mel"], widths)
 
     def state_dict(self) -> dict[str, Any]:
@@ -401,7 +310,7 @@ class PEAS(RandomMasking):
         return {
             **super().state_dict(),
             "cache": self.cache.state_dict(),
-            "auxiliary": self.auxiliary.state_dict(),
+            "auxiliary": self.scoring.auxiliary.state_dict(),
             "selector_log": self.selector_log.state_dict(),
         }
 
@@ -409,7 +318,7 @@ class PEAS(RandomMasking):
         """Goes on with saved counts, cache and copy."""
         super().load_state_dict(state_dict)
         self.cache.load_state_dict(state_dict["cache"])
-        self.auxiliary.load_state_dict(state_dict["auxiliary"])
+        self.scoring.auxiliary.load_state_dict(state_dict["auxiliary"])
         self.selector_log.load_state_dict(state_dict["selector_log"])
 
 

@@ -116,13 +116,13 @@ class Watch:
 
     def __init__(self, strategy: PEAS, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[list[int]] = []
-        original = strategy.scored
+        original = strategy.scoring.marginals
 
         def scored(trainer: Any, task: Any, batch: Batch, *rest: Any) -> Marginals:
             self.rows.append(batch["row"].tolist())
             return original(trainer, task, batch, *rest)
 
-        monkeypatch.setattr(strategy, "scored", scored)
+        monkeypatch.setattr(strategy.scoring, "marginals", scored)
 
 
 @pytest.fixture(scope="module")

@@ -430,7 +430,7 @@ def test_copy_travels_in_the_callbacks_state_only(kind: str, batch: Batch, tmp_p
     train_a_little(task, strategy)
     assert set(task.state_dict()) == names
     ours = {id(p) for p in task.parameters()}
-    assert not any(id(p) in ours for p in strategy.auxiliary._copy.parameters())
+    assert not any(id(p) in ours for p in strategy.scoring.auxiliary._copy.parameters())
     torch.save(strategy.state_dict(), tmp_path / "state")
 
     later = PEAS(**SHARED, aux_encoder=kind, ema_decay=0.9)  # type: ignore[arg-type]

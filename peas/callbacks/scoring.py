@@ -1,0 +1,161 @@
+"""PEAS's auxiliary passes: how hard each frame and each mel bin of some clips is for the model."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from peas.augment.peas import (
+    ErrorNorm,
+    Score,
+    complementary,
+    complementary_groups,
+    error_maps,
+    patches_to_cells,
+)
+from peas.augment.windows import Marginals, marginals
+from peas.callbacks.auxiliary import AuxiliaryModel
+from peas.callbacks.means import EpochMeans
+from peas.data.batch import Batch
+from peas.models.ssast import SSAST
+from peas.tasks.base import BaseTask
+
+TIMED_EVERY = 50
+"""Scorings between two that are timed on a GPU."""
+
+
+class Scoring:
+    """Runs the passes of equations 1 and 2 without gradient, and reduces the maps to marginals.
+
+    Adds `peas/e_rec`, `peas/e_pred` and `peas/seconds_per_pass` to the epoch's means.
+
+    Args:
+        means: Where it counts.
+        auxiliary: Whose errors.
+        score: As in `peas.callbacks.PEAS`, like the other keys.
+        aux_grid: Patches of the passes.
+        aux_input_mask: Whether parts are hidden in turn.
+        aux_passes: Number of complementary passes.
+        aux_precision: Of the passes.
+        error_norm: What equation 2 gets.
+    """
+
+    def __init__(
+        self,
+        means: EpochMeans,
+        auxiliary: AuxiliaryModel,
+        *,
+        score: Score | Literal["shuffled"],
+        aux_grid: Literal["nonoverlap", "finetune"],
+        aux_input_mask: Literal["none", "complementary"],
+        aux_passes: int,
+        aux_precision: Literal["same", "bf16"],
+        error_norm: ErrorNorm,
+    ) -> None:
+        self.means = means
+        self.auxiliary = auxiliary
+        self.score = score
+        self.aux_grid, self.aux_input_mask, self.aux_passes = aux_grid, aux_input_mask, aux_passes
+        self.aux_precision = aux_precision
+        self.error_norm = error_norm
+        self._count = 0
+
+    @property
+    def passes(self) -> int:
+        """Passes through the model that one scoring takes."""
+        if self.score == "energy":
+            return 0
+        each = self.aux_passes if self.aux_input_mask == "complementary" else 1
+        return each if self.score == "rec" else 2 * each
+
+    def start(self, task: BaseTask) -> None:
+        """Checks that the task's model can be scored, and makes the copy where one is asked for.
+
+        Raises:
+            NoReconstruction: The model cannot reconstruct.
+            ConfigError: The patches cannot be hidden in turn.
+        """
+        if self.passes:
+            task.model.require_reconstruction()
+        if self.aux_input_mask == "complementary":
+            model, frames = task.model, task.hparams["frames"]
+            grid = model.token_grid(frames, self.aux_grid)
+            groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)
+            patches_to_cells(groups, model.patch, grid, frames, task.front_end.n_mels)
+        self.auxiliary.start(task)
+
+    def marginals(
+        self,
+        trainer: Trainer,
+        task: BaseTask,
+        batch: Batch,
+        log_mel: Tensor,
+        time_ok: Tensor | None,
+        freq_ok: Tensor | None,
+    ) -> Marginals:
+        """Mean scores of clips.
+
+        Args:
+            trainer: Knows the precision.
+            task: Its model is asked, unless a copy is.
+            batch: The clips' place in training, for draws.
+            log_mel: `[B, T, F]` unmasked.
+            time_ok: `[B, T]` frames that count; None = all.
+            freq_ok: `[F]` mel bins that count; None = all.
+        """
+        timed = self._is_timed(log_mel)
+        since = time.perf_counter()
+        with (
+            torch.no_grad(),
+            self.precision(trainer, log_mel.device.type),
+            self.auxiliary.evaluating(task) as model,
+        ):
+            maps = error_maps(
+                self._reconstruction(model, task, batch, log_mel),
+                log_mel,
+                score="pred" if self.score == "shuffled" else self.score,
+                error_norm=self.error_norm,
+            )
+        reduced = marginals(maps.score, time_ok, freq_ok)
+        for name, error in (("peas/e_rec", maps.e_rec), ("peas/e_pred", maps.e_pred)):
+            if error is not None:
+                self.means.add(name, error.mean(dim=(1, 2)))
+        if timed:
+            if log_mel.is_cuda:
+                torch.cuda.synchronize()
+            spent = (time.perf_counter() - since) / self.passes
+            self.means.add("peas/seconds_per_pass", torch.tensor(spent))
+        return reduced
+
+    def precision(self, trainer: Trainer, device: str) -> Any:
+        """Callback hooks run outside autocast: enters the trainer's own, or bf16."""
+        if self.aux_precision == "bf16":
+            return torch.autocast(device, torch.bfloat16)
+        return trainer.precision_plugin.forward_context()
+
+    def _is_timed(self, log_mel: Tensor) -> bool:
+        """Whether to time this scoring: on a GPU only some, since each waits for the device."""
+        self._count += 1
+        if not self.passes or (log_mel.is_cuda and self._count % TIMED_EVERY):
+            return False
+        if log_mel.is_cuda:
+            torch.cuda.synchronize()
+        return True
+
+    def _reconstruction(
+        self, model: SSAST, task: BaseTask, batch: Batch, log_mel: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        """G(E(.)) as the keys say."""
+
+        def literal(x: Tensor, hidden: Tensor | None = None) -> Tensor:
+            drawn: Tensor = model.reconstruct(x, hidden, grid=self.aux_grid)
+            return drawn
+
+        if self.aux_input_mask == "none":
+            return literal
+        grid = model.token_grid(log_mel.shape[1], self.aux_grid)
+        u = task.draws(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
+        return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)
