@@ -33,4 +33,5 @@ def main(argv: list[str]) -> None:
     torch.save(state, partial)
     partial.replace(out)
     print(f"{out}: {len(state)} tensors, {args.layout} layout")
-    print("labels, in the order of the classifier: " + ", ".join(task.hparams["labels"]))
+    if args.layout == "fine-tuned":
+        print("labels, in the order of the classifier: " + ", ".join(task.hparams["labels"]))
