@@ -13,14 +13,13 @@ from peas.augment.blocks import AxisPlan
 class Batch(TypedDict, total=False):
     """Some clips on their way from files to scores.
 
-    B clips, S samples, T frames, F mel bins, N patches, C classes. The loader writes the first
+    B clips, S samples, T frames, F mel bins, C classes. The loader writes the first
     two groups of keys; the front end and the masking add the others on the device.
 
     Attributes:
         waveform: `[B, S]` float32, mono, padded with zeros to the longest clip.
         length: `[B]` int64, samples of each clip without the padding.
         target: `[B]` int64 class, or `[B, C]` float32 share of each class.
-        labelled: `[B]` bool, False where `target` means nothing.
         id: Name of each clip in its data set.
         mixed: `[B]` bool, True where a partner was mixed into the clip.
 
@@ -38,13 +37,11 @@ class Batch(TypedDict, total=False):
         mask_plan: Blocks along time and along frequency that made `mask`; pictures read it.
         mask_noise: `[B, T, F]` float32, noise that lies over the masked cells when masks come
             before the noise.
-        hidden_patches: `[B, N]` bool, True = hidden from the encoder.
     """
 
     waveform: Tensor
     length: Tensor
     target: Tensor
-    labelled: Tensor
     id: list[str]
     mixed: Tensor
 
@@ -60,7 +57,6 @@ class Batch(TypedDict, total=False):
     mask: Tensor
     mask_plan: tuple[AxisPlan, AxisPlan]
     mask_noise: Tensor
-    hidden_patches: Tensor
 
 
 class Item(NamedTuple):
@@ -114,7 +110,6 @@ def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> B
         waveform=pad_sequence([clip.waveform for clip in clips], batch_first=True),
         length=torch.tensor([clip.waveform.shape[0] for clip in clips]),
         target=torch.stack(targets),
-        labelled=torch.ones(len(clips), dtype=torch.bool),
         id=[clip.id for clip in clips],
         mixed=torch.tensor([clip.mixed for clip in clips]),
     )

@@ -15,7 +15,6 @@ def test_collate_pads_and_places():
     assert batch["length"].tolist() == [3, 5]
     assert batch["target"].dtype == torch.int64
     assert batch["target"].tolist() == [1, 4]
-    assert batch["labelled"].tolist() == [True, True]
     assert batch["mixed"].tolist() == [False, True]
     assert batch["id"] == ["a", "c"]
     assert (batch["step"], batch["row"].tolist(), batch["global_size"]) == (1, [1, 5], 8)

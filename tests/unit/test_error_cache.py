@@ -215,7 +215,7 @@ def test_fresh_and_kept_clips_of_a_batch_stay_in_their_rows(task: Classification
     strategy = PEAS(**SHARED, refresh_every=1000)
     loaded = clips()
     some = loaded.copy()
-    for key in ("waveform", "length", "target", "labelled", "mixed", "row"):
+    for key in ("waveform", "length", "target", "mixed", "row"):
         some[key] = loaded[key][[1, 4, 6]]  # type: ignore[literal-required]
     some["id"] = [loaded["id"][row] for row in (1, 4, 6)]
     masked(strategy, task, heard(task, some))

@@ -83,7 +83,6 @@ def clips(count: int = 8, *, step: int = 0, seconds: float = 1.28) -> Batch:
         waveform=torch.from_numpy(np.stack(rows)).float(),
         length=torch.full((count,), samples),
         target=torch.arange(count) % 4,
-        labelled=torch.ones(count, dtype=torch.bool),
         id=[f"clip{step}_{row}" for row in range(count)],
         mixed=torch.zeros(count, dtype=torch.bool),
         step=step,
