@@ -20,6 +20,7 @@ LIGHTNING_VERBS = {
 }
 OWN_VERBS = {
     "kfold": "folds x seeds of one config in fresh processes, and one table",
+    "data": "fetch, check, measure and pack a data set",
     "tag": "labels for sound files, from a checkpoint alone",
     "export": "a checkpoint of peas in the official SSAST layout",
     "import": "an official SSAST file as a checkpoint of peas, with a report of its keys",

@@ -60,6 +60,8 @@ def load(
     channels: Literal["mean", "first"] = "mean",
     *,
     name: str | None = None,
+    start: float = 0.0,
+    stop: float | None = None,
 ) -> Tensor:
     """Decode one clip as a mono waveform.
 
@@ -71,13 +73,15 @@ def load(
         channels: "mean" averages the channels. "first" keeps channel 0, which is what the official
             SSAST loader does without saying so.
         name: Name of the clip in messages. Default: the path.
+        start: Where the clip begins in the source, in seconds.
+        stop: Where it ends, in seconds. Default, and beyond the end: the source's end.
 
     Returns:
         `[S]` float32, full scale at -1 and 1.
 
     Raises:
-        AudioError: The source is missing, empty, cut short, of an unknown format, holds NaN or
-            infinite samples, or has a rate that cannot be brought to `rate`.
+        AudioError: The source is missing, empty, cut short, of an unknown format, ends before
+            `start`, holds NaN or infinite samples, or has a rate that cannot be brought to `rate`.
     """
     if channels not in ("mean", "first"):
         raise ValueError(f"channels must be 'mean' or 'first', not {channels!r}")
@@ -85,8 +89,9 @@ def load(
     with _open(source, label) as stream:
         _check_container(stream, label)
     with _decoder(source, label) as sound:
-        samples = _decode(sound, label)
         native = sound.samplerate
+        end = None if stop is None else round(stop * native)
+        samples = _decode(sound, label, round(start * native), end)
     waveform = samples[:, 0] if channels == "first" else samples.mean(dim=1)
     # The sum is finite only when every sample is; it costs no [S] tensor of flags.
     if not torch.isfinite(samples.sum(dtype=torch.float64)):
@@ -162,15 +167,25 @@ def _decoder(source: str | Path | bytes, label: str) -> Iterator[soundfile.Sound
         ) from error
 
 
-def _decode(sound: soundfile.SoundFile, label: str) -> Tensor:
-    """All samples, `[S, channels]` float32."""
+def _decode(sound: soundfile.SoundFile, label: str, start: int, stop: int | None) -> Tensor:
+    """Samples from `start` up to `stop`, `[S, channels]` float32."""
     expected = sound.frames
     if expected > 2**40:
         raise AudioError(
             f"{label}: its header states no length; write it to a file again: "
             'ffmpeg -i "in" clip.wav'
         )
-    samples = sound.read(dtype="float32", always_2d=True)
+    if start or stop is not None:
+        if start >= expected:
+            raise AudioError(
+                f"{label}: the clip begins at {start / sound.samplerate:g} s, but the file has "
+                f"{expected / sound.samplerate:g} s; correct the start"
+            )
+        expected = max(0, min(expected, expected if stop is None else stop) - start)
+        sound.seek(start)
+        samples = sound.read(expected, dtype="float32", always_2d=True)
+    else:
+        samples = sound.read(dtype="float32", always_2d=True)
     slack = _MP3_SLACK if sound.format in ("MP3", "MPEG") else 0
     if len(samples) < expected - slack:
         raise _truncated(label, f"{len(samples)} of {expected} samples could be decoded")

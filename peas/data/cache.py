@@ -48,32 +48,40 @@ class ResampledCache:
             except OSError as error:
                 self._give_up(error)
 
-    def load(self, path: Path) -> Tensor:
-        """Waveform of a file, mono at the cache's rate.
+    def load(
+        self,
+        data: Path | bytes,
+        name: str | None = None,
+        start: float = 0.0,
+        stop: float | None = None,
+    ) -> Tensor:
+        """Waveform of a clip, mono at the cache's rate.
+
+        Args:
+            data: Path of a file; or the bytes of one, which are never kept.
+            name: What messages call it. Default: the path.
+            start: Where the clip begins, in seconds.
+            stop: Where it ends, in seconds; None = at the end of the file.
 
         Returns:
             `[S]` float32.
 
         Raises:
-            AudioError: The file cannot be used.
+            AudioError: The sound cannot be used.
         """
-        entry = self._entry(path)
-        if entry is None:
-            return self._decode(path)
-        kept = _read(entry)
+        entry = None if isinstance(data, bytes) else self._entry(data, start, stop)
+        kept = None if entry is None else _read(entry)
         if kept is not None:
             return kept
-        info = audio.probe(path)
-        waveform = self._decode(path)
-        if (info.rate, info.channels) != (self.rate, 1):
-            self._write(entry, waveform)
+        waveform = audio.load(data, self.rate, self.channels, name=name, start=start, stop=stop)
+        if entry is not None:
+            info = audio.probe(data)
+            if (info.rate, info.channels) != (self.rate, 1):
+                self._write(entry, waveform)
         return waveform
 
-    def _decode(self, path: Path) -> Tensor:
-        return audio.load(path, self.rate, self.channels)
-
-    def _entry(self, path: Path) -> Path | None:
-        """Place of the file's entry; None when there is no cache, or no such file."""
+    def _entry(self, path: Path, start: float, stop: float | None) -> Path | None:
+        """Place of the clip's entry; None when there is no cache, or no such file."""
         if self.folder is None:
             return None
         try:
@@ -87,6 +95,7 @@ class ResampledCache:
             self.rate,
             self.channels,
             audio.RESAMPLER,
+            *((start, stop) if start or stop is not None else ()),
         )
         key = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()
         return self.folder / key[:2] / f"{key[2:]}.npy"

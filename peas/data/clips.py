@@ -1,17 +1,22 @@
 """A table of clips, and the data set that turns its rows into waveforms, mixed or not."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from peas.augment.waveform import mix
 from peas.data.batch import Broken, Item
-from peas.data.cache import ResampledCache
+from peas.data.columns import Strings, Targets
 from peas.data.samplers import ClipKey
+from peas.data.sounds import JoinedSounds, Sounds
 from peas.errors import AudioError
 from peas.randomness import stable_hash
 
@@ -21,20 +26,39 @@ FRAME_SECONDS = 0.025
 
 @dataclass(frozen=True)
 class ClipTable:
-    """Clips by column.
+    """Clips by column. N clips.
 
     Attributes:
-        paths: Sound files.
         ids: Name of each clip, the same on every machine.
-        targets: Class of each clip.
+        targets: Classes of each clip.
+        sounds: Sound of each clip.
     """
 
-    paths: list[Path]
-    ids: list[str]
-    targets: list[int]
+    ids: Strings
+    targets: Targets
+    sounds: Sounds
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.ids)
+
+    def take(self, rows: ArrayLike) -> ClipTable:
+        """The table of some rows, in their order."""
+        return ClipTable(self.ids.take(rows), self.targets.take(rows), self.sounds.take(rows))
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[ClipTable]) -> ClipTable:
+        """The clips of several tables, one after the other."""
+        ids = [chunk for table in tables for chunk in _chunks(table.ids)]
+        return cls(
+            Strings(pa.chunked_array(ids, pa.large_string())),
+            Targets.concatenate([table.targets for table in tables]),
+            JoinedSounds([table.sounds for table in tables]),
+        )
+
+
+def _chunks(strings: Strings) -> list[pa.Array]:
+    array = strings.array.cast(pa.large_string())
+    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
 
 
 class ClipDataset(Dataset[Item | Broken]):
@@ -43,32 +67,39 @@ class ClipDataset(Dataset[Item | Broken]):
     A plain index gives the clip as it is, with its class. A `ClipKey` gives the clip of one epoch:
     with probability `mixup` it is mixed with a partner drawn from the whole table, weighted by
     Beta(10, 10) (the official SSAST loader's behaviour). These draws depend on the seed, the epoch
-    and the clip's name alone, so neither workers nor processes change them.
+    and the clip's name alone, and on its place where an epoch may repeat it, so neither workers
+    nor processes change them.
 
     Args:
         table: The clips.
-        cache: Reader of sound files.
+        rate: Sampling rate in Hz of the waveforms.
         classes: Number of classes.
+        multi_label: Targets are `[C]` float32, for clips with any number of classes.
         training: Plain indices are training clips as well, of epoch 0 in the table's order.
         mixup: Probability that a training clip is mixed; above 0 every training target is soft.
+        repeats: Whether an epoch may have one clip several times.
         seed: Seed of the run.
     """
 
     def __init__(
         self,
         table: ClipTable,
-        cache: ResampledCache,
         *,
+        rate: int,
         classes: int,
+        multi_label: bool = False,
         training: bool = False,
         mixup: float = 0.0,
+        repeats: bool = False,
         seed: int = 0,
     ) -> None:
         self.table = table
-        self.cache = cache
+        self.rate = rate
         self.classes = classes
+        self.multi_label = multi_label
         self.training = training
         self.mixup = mixup
+        self.repeats = repeats
         self.seed = seed
 
     def __len__(self) -> int:
@@ -80,38 +111,53 @@ class ClipDataset(Dataset[Item | Broken]):
             # Lightning's `overfit_batches` puts a plain sequential sampler in place of ours.
             key = ClipKey(epoch=0, position=key, clip=key)
         index = key.clip if isinstance(key, ClipKey) else key
+        name = self.table.ids[index]
+        draws = self._draws("crop", key, name)
         # Errors travel as values: the loader would wrap an exception in a worker's traceback.
         try:
-            waveform = self.cache.load(self.table.paths[index])
+            waveform = self.table.sounds.load(index, None if draws is None else draws.random())
         except AudioError as error:
-            return Broken(self.table.ids[index], str(error))
+            return Broken(name, str(error))
+        classes = self.table.targets[index]
         item = Item(
             waveform,
-            self.table.targets[index],
-            self.table.ids[index],
+            self._soft(index, 1.0) if self.multi_label or len(classes) != 1 else int(classes[0]),
+            name,
             silent=not waveform.any(),
-            short=waveform.shape[0] < FRAME_SECONDS * self.cache.rate,
+            short=waveform.shape[0] < FRAME_SECONDS * self.rate,
         )
         if not isinstance(key, ClipKey):
             return item
         item = item._replace(position=key.position)
-        return self._mixed(item, key.epoch) if self.mixup > 0 else item
+        return self._mixed(item, key) if self.mixup > 0 else item
 
-    def _mixed(self, item: Item, epoch: int) -> Item | Broken:
-        draws = np.random.default_rng(stable_hash(self.seed, "mixup", epoch, item.id))
+    def _draws(self, stream: str, key: int | ClipKey, name: str) -> np.random.Generator | None:
+        """Draws of a training clip in its epoch; None in evaluation."""
+        if not isinstance(key, ClipKey):
+            return None
+        place = (key.position,) if self.repeats else ()
+        return np.random.default_rng(stable_hash(self.seed, stream, key.epoch, name, *place))
+
+    def _soft(self, index: int, weight: float) -> Tensor:
+        target = torch.zeros(self.classes)
+        target[self.table.targets[index].astype(np.int64)] = weight
+        return target
+
+    def _mixed(self, item: Item, key: ClipKey) -> Item | Broken:
+        draws = self._draws("mixup", key, item.id)
+        assert draws is not None
         weight, partner = 1.0, -1
         if draws.random() < self.mixup:
             partner = int(draws.integers(len(self)))
             weight = float(draws.beta(10.0, 10.0))
-        target = torch.zeros(self.classes)
-        target[item.target] = weight
+        target = self._soft(key.clip, weight)
         if partner < 0:
             return item._replace(target=target)
         try:
-            other: Tensor = self.cache.load(self.table.paths[partner])
+            other = self.table.sounds.load(partner, draws.random())
         except AudioError as error:
             return Broken(self.table.ids[partner], str(error))
         # Added, so that two clips of one class make a whole.
-        target[self.table.targets[partner]] += 1.0 - weight
+        target += self._soft(partner, 1.0 - weight)
         waveform = mix(item.waveform, other, weight)
         return item._replace(waveform=waveform, target=target, mixed=True)

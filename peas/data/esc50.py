@@ -1,6 +1,7 @@
 """ESC-50 and ESC-10: 5-second environmental sounds in five folds."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from peas.data.clips import ClipTable
+from peas.data.columns import Strings, Targets
+from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
 from peas.errors import ConfigError, DataError
 
 FOLDS = range(1, 6)
+# Fold, Freesound id, take, target: `1-100032-A-0.wav`.
+_OFFICIAL_NAME = re.compile(r"\d+-(\d+)-[A-Z]+-\d+\.\w+")
 
 
 @dataclass(frozen=True)
@@ -104,12 +111,40 @@ class ESC50(ClipDataModule):
                 f"{self._csv} has only the folds {present}: none is left for {split} "
                 f"with data.init_args.split {self.split}"
             )
-        names = [index.names[row] for row in rows]
-        return ClipTable(
-            paths=[self.root / "audio" / name for name in names],
-            ids=names,
-            targets=[index.targets[row] for row in rows],
+        self._require_files()
+        return self._table.take(rows)
+
+    def inventory(self) -> Inventory:
+        """Every clip once; its part is its fold, its recording the Freesound id in its name.
+
+        Raises:
+            DataError: The CSV cannot be read or contradicts itself.
+        """
+        folds = sorted(set(self._index.folds))
+        found = [_OFFICIAL_NAME.fullmatch(name) for name in self._index.names]
+        return Inventory(
+            self._table,
+            [f"fold {fold}" for fold in folds],
+            np.searchsorted(folds, self._index.folds),
+            Strings([f"freesound:{match[1]}" if match else "" for match in found]),
         )
+
+    @cached_property
+    def _table(self) -> ClipTable:
+        names = self._index.names
+        paths = [f"audio/{name}" for name in names]
+        return self.files(paths, names, Targets.one_each(self._index.targets))
+
+    def _require_files(self) -> None:
+        names = self._index.names
+        folder = self.root / "audio"
+        here = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        absent = [name for name in names if name not in here]
+        if absent:
+            raise DataError(
+                f"{len(absent)} of the {len(names)} files that {self._csv} lists are not in "
+                f"{folder}: {_some(absent)}; {self._advice()}"
+            )
 
     @property
     def _csv(self) -> Path:
@@ -123,14 +158,6 @@ class ESC50(ClipDataModule):
         if doubled:
             raise DataError(
                 f"{self._csv} lists {_some(doubled)} more than once: remove the duplicate rows"
-            )
-        folder = self.root / "audio"
-        here = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        absent = [name for name in names if name not in here]
-        if absent:
-            raise DataError(
-                f"{len(absent)} of the {len(names)} files that {self._csv} lists are not in "
-                f"{folder}: {_some(absent)}; {self._advice()}"
             )
         labels = self._categories(rows)
         folds = [self._number(row, "fold") for row in rows]

@@ -1,8 +1,12 @@
 """What every data set shares: loaders, order, cache, mixup and the facts that the task needs."""
 
+from __future__ import annotations
+
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +14,12 @@ from lightning.pytorch import LightningDataModule
 
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
+from peas.data.columns import Strings, Targets
+from peas.data.inventory import Inventory
 from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
+from peas.data.orders import EachOnce, Order, Weighted, clip_weights
 from peas.data.samplers import EvaluationSampler, TrainSampler
+from peas.data.sounds import SoundFiles
 from peas.errors import ConfigError
 from peas.randomness import run_seed
 
@@ -21,6 +29,7 @@ RATE = 16_000
 """Sampling rate in Hz of both papers' models, and so of every waveform in a batch."""
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Facts:
 
 
 class ClipDataModule(LightningDataModule, ABC):
-    """Base of the data sets that are folders of sound files.
+    """Base of all data sets.
 
     A subclass says which clips belong to a split, and its labels. Nothing here is saved as a
     hyperparameter: the task keeps the `facts` in its checkpoint.
@@ -60,6 +69,11 @@ class ClipDataModule(LightningDataModule, ABC):
             empty string = resample every time.
         on_error: What a clip does that cannot be read: `raise` stops the run, `skip` is reported,
             counted and left out.
+        sampling: `uniform` takes every training clip once an epoch; `balanced` draws clips so that
+            rare classes come as often as common ones (`peas.data.orders.clip_weights`).
+        epoch_clips: Training clips of a balanced epoch; null = as many as there are.
+        replacement: Whether one clip may come several times in a balanced epoch, as in the
+            official repositories.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
         frames: Frames of the model's input, 10 ms each.
@@ -82,6 +96,9 @@ class ClipDataModule(LightningDataModule, ABC):
         channels: Literal["mean", "first"] = "mean",
         cache_dir: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        sampling: Literal["uniform", "balanced"] = "uniform",
+        epoch_clips: int | None = None,
+        replacement: bool = True,
     ) -> None:
         super().__init__()
         if not 0.0 <= mixup <= 1.0:
@@ -91,9 +108,17 @@ class ClipDataModule(LightningDataModule, ABC):
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
             ("frames", frames, 1),
+            ("epoch_clips", epoch_clips, 1),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"data.init_args.{name} is {value}: give {least} or more")
+        if sampling not in ("uniform", "balanced"):
+            raise ConfigError(f"data.init_args.sampling is {sampling!r}: give uniform or balanced")
+        if epoch_clips is not None and sampling == "uniform":
+            raise ConfigError(
+                f"data.init_args.epoch_clips is {epoch_clips}, and data.init_args.sampling is "
+                "uniform, which takes every clip: set it to balanced, or epoch_clips to null"
+            )
         self.root = Path(root).expanduser()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 2 * batch_size
@@ -104,8 +129,10 @@ class ClipDataModule(LightningDataModule, ABC):
         self.mean = mean
         self.std = std
         self.frames = frames
+        self.sampling = sampling
+        self.epoch_clips = epoch_clips
+        self.replacement = replacement
         self.odd_clips = OddClips(on_error)
-        self._cache: ResampledCache | None = None
         self._told = ""
 
     @abstractmethod
@@ -122,9 +149,42 @@ class ClipDataModule(LightningDataModule, ABC):
         """Names of the classes, in the order of the targets."""
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several classes, or none."""
+        return False
+
+    @property
     def facts(self) -> Facts:
         """What the task must know; readable once the data are in place."""
-        return Facts(self.labels, self.mean, self.std, self.frames)
+        return Facts(self.labels, self.mean, self.std, self.frames, self.multi_label)
+
+    def inventory(self) -> Inventory:
+        """Every clip of the set once, with what must not be shared across its parts.
+
+        Raises:
+            DataError: The tables of the data set cannot be read, or contradict themselves.
+        """
+        return Inventory.of_splits({split: self.clips(split) for split in SPLITS})
+
+    @cached_property
+    def reader(self) -> ResampledCache:
+        """Decoder of this data set's sound."""
+        folder = default_folder() if self.cache_dir is None else self.cache_dir or None
+        return ResampledCache(folder, rate=RATE, channels=self.channels)
+
+    def files(
+        self, paths: Iterable[str], ids: Iterable[str] | Strings, targets: Targets
+    ) -> ClipTable:
+        """Table of clips that are whole files; paths start from `root`."""
+        names = ids if isinstance(ids, Strings) else Strings(ids)
+        return ClipTable(names, targets, SoundFiles(self.reader, self.root, Strings(paths)))
+
+    def order(self, table: ClipTable) -> Order:
+        """Law by which epochs of the training clips are drawn."""
+        if self.sampling == "uniform":
+            return EachOnce(len(table))
+        weights = clip_weights(table.targets, len(self.labels))
+        return Weighted(weights, self.epoch_clips or len(table), replacement=self.replacement)
 
     def setup(self, stage: str) -> None:
         """Read the tables of clips, so that a fault in them is found before training."""
@@ -151,13 +211,14 @@ class ClipDataModule(LightningDataModule, ABC):
         """
         rank, world = self._place()
         seed = run_seed()
-        dataset = self._dataset("train", seed)
-        sampler = TrainSampler(len(dataset), self.batch_size, rank=rank, world=world, seed=seed)
+        table = self.clips("train")
+        order = self.order(table)
+        sampler = TrainSampler(order, self.batch_size, rank=rank, world=world, seed=seed)
         # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
         # read the order of epoch 0.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return TrainLoader(
-            dataset,
+            self._dataset(table, training=True, repeats=order.repeats, seed=seed),
             self.odd_clips,
             sampler=sampler,
             batch_size=self.batch_size,
@@ -183,7 +244,7 @@ class ClipDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, split: Split) -> ClipLoader:
         rank, world = self._place()
-        dataset = self._dataset(split)
+        dataset = self._dataset(self.clips(split))
         return ClipLoader(
             dataset,
             self.odd_clips,
@@ -195,16 +256,17 @@ class ClipDataModule(LightningDataModule, ABC):
             pin_memory=self._on_gpu(),
         )
 
-    def _dataset(self, split: Split, seed: int = 0) -> ClipDataset:
-        if self._cache is None:
-            folder = default_folder() if self.cache_dir is None else self.cache_dir or None
-            self._cache = ResampledCache(folder, rate=RATE, channels=self.channels)
+    def _dataset(
+        self, table: ClipTable, *, training: bool = False, repeats: bool = False, seed: int = 0
+    ) -> ClipDataset:
         return ClipDataset(
-            self.clips(split),
-            self._cache,
+            table,
+            rate=RATE,
             classes=len(self.labels),
-            training=split == "train",
+            multi_label=self.multi_label,
+            training=training,
             mixup=self.mixup,
+            repeats=repeats,
             seed=seed,
         )
 

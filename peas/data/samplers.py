@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from peas.data.orders import Order
 from peas.errors import DataError
 from peas.randomness import generator
 
@@ -37,28 +37,29 @@ class _Rows(Dataset[int]):
 # Both classes are kinds of DistributedSampler for one reason beside its interface: Lightning
 # wraps or replaces every other sampler when a run has several processes.
 class TrainSampler(DistributedSampler[ClipKey]):
-    """Random order that depends on the seed and the epoch only.
+    """Order that depends on the seed and the epoch only.
 
     Process r of W gets the positions r, r + W, r + 2 W, … of one global order, so that its
     j-th batch of `batch_size` clips is part of the j-th global micro-batch. Clips that do not
     fill a last global micro-batch wait for another epoch.
 
     Args:
-        clips: Number of training clips.
+        order: Law by which epochs are drawn.
         batch_size: Clips of one process's batch.
         rank: Number of this process.
         world: Number of processes.
         seed: Seed of the run.
 
     Raises:
-        DataError: The clips do not fill one global micro-batch.
+        DataError: An epoch does not fill one global micro-batch.
     """
 
     def __init__(
-        self, clips: int, batch_size: int, *, rank: int = 0, world: int = 1, seed: int = 0
+        self, order: Order, batch_size: int, *, rank: int = 0, world: int = 1, seed: int = 0
     ) -> None:
+        clips = order.count
         super().__init__(_Rows(clips), num_replicas=world, rank=rank, seed=seed, drop_last=True)
-        self.clips = clips
+        self.order = order
         self.batch_size = batch_size
         self.skip = 0
         self.global_size = batch_size * world
@@ -66,7 +67,7 @@ class TrainSampler(DistributedSampler[ClipKey]):
         self.total_size = self.num_samples * world
         if not self.num_samples:
             raise DataError(
-                f"the training set has {clips} clips, fewer than one global batch of "
+                f"an epoch of training has {clips} clips, fewer than one global batch of "
                 f"{self.global_size} (batch size {batch_size} on {world} processes): "
                 "lower data.init_args.batch_size or use fewer processes"
             )
@@ -78,9 +79,9 @@ class TrainSampler(DistributedSampler[ClipKey]):
         """
         skip, self.skip = self.skip, 0
         source = generator(self.seed, "order", self.epoch, 0)
-        order = torch.randperm(self.clips, generator=source).tolist()
+        order = self.order.draw(source)
         for position in range(self.rank, self.total_size, self.num_replicas)[skip:]:
-            yield ClipKey(self.epoch, position, order[position])
+            yield ClipKey(self.epoch, position, int(order[position]))
 
 
 class EvaluationSampler(DistributedSampler[int]):

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from peas.data.clips import ClipTable
+from peas.data.columns import Targets
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
 from peas.errors import DataError
@@ -74,11 +75,8 @@ class SpeechCommands(ClipDataModule):
             source = LISTS.get(split, "the folders of the words")
             raise DataError(f"{self.root}: {source} leaves no clip for {split}; {self._advice()}")
         numbers = {word: number for number, word in enumerate(self.labels)}
-        return ClipTable(
-            paths=[self.root / name for name in ids],
-            ids=ids,
-            targets=[numbers[name.split("/")[0]] for name in ids],
-        )
+        targets = [numbers[name.split("/")[0]] for name in ids]
+        return self.files(ids, ids, Targets.one_each(targets))
 
     @cached_property
     def _splits(self) -> dict[Split, list[str]]:

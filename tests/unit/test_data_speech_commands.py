@@ -25,7 +25,7 @@ def test_splits_and_label_order(root):
     assert module.clips("test").ids == ["bed/1.wav"]
     train = module.clips("train")
     assert train.ids == ["bed/2.wav", "bed/3.wav", "zero/1.wav", "zero/2.wav", "zero/3.wav"]
-    assert train.targets == [3, 3, 4, 4, 4]
+    assert train.targets.classes.tolist() == [3, 3, 4, 4, 4]
     facts = module.facts
     assert len(facts.labels) == 35
     assert (facts.labels[0], facts.labels[34]) == ("backward", "one")

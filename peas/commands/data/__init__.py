@@ -1,0 +1,39 @@
+"""`peas data`: fetch, check, measure and pack a data set."""
+
+import importlib
+
+from peas.errors import ConfigError
+
+VERBS = {
+    "prepare": "download what may be downloaded, and check that it is whole",
+    "verify": "decode every clip; report what is missing, broken, doubled or shared across splits",
+    "stats": "mean and std of the log-mel, class counts, lengths",
+    "pack": "write the set into shards that are read at random without a file per clip",
+}
+
+
+def usage() -> str:
+    """Text of `peas data --help`."""
+    from peas.commands.data.sets import SETS
+
+    lines = ["usage: peas data VERB SET ROOT [options]      peas data VERB --help", ""]
+    lines += [f"  {verb:<8} {text}" for verb, text in VERBS.items()]
+    lines += ["", f"SET is one of {', '.join(SETS)}"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Runs `peas data`.
+
+    Args:
+        argv: The command line after `peas data`.
+
+    Raises:
+        ConfigError: There is no such verb.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if argv[0] not in VERBS:
+        raise ConfigError(f"unknown verb {argv[0]!r}\n\n{usage()}")
+    importlib.import_module(f"peas.commands.data.{argv[0]}").main(argv[1:])

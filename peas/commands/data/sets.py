@@ -1,0 +1,109 @@
+"""The data sets by the names that `peas data` gives them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from peas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from peas.data.module import ClipDataModule
+
+SETS = {
+    "esc50": "peas.data.esc50.ESC50",
+    "speech_commands": "peas.data.speech_commands.SpeechCommands",
+    "audioset": "peas.data.audioset.AudioSet",
+    "librispeech": "peas.data.librispeech.LibriSpeech",
+    "folder": "peas.data.folder.AudioFolder",
+    "packed": "peas.data.packed_set.PackedSet",
+}
+# Arguments of the data modules that say how training reads, and not what is there.
+_NOT_ASKED = {
+    "root",
+    "batch_size",
+    "eval_batch_size",
+    "num_workers",
+    "mixup",
+    "on_error",
+    "cache_dir",
+    "sampling",
+    "epoch_clips",
+    "replacement",
+    "mean",
+    "std",
+}
+
+
+def set_class(name: str) -> type[ClipDataModule]:
+    """Class of a data set.
+
+    Raises:
+        ConfigError: There is no such set.
+    """
+    if name not in SETS:
+        raise ConfigError(f"SET is {name!r}: give one of {', '.join(SETS)}")
+    module, _, attribute = SETS[name].rpartition(".")
+    found: type[ClipDataModule] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make_set(name: str, root: str, **arguments: Any) -> ClipDataModule:
+    """Data module of a set, for checks rather than training.
+
+    Args:
+        name: Key of `SETS`.
+        root: Its folder.
+        **arguments: Of its class.
+
+    Raises:
+        ConfigError: There is no such set, or an argument is out of its range.
+    """
+    # Every clip is read once: nothing would be gained by keeping what was resampled.
+    return set_class(name)(root, **{"cache_dir": "", "batch_size": 1, **arguments})
+
+
+class SetParser:
+    """Parser of `peas data VERB SET ROOT`, which also knows the arguments of SET's class.
+
+    Args:
+        verb: Name of the verb.
+        about: What it does, in a sentence.
+        argv: The command line; SET is looked up there, since it decides which options exist.
+    """
+
+    def __init__(self, verb: str, about: str, argv: list[str]) -> None:
+        from jsonargparse import ArgumentParser
+
+        self.argv = argv
+        self.name = next((word for word in argv if not word.startswith("-")), None)
+        self.parser: ArgumentParser = ArgumentParser(
+            prog=f"peas data {verb}", description=about, exit_on_error=False
+        )
+        self.parser.add_argument("set", choices=list(SETS), help="the data set's name")
+        self.parser.add_argument("root", type=str, help="folder of the data set")
+
+    def parse(self) -> tuple[Namespace, ClipDataModule]:
+        """Options of the verb, and the data module.
+
+        Raises:
+            ConfigError: The command line is wrong.
+        """
+        from jsonargparse import ArgumentError
+
+        keys: set[str] = set()
+        if self.name in SETS:
+            group = self.parser.add_class_arguments(set_class(self.name), None, skip=_NOT_ASKED)
+            keys = set(group)
+        try:
+            options = self.parser.parse_args(self.argv)
+        except ArgumentError as error:
+            self._refuse(error)
+        arguments = {key: options[key] for key in keys if key in options}
+        return options, make_set(options.set, os.path.expanduser(options.root), **arguments)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        raise ConfigError(f"{str(error).strip()}\n\n{self.parser.format_usage()}") from None

@@ -1,0 +1,161 @@
+"""Where the sound of each clip of a table lies, and how it is read by row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from peas.data.cache import ResampledCache
+from peas.data.columns import Rows, Strings
+
+
+class Source(NamedTuple):
+    """Where one clip's sound lies.
+
+    Attributes:
+        data: Path of a sound file, or the bytes of one.
+        name: What messages call it.
+        start: Where the clip begins in it, in seconds.
+        stop: Where it ends, in seconds; None = at the end of the file.
+    """
+
+    data: Path | bytes
+    name: str
+    start: float = 0.0
+    stop: float | None = None
+
+
+class Sounds(ABC):
+    """Sound of the clips of a table, by row.
+
+    Args:
+        reader: Decodes, resamples and remembers.
+    """
+
+    def __init__(self, reader: ResampledCache) -> None:
+        self.reader = reader
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of clips."""
+
+    @abstractmethod
+    def source(self, row: int, draw: float | None = None) -> Source:
+        """Where a clip's sound lies.
+
+        Args:
+            row: Row of the table.
+            draw: In training a number in [0, 1) that belongs to this clip in this epoch, for sound
+                that is cut at a random place; None in evaluation.
+
+        Raises:
+            AudioError: The place that should hold the sound cannot be read.
+        """
+
+    def load(self, row: int, draw: float | None = None) -> Tensor:
+        """Waveform of a clip, mono at the reader's rate.
+
+        Args:
+            row: Row of the table.
+            draw: As for `source`.
+
+        Returns:
+            `[S]` float32.
+
+        Raises:
+            AudioError: The sound cannot be used.
+        """
+        return self.reader.load(*self.source(row, draw))
+
+    def take(self, rows: ArrayLike) -> Sounds:
+        """The sound of some rows, in their order."""
+        return _Chosen(self, np.asarray(rows, dtype=np.int64))
+
+
+class SoundFiles(Sounds):
+    """Clips that are sound files, or stretches of them.
+
+    Args:
+        reader: Decodes, resamples and remembers.
+        root: Folder that the paths start from.
+        paths: Path of each clip's file, absolute or from `root`.
+        start: `[N]` seconds at which the clips begin in their files; None = all at 0.
+        stop: `[N]` seconds at which they end; NaN, or None for all = at the file's end.
+    """
+
+    def __init__(
+        self,
+        reader: ResampledCache,
+        root: Path,
+        paths: Strings,
+        start: NDArray[np.float64] | None = None,
+        stop: NDArray[np.float64] | None = None,
+    ) -> None:
+        super().__init__(reader)
+        self.root = root
+        self.paths = paths
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def source(self, row: int, draw: float | None = None) -> Source:
+        """Path and stretch of a clip."""
+        path = self.root / self.paths[row]
+        start = 0.0 if self.start is None else float(self.start[row])
+        stop = None if self.stop is None or np.isnan(self.stop[row]) else float(self.stop[row])
+        return Source(path, str(path), start, stop)
+
+
+class JoinedSounds(Sounds):
+    """The clips of several tables, one after the other."""
+
+    def __init__(self, parts: Sequence[Sounds]) -> None:
+        super().__init__(parts[0].reader)
+        self.parts = list(parts)
+        self._ends: Rows = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, row: int) -> tuple[Sounds, int]:
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        before = int(self._ends[part - 1]) if part else 0
+        return self.parts[part], row - before
+
+    def source(self, row: int, draw: float | None = None) -> Source:
+        """Where the clip's own table says."""
+        part, own = self._place(row)
+        return part.source(own, draw)
+
+    def load(self, row: int, draw: float | None = None) -> Tensor:
+        """As the clip's own table reads it."""
+        part, own = self._place(row)
+        return part.load(own, draw)
+
+
+class _Chosen(Sounds):
+    """Some rows of other sounds."""
+
+    def __init__(self, base: Sounds, rows: Rows) -> None:
+        super().__init__(base.reader)
+        self.base: Sounds = base
+        self.rows = rows
+        if isinstance(base, _Chosen):
+            self.base, self.rows = base.base, base.rows[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def source(self, row: int, draw: float | None = None) -> Source:
+        return self.base.source(int(self.rows[row]), draw)
+
+    def load(self, row: int, draw: float | None = None) -> Tensor:
+        return self.base.load(int(self.rows[row]), draw)
