@@ -22,7 +22,7 @@ SETS = {
     "packed": "peas.data.packed_set.PackedSet",
 }
 # Arguments of the data modules that say how training reads, and not what is there.
-_NOT_ASKED = {
+_NOT_ASKED: set[str | int] = {
     "root",
     "batch_size",
     "eval_batch_size",
