@@ -3,7 +3,6 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
+from peas.data.listing import some
 from peas.data.module import ClipDataModule, Split
 from peas.errors import ConfigError, DataError
 
@@ -143,7 +143,7 @@ class ESC50(ClipDataModule):
         if absent:
             raise DataError(
                 f"{len(absent)} of the {len(names)} files that {self._csv} lists are not in "
-                f"{folder}: {_some(absent)}; {self._advice()}"
+                f"{folder}: {some(absent)}; {self._advice()}"
             )
 
     @property
@@ -157,7 +157,7 @@ class ESC50(ClipDataModule):
         doubled = [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise DataError(
-                f"{self._csv} lists {_some(doubled)} more than once: remove the duplicate rows"
+                f"{self._csv} lists {some(doubled)} more than once: remove the duplicate rows"
             )
         labels = self._categories(rows)
         folds = [self._number(row, "fold") for row in rows]
@@ -193,7 +193,7 @@ class ESC50(ClipDataModule):
             missing = [name for name in needed if name not in (reader.fieldnames or [])]
             if missing:
                 raise DataError(
-                    f"{self._csv} has no column {_some(missing)}: its first line must name "
+                    f"{self._csv} has no column {some(missing)}: its first line must name "
                     f"{', '.join(needed)}"
                 )
             rows = [{**row, "line": str(reader.line_num)} for row in reader]
@@ -213,7 +213,7 @@ class ESC50(ClipDataModule):
             if sorted(known) != list(range(len(known))):
                 raise DataError(
                     f"{self._csv} column target: {len(known)} classes must be numbered "
-                    f"0 to {len(known) - 1}, but the numbers are {_some(sorted(known))}"
+                    f"0 to {len(known) - 1}, but the numbers are {some(sorted(known))}"
                 )
         numbers: dict[str, int] = {}
         for number, name in known.items():
@@ -239,10 +239,3 @@ class ESC50(ClipDataModule):
 
     def _advice(self) -> str:
         return self.advice.format(root=self.root)
-
-
-def _some(values: Iterable[object], limit: int = 3) -> str:
-    """The first few values, and how many more there are."""
-    listed = [str(value) for value in values]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
