@@ -1,0 +1,401 @@
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from faulty_server import Answer, Served, serve
+
+from peas.data import disk
+from peas.data.disk import only_one
+from peas.data.download import Patience, download
+from peas.errors import DataError
+
+DATA = bytes(range(256)) * 40
+SHA = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+HASTE = Patience(silence=0.3, pause=0.0)
+TOTAL = len(DATA)
+
+
+def _served(*answers, **then):
+    return {"/a.bin": Served(DATA, list(answers), Answer(**then))}
+
+
+def _get(server, tmp_path, **settings):
+    settings = {"checksum": SHA, "patience": HASTE, **settings}
+    return download(f"{server.url}/a.bin", tmp_path / "a.bin", **settings)
+
+
+def _left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _arrives(tmp_path, *answers, then=None, **settings):
+    """Downloads, and returns the `Range` of every request."""
+    with serve(_served(*answers, **(then or {}))) as server:
+        assert _get(server, tmp_path, **settings) == tmp_path / "a.bin"
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+    assert _left(tmp_path) == ["a.bin"]
+    return server.ranges
+
+
+def _fails(tmp_path, match, *answers, then=None, **settings):
+    with serve(_served(*answers, **(then or {}))) as server:
+        with pytest.raises(DataError, match=match) as caught:
+            _get(server, tmp_path, **settings)
+        assert not (tmp_path / "a.bin").exists()
+    return server, str(caught.value)
+
+
+def test_good_server(tmp_path):
+    seen = []
+    ranges = _arrives(tmp_path, size=TOTAL, progress=lambda *call: seen.append(call))
+    assert ranges == [None]
+    assert ("fetching", TOTAL, TOTAL) in seen
+    assert seen[-1] == ("checking", TOTAL, TOTAL)
+
+
+def test_right_file_is_not_fetched_again(tmp_path):
+    (tmp_path / "a.bin").write_bytes(DATA)
+    assert _arrives(tmp_path) == []
+
+
+def test_wrong_file_is_fetched_again(tmp_path):
+    (tmp_path / "a.bin").write_bytes(DATA[:-1])
+    assert _arrives(tmp_path) == [None]
+
+
+def test_file_without_checksum_is_whole_when_it_has_its_name(tmp_path):
+    (tmp_path / "a.bin").write_bytes(DATA)
+    assert _arrives(tmp_path, checksum=None) == []
+
+
+def test_md5(tmp_path):
+    assert _arrives(tmp_path, checksum=f"md5:{hashlib.md5(DATA).hexdigest()}") == [None]
+
+
+def test_dropped_connections_are_resumed(tmp_path):
+    drops = [Answer(drop=1000), Answer(drop=2000), Answer(drop=1), Answer(drop=0)]
+    ranges = _arrives(tmp_path, *drops)
+    assert ranges == [None, "bytes=1000-", "bytes=3000-", "bytes=3001-", "bytes=3001-"]
+
+
+def test_more_drops_than_fruitless_attempts_are_put_up_with(tmp_path):
+    patience = Patience(silence=0.3, pause=0.0, first=2, later=2)
+    assert len(_arrives(tmp_path, then={"drop": 500}, patience=patience)) == -(-TOTAL // 500)
+
+
+@pytest.mark.parametrize("checksum", [SHA, None])
+def test_part_of_an_earlier_call_is_resumed(tmp_path, checksum):
+    with serve(_served(Answer(drop=4000), status=503)) as server:
+        with pytest.raises(DataError, match=r"503 .* \(10 attempts .* 4000 bytes are kept"):
+            _get(server, tmp_path, checksum=checksum)
+        assert server.ranges == [None, *["bytes=4000-"] * 10]
+        assert _left(tmp_path) == ["a.bin.part", "a.bin.part.json"]
+        server.files["/a.bin"].then = Answer()
+        _get(server, tmp_path, checksum=checksum)
+    assert server.ranges[11:] == ["bytes=4000-"]
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+    assert _left(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(("checksum", "asked"), [(SHA, "bytes=4000-"), (None, None)])
+def test_part_from_another_server_needs_a_checksum(tmp_path, checksum, asked):
+    (tmp_path / "a.bin.part").write_bytes(DATA[:4000])
+    (tmp_path / "a.bin.part.json").write_text('{"url": "http://other/a.bin", "etag": "\\"x\\""}')
+    assert _arrives(tmp_path, checksum=checksum) == [asked]
+
+
+def test_damaged_note_beside_a_part(tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(DATA[:4000])
+    (tmp_path / "a.bin.part.json").write_text("[1,")
+    assert _arrives(tmp_path) == ["bytes=4000-"]
+
+
+def test_wrong_part_is_found_by_the_checksum(tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(b"x" * 4000)
+    assert _arrives(tmp_path) == ["bytes=4000-", None]
+
+
+@pytest.mark.parametrize("size", [TOTAL, None])
+def test_whole_part_is_not_fetched_again(tmp_path, size):
+    (tmp_path / "a.bin.part").write_bytes(DATA)
+    assert _arrives(tmp_path, size=size) == ([] if size else [f"bytes={TOTAL}-"])
+
+
+def test_part_longer_than_the_file(tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(DATA + b"more")
+    assert _arrives(tmp_path) == [f"bytes={TOTAL + 4}-", None]
+    (tmp_path / "a.bin").unlink()
+    (tmp_path / "a.bin.part").write_bytes(DATA + b"more")
+    assert _arrives(tmp_path, size=TOTAL) == [None]
+
+
+def test_server_that_ignores_range_starts_again(tmp_path):
+    ranges = _arrives(tmp_path, Answer(drop=1000, ranges=False), Answer(ranges=False))
+    assert ranges == [None, "bytes=1000-"]
+
+
+def test_server_that_ignores_range_and_always_drops_is_given_up(tmp_path):
+    server, _ = _fails(tmp_path, r"ended after 1000 of", then={"drop": 1000, "ranges": False})
+    # One that brought bytes, then ten that brought no new ones.
+    assert len(server.ranges) == 11
+
+
+def test_unchecked_bytes_without_a_version_are_not_trusted(tmp_path):
+    ranges = _arrives(tmp_path, Answer(drop=1000, tag=""), then={"tag": ""}, checksum=None)
+    assert ranges == [None, None]
+
+
+def test_last_modified_is_a_version(tmp_path):
+    when = "Mon, 01 Jan 2024 00:00:00 GMT"
+    then = {"tag": "", "changed": when}
+    with serve(_served(Answer(drop=1000, **then), **then)) as server:
+        _get(server, tmp_path, checksum=None)
+    assert [headers.get("If-Range") for _, headers in server.requests] == [None, when]
+    assert server.ranges == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize("checksum", [SHA, None])
+@pytest.mark.parametrize("size", [TOTAL, None])
+def test_file_that_changes_between_attempts(tmp_path, checksum, size):
+    old = Answer(drop=1000, data=b"old" * 5000 if size is None else DATA[::-1])
+    ranges = _arrives(tmp_path, old, checksum=checksum, size=size)
+    # `If-Range` makes the server send the new file at once.
+    assert ranges == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"tag": '"1"'}, {"tag": '"2"'}),
+        ({"tag": "", "changed": "Mon, 01"}, {"tag": "", "changed": "Tue, 02"}),
+    ],
+)
+def test_changed_file_from_a_server_without_if_range(tmp_path, before, after):
+    old = Answer(drop=1000, data=DATA[::-1], **before)
+    then = {**after, "conditions": False}
+    ranges = _arrives(tmp_path, old, then=then, checksum=None)
+    assert ranges == [None, "bytes=1000-", None]
+
+
+def test_wrong_content_range_starts_again(tmp_path):
+    ranges = _arrives(tmp_path, Answer(drop=1000), Answer(start=0))
+    assert ranges == [None, "bytes=1000-", None]
+
+
+def test_other_length_in_content_range_starts_again(tmp_path):
+    other = Answer(data=DATA + b"more", tag='"1"')
+    ranges = _arrives(tmp_path, Answer(drop=1000, tag='"1"'), other)
+    assert ranges == [None, "bytes=1000-", None]
+
+
+def test_server_error_then_good(tmp_path):
+    assert _arrives(tmp_path, Answer(status=503), Answer(status=500)) == [None] * 3
+
+
+def test_retry_after_is_obeyed_within_reason(tmp_path):
+    patience = Patience(silence=1, pause=0.0, longest=0.2)
+    before = time.monotonic()
+    _arrives(tmp_path, Answer(status=429, headers={"Retry-After": "99"}), patience=patience)
+    assert 0.2 <= time.monotonic() - before < 10
+
+
+def test_pauses_grow_to_the_longest(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("peas.data.download.time", SimpleNamespace(sleep=pauses.append))
+    patience = Patience(first=6, pause=1.0, longest=5.0)
+    _fails(tmp_path, "6 attempts", then={"status": 500}, patience=patience)
+    assert pauses == [1, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize(("status", "advice"), [(404, "not there"), (403, "rights")])
+def test_refusals_are_final(tmp_path, status, advice):
+    server, message = _fails(tmp_path, f"answers {status}.*{advice}", then={"status": status})
+    assert len(server.ranges) == 1
+    assert f"{server.url}/a.bin" in message
+    assert "--mirror" in message
+
+
+@pytest.mark.parametrize("claim", [TOTAL + 100, TOTAL * 2])
+def test_length_that_promises_too_much(tmp_path, claim):
+    # The connection ends early; the rest that is then asked for does not exist.
+    lie = Answer(length=str(claim), drop=TOTAL)
+    assert _arrives(tmp_path, lie) == [None, f"bytes={TOTAL}-"]
+
+
+def test_length_that_promises_too_little(tmp_path):
+    server, message = _fails(tmp_path, "another file than expected, twice", then={"length": "100"})
+    assert server.ranges == [None, None]
+    short = hashlib.sha256(DATA[:100]).hexdigest()
+    for word in (f"{server.url}/a.bin", str(tmp_path / "a.bin"), SHA, short):
+        assert word in message
+    assert _left(tmp_path) == []
+
+
+def test_wrong_bytes_then_right_ones(tmp_path):
+    assert _arrives(tmp_path, Answer(data=b"wrong" * 100)) == [None, None]
+
+
+def test_wrong_bytes_twice(tmp_path):
+    server, _ = _fails(tmp_path, "twice", then={"data": DATA[::-1]})
+    assert server.ranges == [None, None]
+    assert _left(tmp_path) == []
+
+
+def test_error_page_in_place_of_a_file_of_known_size_keeps_the_part(tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(DATA[:4000])
+    page = Answer(data=b"<html>log in</html>", ranges=False)
+    ranges = _arrives(tmp_path, page, page, size=TOTAL)
+    assert ranges == ["bytes=4000-"] * 3
+
+
+def test_error_page_for_ever(tmp_path):
+    page = {"data": b"<html>log in</html>"}
+    server, _ = _fails(tmp_path, f"has 19 bytes, and {TOTAL} are", then=page, size=TOTAL)
+    assert len(server.requests) == HASTE.first
+
+
+def test_silent_server_is_left(tmp_path):
+    before = time.monotonic()
+    assert _arrives(tmp_path, Answer(drop=1000, hang=True)) == [None, "bytes=1000-"]
+    assert time.monotonic() - before < 5
+
+
+def test_always_silent_server_is_given_up(tmp_path):
+    patience = Patience(silence=0.1, pause=0.0, first=3)
+    server, _ = _fails(
+        tmp_path, r"silent for 0\.1 s", then={"drop": 0, "hang": True}, patience=patience
+    )
+    assert len(server.ranges) == 3
+
+
+def test_chunks_without_a_length(tmp_path):
+    ranges = _arrives(tmp_path, Answer(chunked=True, drop=1400), then={"chunked": True})
+    assert ranges == [None, "bytes=1400-"]
+
+
+def test_body_without_any_length(tmp_path):
+    assert _arrives(tmp_path, then={"length": ""}, checksum=None) == [None]
+
+
+def test_body_without_any_length_that_breaks_off(tmp_path):
+    ranges = _arrives(tmp_path, Answer(length="", drop=1000), size=TOTAL)
+    assert ranges == [None, "bytes=1000-"]
+
+
+def test_empty_file(tmp_path):
+    with serve({"/a.bin": b""}) as server:
+        _get(server, tmp_path, checksum=None)
+    assert (tmp_path / "a.bin").read_bytes() == b""
+
+
+def test_redirect_keeps_the_range(tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(DATA[:4000])
+    there = Answer(status=302, headers={"Location": "/b.bin"})
+    with serve({"/a.bin": Served(b"", [], there), "/b.bin": DATA}) as server:
+        _get(server, tmp_path)
+    assert server.ranges == ["bytes=4000-", "bytes=4000-"]
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(DataError, match=r"name no\.such\.invalid cannot be resolved.*http_proxy"):
+        download("http://no.such.invalid/a", tmp_path / "a", patience=Patience(first=1))
+
+
+def test_nobody_listens(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a"
+    with pytest.raises(DataError, match=r"refuses connections \(4 attempts"):
+        download(url, tmp_path / "a", patience=HASTE)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://x/a", "a.bin", "http://", "http://[1"]
+)
+def test_addresses_that_are_none(tmp_path, url):
+    with pytest.raises(DataError, match="not an address"):
+        download(url, tmp_path / "a")
+
+
+def test_address_with_a_wrong_port(tmp_path):
+    with pytest.raises(DataError, match="not an address"):
+        download("http://127.0.0.1:port/a", tmp_path / "a", patience=HASTE)
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    (tmp_path / "a.bin.part").symlink_to("/dev/full")
+    # It would put a file in the link's place.
+    monkeypatch.setattr("peas.data.part.Part.begin", lambda *_: None)
+    server, message = _fails(tmp_path, r"a\.bin: the disk is full .* GB are free")
+    assert "goes on where it stopped" in message
+    assert len(server.ranges) == 1
+
+
+def test_too_little_room_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    _, message = _fails(tmp_path, "still to come")
+    assert "Make room" in message
+    assert _left(tmp_path) == ["a.bin.part.json"]
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with serve(_served()) as server, pytest.raises(DataError, match=r"/file"):
+        download(f"{server.url}/a.bin", tmp_path / "file" / "a.bin", patience=HASTE)
+    assert server.requests == []
+
+
+def test_folder_that_may_not_be_written():
+    # /proc belongs to the kernel: not even root creates files there.
+    with serve(_served()) as server, pytest.raises(DataError, match=r"/proc/.*Check the path"):
+        download(f"{server.url}/a.bin", disk.Path("/proc/a.bin"), patience=HASTE)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from peas.data.disk import only_one
+with only_one(Path(sys.argv[1]).parent, Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_of_a_live_and_of_a_dead_process(tmp_path):
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        busy = rf"{tmp_path}: process {holder.pid} on .* is at work here"
+        with pytest.raises(DataError, match=busy), only_one(tmp_path, lock):
+            pass
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with only_one(tmp_path, lock):
+        assert f"process {os.getpid()} on " in lock.read_text()
+    with only_one(tmp_path, lock):
+        pass
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_one(tmp_path, tmp_path / "lock"):
+        pass
+    assert "no locks" in capsys.readouterr().err
