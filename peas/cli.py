@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+from peas.callbacks.odd_clips import OddClipCount
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
 from peas.cli_errors import PeasParser, cause
 from peas.data.module import ClipDataModule
-from peas.errors import CheckpointError, ConfigError
+from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.checkpoints import read_state
 from peas.tasks.base import BaseTask
 
@@ -131,7 +132,7 @@ class PeasCLI(LightningCLI):
                 loggers.append(CSVLogger(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
         callbacks = list(config.callbacks or [])
-        always: list[Callback] = [ClipOutputs(self.run_dir), EpochLine()]
+        always: list[Callback] = [OddClipCount(), ClipOutputs(self.run_dir), EpochLine()]
         if config.enable_progress_bar is not False and sys.stderr.isatty():
             always.append(Progress())
         else:
@@ -207,6 +208,17 @@ EVALUATION_NOISE = (
 """The same, for every verb but `fit`."""
 
 
+LOST_PROCESS = (
+    # gloo
+    "Connection closed by peer",
+    "Connection reset by peer",
+    # NCCL and its watchdog
+    "NCCL communicator was aborted",
+    "remote process exited",
+)
+"""What the survivors of a broken run report, while they wait for a process that is gone."""
+
+
 def _no_advertising(record: logging.LogRecord) -> bool:
     """Drops Lightning's tips to install other products."""
     return "Tip:" not in record.getMessage()
@@ -263,3 +275,11 @@ def run(argv: Sequence[str]) -> None:
             PeasCLI(**SETTINGS)
         except MisconfigurationException as error:
             raise ConfigError(" ".join(str(error).split())) from error
+        except RuntimeError as error:
+            if not any(phrase in str(error) for phrase in LOST_PROCESS):
+                raise
+            # The process that failed has told why; fifty lines of this one's would bury it.
+            raise PeasError(
+                "another process of this run stopped, so this one stops too; what went wrong is "
+                "in that process's message, above or in its own log"
+            ) from error

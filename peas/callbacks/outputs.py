@@ -11,11 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from peas.callbacks.class_table import class_rows, summary, write_class_table
+
 
 class ClipOutputs(Callback):
     """Writes `logits/val_last.npz`, `logits/val_best.npz`, `logits/test.npz`, `predictions.csv`.
 
-    Each `.npz` holds `ids [N]`, `logits [N, C]`, `targets [N, C]`, `labels [C]` and `epoch`.
+    Each `.npz` holds `ids [N]`, `logits [N, C]`, `targets [N, C]`, `labels [C]` and `epoch`. The
+    scores of each class lie beside it (`logits/test_classes.csv`), and evaluation ends with the
+    best and the worst of them.
     All processes' clips are gathered; each clip appears once. What a new run (not a resumed one)
     finds in its folder keeps its content: `val_best.1.npz`.
 
@@ -44,8 +48,10 @@ class ClipOutputs(Callback):
             path, count = self.run_dir / "logits" / f"{name}.npz", 1
             while (kept := path.with_name(f"{name}.{count}.npz")).exists():
                 count += 1
-            if path.exists():
-                path.rename(kept)
+            for ending in (".npz", "_classes.csv"):
+                old = path.with_name(name + ending)
+                if old.exists():
+                    old.rename(kept.with_name(f"{name}.{count}{ending}"))
 
     def _keep(self, outputs: Any) -> None:
         self._rows.append(
@@ -133,12 +139,20 @@ class ClipOutputs(Callback):
         folder = self.run_dir / "logits"
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{name}.npz"
+        ids = np.array([clip for row in rows for clip in row["id"]])
+        logits = np.concatenate([row["logits"] for row in rows])
+        targets = np.concatenate([row["target"] for row in rows])
+        labels = pl_module.hparams["labels"]
         np.savez_compressed(
             partial,
-            ids=np.array([clip for row in rows for clip in row["id"]]),
-            logits=np.concatenate([row["logits"] for row in rows]),
-            targets=np.concatenate([row["target"] for row in rows]),
-            labels=np.array(pl_module.hparams["labels"]),
+            ids=ids,
+            logits=logits,
+            targets=targets,
+            labels=np.array(labels),
             epoch=trainer.current_epoch,
         )
         os.replace(partial, folder / f"{name}.npz")
+        table = class_rows(torch.from_numpy(logits), torch.from_numpy(targets), labels)
+        write_class_table(folder / f"{name}_classes.csv", table)
+        if name in ("val", "test"):
+            rank_zero_info(f"{summary(table, len(ids))}\n{folder / name}_classes.csv")

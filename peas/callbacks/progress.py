@@ -110,6 +110,7 @@ class EpochLine(Callback):
             ("train/accuracy", "train acc {:.1%}"),
             ("val/accuracy", "val acc {:.2%}"),
             ("val/mAP", "val mAP {:.4f}"),
+            ("val/clips", "on {:,.0f} clips"),
             ("mask/fraction", "masked {:.1%}"),
             ("mask/adaptive_share", "adaptive {:.0%}"),
         ):

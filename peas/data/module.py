@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
@@ -22,8 +22,6 @@ from peas.data.samplers import EvaluationSampler, TrainSampler
 from peas.data.sounds import SoundFiles
 from peas.errors import ConfigError
 from peas.randomness import run_seed
-
-log = logging.getLogger(__name__)
 
 RATE = 16_000
 """Sampling rate in Hz of both papers' models, and so of every waveform in a batch."""
@@ -200,7 +198,7 @@ class ClipDataModule(LightningDataModule, ABC):
         told = str(self.odd_clips)
         odd = self.odd_clips.silent or self.odd_clips.short or self.odd_clips.broken
         if odd and told != self._told:
-            log.info("odd clips: %s", told)
+            rank_zero_info(f"odd clips: {told}")
             self._told = told
 
     def train_dataloader(self) -> TrainLoader:

@@ -86,6 +86,7 @@ class BaseTask(L.LightningModule):
                 f"(`hyper_parameters` with {', '.join(self.facts_keys)}): it was not written by "
                 "this task. Weights of other origin go into `--model.init_args.pretrained`."
             )
+        self._require_labels_of_data(saved["labels"], where)
         for key in (*self.facts_keys, *self.shape_keys):
             ours, theirs = self.hparams[key], saved[key]
             if ours is None:
@@ -109,6 +110,22 @@ class BaseTask(L.LightningModule):
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")
         if not self.built:
             self.build(initialise=False)
+
+    def _require_labels_of_data(self, saved: list[str], where: str) -> None:
+        """Refuses to score a model on data whose classes are not its own."""
+        if self._trainer is None or not (self.trainer.validating or self.trainer.testing):
+            return
+        facts = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
+        if facts is None or list(facts.labels) == list(saved):
+            return
+        pairs = zip(saved, facts.labels, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        told = f"; the first that differs: {first[0]!r} against {first[1]!r}" if first else ""
+        raise CheckpointError(
+            f"{where} was trained on {len(saved)} classes, and the data has {len(facts.labels)} "
+            f"classes{told}: scores would be of the wrong classes. Give the data set that the "
+            "checkpoint was trained on (its run's config.yaml), or use `peas predict`."
+        )
 
     def require_weights(self) -> None:
         """Raises ConfigError when evaluation starts without a checkpoint."""

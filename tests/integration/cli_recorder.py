@@ -41,3 +41,18 @@ class Recorder(Callback):
 def recorded(path: Path) -> list[dict[str, Any]]:
     """Lines of a recorder's file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Thief(Callback):
+    """Takes a sound file away after the first training batch.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 1:
+            self.path.unlink(missing_ok=True)

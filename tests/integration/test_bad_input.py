@@ -15,6 +15,8 @@ import soundfile
 import torch
 from drive import Run, Write, call, contents
 
+from peas.data.synthetic import write_sounds
+
 
 def broken_fit(write: Write, tmp_path: Path, *argv: object, root: Path | None = None) -> str:
     """Message of a `fit` that has to fail, into a folder that holds an earlier run's files."""
@@ -305,6 +307,20 @@ def test_pretrained_weights_of_another_size(trained: Run, write: Write, tmp_path
     message = broken_fit(write, tmp_path, *argv)
     assert str(trained.best) in message
     assert "set size to tiny" in message
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_data_of_other_classes_is_not_scored(
+    verb: str, trained: Run, write: Write, tmp_path: Path
+) -> None:
+    other = write_sounds(tmp_path / "two", classes=2, clips_per_class=10, seconds=0.64)
+    config = write(changes={"data.init_args.root": str(other), "trainer.callbacks": []})
+    message = call(verb, "--config", config, "--ckpt_path", trained.best).message
+    assert str(trained.best) in message
+    assert "trained on 3 classes, and the data has 2 classes" in message
+    assert "peas predict" in message
+    told = call("predict", "--config", config, "--ckpt_path", trained.best)
+    assert told.code == 0, told.err
 
 
 def test_resume_of_an_imported_checkpoint_is_refused(
