@@ -21,6 +21,12 @@ from peas.errors import DataError
 _BLOCK = 1 << 20
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
+_ADVICE = "fetch it again, from another server if need be (--mirror)"
+
+
+class ArchiveError(DataError):
+    """An archive is damaged, or not what it should be."""
+
 
 class Unpacked(NamedTuple):
     """What an archive has become.
@@ -79,8 +85,9 @@ def unpack(
         progress: Told after every file.
 
     Raises:
-        DataError: The archive is damaged, or holds what no data set needs: a link, a device, a
-            name that leads out of the folder; or the disk refuses.
+        ArchiveError: The archive is damaged, or holds what no data set needs: a link, a device, a
+            name that leads out of the folder.
+        DataError: The disk refuses.
     """
     with disk_errors(archive):
         checksum = checksum or file_sum(archive, progress=progress)
@@ -99,7 +106,7 @@ def unpack(
             files += 1
             progress("unpacking", member.done, total)
     if not files:
-        raise DataError(f"{archive}: holds none of the files that are looked for; delete it")
+        raise ArchiveError(f"{archive}: holds none of the files that are looked for; {_ADVICE}")
     with disk_errors(marker):
         marker.parent.mkdir(parents=True, exist_ok=True)
         found = Unpacked(checksum, files, size)
@@ -116,9 +123,8 @@ def _readable(archive: Path) -> Iterator[None]:
         yield
     except (*_DAMAGED, NotImplementedError, RuntimeError) as error:
         # The last two are zip's words for an unknown compression and for a password.
-        raise DataError(
-            f"{archive}: damaged, or not the archive that its name says ({error}). Delete it and "
-            "run the same command again"
+        raise ArchiveError(
+            f"{archive}: damaged, or not the archive that its name says ({error}); {_ADVICE}"
         ) from error
 
 
@@ -128,7 +134,7 @@ def _members(archive: Path, target: Path) -> Iterator[_Member]:
         return _zip_members(archive)
     if name.endswith((".tar.gz", ".tgz")):
         return _tar_members(archive, target)
-    raise DataError(f"{archive}: neither .tar.gz nor .zip; unpack it by hand")
+    raise ArchiveError(f"{archive}: neither .tar.gz nor .zip; unpack it by hand")
 
 
 def _tar_members(archive: Path, target: Path) -> Iterator[_Member]:
@@ -178,10 +184,9 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                 yield _Member(member.filename, content, member.header_offset)
 
 
-def _refused(archive: Path, name: str, why: str) -> DataError:
-    return DataError(
-        f"{archive}: {name!r} {why}. The archive is not what its publisher made: delete it, and "
-        "fetch it from another server (--mirror)"
+def _refused(archive: Path, name: str, why: str) -> ArchiveError:
+    return ArchiveError(
+        f"{archive}: {name!r} {why}. The archive is not what its publisher made; {_ADVICE}"
     )
 
 

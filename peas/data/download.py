@@ -43,7 +43,7 @@ class Patience:
     """
 
     silence: float = 60.0
-    first: int = 4
+    first: int = 3
     later: int = 10
     pause: float = 1.0
     longest: float = 60.0
@@ -230,6 +230,8 @@ def _read(
             if not block:
                 break
             sink.write(block)
+            # A kill then loses no byte that had come.
+            sink.flush()
             have += len(block)
             progress("fetching", have, total)
     if total is not None and have < total:

@@ -1,0 +1,653 @@
+import csv
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from faulty_server import Answer, Served, serve
+
+from peas.commands.data import prepare
+from peas.commands.data.bar import Bar
+from peas.data import sources
+from peas.data.download import Patience
+from peas.errors import DataError
+
+HASTE = Patience(silence=5.0, pause=0.0)
+
+
+@pytest.fixture(autouse=True)
+def haste(monkeypatch):
+    monkeypatch.setattr(prepare, "PATIENCE", HASTE)
+
+
+def _wav(value=0.1, rate=16_000, form="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(1600, value), rate, format=form)
+    return file.getvalue()
+
+
+def _zip(files):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def _tar(files):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def _of(data, source):
+    """The table's row with the checksum and length of a miniature."""
+    return replace(source, checksum=f"sha256:{hashlib.sha256(data).hexdigest()}", size=len(data))
+
+
+def _tree(root):
+    paths = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+    return [str(path) for path in paths if path.parts[0] != prepare.STATE]
+
+
+def _state(root):
+    return sorted(path.name for path in (root / prepare.STATE).iterdir())
+
+
+def _run(set_name, root, server, *options):
+    prepare.main([set_name, str(root), "--mirror", f"{server.url}/data", *options])
+
+
+# ESC-50
+
+
+@pytest.fixture
+def esc50(monkeypatch):
+    """Files of the archive: two classes, five folds, one clip each."""
+    monkeypatch.setattr(sources, "ESC50_COUNTS", sources.ESC50Counts(10, 2, 5))
+    rows = ["filename,fold,target,category,esc10,src_file,take"]
+    files = {
+        "LICENSE": b"CC BY-NC",
+        "README.md": b"# ESC-50",
+        "tests/test_a.py": b"",
+        "esc.gif": b"",
+    }
+    for fold in range(1, 6):
+        for target, category in ((0, "dog"), (10, "rain")):
+            name = f"{fold}-{100 + fold}-A-{target}.wav"
+            rows.append(f"{name},{fold},{target},{category},True,{100 + fold},A")
+            files[f"audio/{name}"] = _wav(0.01 * fold, 44_100)
+    files["meta/esc50.csv"] = "\r\n".join(rows).encode()
+    return files
+
+
+def _esc50_zip(files):
+    return _zip({f"ESC-50-master/{name}": data for name, data in files.items()})
+
+
+# GitHub sends its archives in chunks, without a length, and knows no ranges.
+GITHUB = Answer(chunked=True, ranges=False)
+
+
+def _esc50(tmp_path, files, *answers, options=("--workers", "0")):
+    served = Served(_esc50_zip(files), list(answers), GITHUB)
+    with serve({"/data/master.zip": served}) as server:
+        _run("esc50", tmp_path / "esc", server, *options)
+    return server
+
+
+def test_esc50(tmp_path, esc50, capsys):
+    server = _esc50(tmp_path, esc50)
+    root = tmp_path / "esc"
+    assert server.paths == ["/data/master.zip"]
+    wanted = [name for name in esc50 if not name.startswith(("tests/", "esc.gif"))]
+    assert _tree(root) == sorted(wanted)
+    assert (root / "audio" / "1-101-A-0.wav").read_bytes() == esc50["audio/1-101-A-0.wav"]
+    assert _state(root) == ["lock", "master.zip.json"]
+    printed = capsys.readouterr().out
+    assert f"esc50 is whole in {root}" in printed
+    assert "10 clips, all of which decode; 2 classes, 5 folds of 2" in printed
+    assert printed.endswith(f"next: peas data verify esc50 {root}\n")
+
+
+def test_esc50_is_not_fetched_again(tmp_path, esc50, capsys):
+    _esc50(tmp_path, esc50)
+    assert _esc50(tmp_path, esc50).paths == []
+    assert capsys.readouterr().out.count("esc50 is whole") == 2
+
+
+def test_esc50_in_processes(tmp_path, esc50, capsys):
+    _esc50(tmp_path, esc50, options=("--workers", "2"))
+    assert "10 clips, all of which decode" in capsys.readouterr().out
+    esc50["audio/3-103-A-10.wav"] = b"RIFF"
+    with pytest.raises(DataError, match=r"1 of the 10 clips cannot be decoded(.|\n)*3-103-A-10"):
+        _esc50(tmp_path, esc50, options=("--workers", "2", "--again"))
+
+
+def test_esc50_again_and_kept(tmp_path, esc50):
+    _esc50(tmp_path, esc50, options=("--workers", "0", "--keep-archives"))
+    assert "master.zip" in _state(tmp_path / "esc")
+    (tmp_path / "esc" / "audio" / "1-101-A-0.wav").unlink()
+    with pytest.raises(DataError, match=r"1-101-A-0\.wav not there; .*--again"):
+        _esc50(tmp_path, esc50)
+    assert "master.zip" not in _state(tmp_path / "esc")
+    assert len(_esc50(tmp_path, esc50, options=("--workers", "0", "--again")).paths) == 1
+
+
+def test_esc50_through_a_bad_link(tmp_path, esc50):
+    drop = replace(GITHUB, drop=900)
+    server = _esc50(tmp_path, esc50, drop, Answer(status=502), drop)
+    assert len(server.paths) == 4
+
+
+def test_esc50_page_in_place_of_the_archive(tmp_path, esc50, capsys):
+    page = Answer(data=b"<html>come back later</html>")
+    server = _esc50(tmp_path, esc50, page)
+    assert len(server.paths) == 2
+    assert "esc50 is whole" in capsys.readouterr().out
+
+
+def test_esc50_never_the_archive(tmp_path, esc50):
+    page = Answer(data=b"<html>come back later</html>")
+    with pytest.raises(DataError, match=r"master\.zip: damaged, or not the archive"):
+        _esc50(tmp_path, esc50, page, page)
+    # The next try must not begin with the page.
+    assert _state(tmp_path / "esc") == ["lock"]
+
+
+def _csv(files, change):
+    rows = list(csv.reader(files["meta/esc50.csv"].decode().splitlines()))
+    change(rows)
+    files["meta/esc50.csv"] = "\n".join(",".join(row) for row in rows).encode()
+
+
+def _more_rows(files):
+    _csv(files, lambda rows: rows.append(rows[-1]))
+
+
+def _fewer_rows(files):
+    _csv(files, lambda rows: rows.pop())
+
+
+def _other_class(files):
+    _csv(files, lambda rows: [row.__setitem__(3, "wolf") for row in rows if row[3] == "dog"])
+
+
+def _uneven_folds(files):
+    _csv(files, lambda rows: rows[1].__setitem__(1, "2"))
+
+
+def _uneven_classes(files):
+    _csv(files, lambda rows: rows[1].__setitem__(slice(2, 4), ["10", "rain"]))
+
+
+def _third_class(files):
+    _csv(files, lambda rows: rows[1].__setitem__(slice(2, 4), ["1", "rooster"]))
+
+
+def _no_fold(files):
+    _csv(files, lambda rows: rows[0].__setitem__(1, "part"))
+
+
+def _same_clip(files):
+    _csv(files, lambda rows: rows[1].__setitem__(0, rows[2][0]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda files: files.pop("meta/esc50.csv"), r"there is no .*esc50\.csv"),
+        (lambda files: files.pop("audio/2-102-A-0.wav"), r"2-102-A-0\.wav not there"),
+        (lambda files: files.update({"audio/2-102-A-0.wav": b""}), r"2-102-A-0\.wav.*empty"),
+        (
+            lambda files: files.update({"audio/2-102-A-0.wav": _wav()[:-7]}),
+            r"1 of the 10 clips cannot be decoded(.|\n)*2-102-A-0\.wav: cut short",
+        ),
+        (_more_rows, r"rows: 11 instead of 10"),
+        (_fewer_rows, r"rows: 9 instead of 10"),
+        (_other_class, r"class 0 is called 'wolf'"),
+        (_uneven_folds, r"clips of fold 1: 1 instead of 2"),
+        (_uneven_classes, r"clips of class 0: 4 instead of 5"),
+        (_third_class, r"classes: 3 instead of 2"),
+        (_no_fold, r"no column fold"),
+        (_same_clip, r"names a clip twice"),
+    ],
+)
+def test_esc50_that_is_not_as_published(tmp_path, esc50, spoil, match):
+    spoil(esc50)
+    with pytest.raises(DataError, match=match):
+        _esc50(tmp_path, esc50)
+
+
+# Speech Commands
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """Archives by name, and the tables' rows made for them."""
+    archives = {}
+    for version, names in (("0.01", ("bed", "cat")), ("0.02", ("bed", "cat", "dog"))):
+        files = {"./README.md": b"", "./LICENSE": b""}
+        clips = [f"{word}/0a{n}_nohash_0.wav" for word in names for n in range(4)]
+        files |= {f"./{clip}": _wav() for clip in clips}
+        files |= {f"./_background_noise_/n{n}.wav": _wav() for n in range(6)}
+        files["./validation_list.txt"] = "\n".join(clips[:2]).encode()
+        files["./testing_list.txt"] = "\n".join([*clips[2:5], ""]).encode()
+        test = {f"./{word}/1.wav": _wav() for word in ("_silence_", "_unknown_", "yes")}
+        main = sources.SPEECH_COMMANDS[version]
+        other = sources.SPEECH_COMMANDS_TEST[version]
+        archives[main.name], archives[other.name] = _tar(files), _tar(test)
+        counts = sources.SpeechCommandsCounts(len(names), len(clips), 2, 3)
+        monkeypatch.setitem(sources.SPEECH_COMMANDS_COUNTS, version, counts)
+        monkeypatch.setitem(sources.SPEECH_COMMANDS_TEST_CLIPS, version, 3)
+        monkeypatch.setitem(sources.SPEECH_COMMANDS, version, _of(archives[main.name], main))
+        monkeypatch.setitem(sources.SPEECH_COMMANDS_TEST, version, _of(archives[other.name], other))
+    return {f"/data/{name}": data for name, data in archives.items()}
+
+
+def test_speech_commands(tmp_path, words, capsys):
+    with serve(words) as server:
+        _run("speech_commands", tmp_path, server)
+    assert server.paths == ["/data/speech_commands_v0.02.tar.gz"]
+    tree = _tree(tmp_path)
+    assert "dog/0a3_nohash_0.wav" in tree
+    assert "validation_list.txt" in tree
+    assert len(tree) == 12 + 6 + 4
+    printed = capsys.readouterr().out
+    assert "version 0.02: 12 clips of 3 words: 7 for training, 2 for validation, 3 for" in printed
+    assert _state(tmp_path) == ["lock", "speech_commands_v0.02.tar.gz.json"]
+
+
+def test_speech_commands_with_test_set(tmp_path, words, capsys):
+    with serve(words) as server:
+        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test-set")
+    assert [path[6:] for path in server.paths] == [
+        "speech_commands_v0.01.tar.gz",
+        "speech_commands_test_set_v0.01.tar.gz",
+    ]
+    printed = capsys.readouterr().out
+    assert "version 0.01: 8 clips of 2 words" in printed
+    assert f"test set of version 0.01: 3 clips in {tmp_path}/_test_set_" in printed
+    # The folder of the test set is taken for no word: a second run finds the same.
+    with serve(words) as server:
+        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test-set")
+    assert server.paths == []
+
+
+def test_speech_commands_of_two_versions_are_not_mixed(tmp_path, words):
+    with serve(words) as server:
+        _run("speech_commands", tmp_path, server, "--version", "0.01")
+        with pytest.raises(DataError, match=r"holds version 0\.01 of Speech Commands"):
+            _run("speech_commands", tmp_path, server)
+    assert len(server.paths) == 1
+
+
+def test_speech_commands_beside_own_folders(tmp_path, words):
+    (tmp_path / "my_word").mkdir()
+    with serve(words) as server, pytest.raises(DataError, match="words: 4 instead of 3"):
+        _run("speech_commands", tmp_path, server)
+
+
+def test_wrong_archive_then_the_right_one(tmp_path, words, capsys):
+    path = "/data/speech_commands_v0.02.tar.gz"
+    wrong = bytearray(words[path])
+    wrong[-20] ^= 1
+    with serve({path: Served(words[path], [Answer(data=bytes(wrong))])}) as server:
+        _run("speech_commands", tmp_path, server)
+    assert server.ranges == [None, None]
+    assert "is whole" in capsys.readouterr().out
+
+
+def test_wrong_archive_is_never_unpacked(tmp_path, words):
+    path = "/data/speech_commands_v0.02.tar.gz"
+    wrong = bytearray(words[path])
+    wrong[-20] ^= 1
+    with (
+        serve({path: bytes(wrong)}) as server,
+        pytest.raises(DataError, match="another file than expected, twice"),
+    ):
+        _run("speech_commands", tmp_path, server)
+    assert _tree(tmp_path) == []
+    assert _state(tmp_path) == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "match"),
+    [
+        ("bed/0a0_nohash_0.wav", "clips of words: 11 instead of 12"),
+        ("_background_noise_/n3.wav", "noises: 5 instead of 6"),
+        ("testing_list.txt", r"there is no .*testing_list\.txt"),
+    ],
+)
+def test_speech_commands_that_lost_a_file(tmp_path, words, gone, match):
+    with serve(words) as server:
+        _run("speech_commands", tmp_path, server)
+        (tmp_path / gone).unlink()
+        with pytest.raises(DataError, match=match):
+            _run("speech_commands", tmp_path, server)
+        assert len(server.paths) == 1
+        _run("speech_commands", tmp_path, server, "--again")
+        assert len(server.paths) == 2
+    assert (tmp_path / gone).is_file()
+
+
+# LibriSpeech
+
+
+@pytest.fixture
+def books(monkeypatch):
+    """Archives of three parts; part n has n clips for each of two speakers."""
+    archives = {}
+    for clips, subset in enumerate(("dev-clean", "train-clean-100", "train-other-500"), 1):
+        files = {"LibriSpeech/SPEAKERS.TXT": b"", "LibriSpeech/README.TXT": b""}
+        for speaker in (19, 84):
+            for clip in range(clips):
+                name = f"LibriSpeech/{subset}/{speaker}/7/{speaker}-7-{clip:04}.flac"
+                files[name] = _wav(form="FLAC") + os.urandom(3000)
+            files[f"LibriSpeech/{subset}/{speaker}/7/{speaker}-7.trans.txt"] = b""
+        archives[f"/data/{subset}.tar.gz"] = data = _tar(files)
+        monkeypatch.setitem(sources.LIBRISPEECH, subset, _of(data, sources.LIBRISPEECH[subset]))
+        monkeypatch.setitem(sources.LIBRISPEECH_CLIPS, subset, 2 * clips)
+    return archives
+
+
+def test_librispeech(tmp_path, books, capsys):
+    with serve(books) as server:
+        _run("librispeech", tmp_path, server, "--subsets", "train-clean-100, dev-clean")
+    assert server.paths == ["/data/train-clean-100.tar.gz", "/data/dev-clean.tar.gz"]
+    tree = _tree(tmp_path)
+    assert "dev-clean/84/7/84-7-0000.flac" in tree
+    assert "SPEAKERS.TXT" in tree
+    printed = capsys.readouterr().out
+    assert "train-clean-100: 4 clips of 2 speakers" in printed
+    assert "dev-clean: 2 clips of 2 speakers" in printed
+
+
+def test_librispeech_goes_on_with_the_part_that_failed(tmp_path, books, capsys):
+    books["/data/train-other-500.tar.gz"] = Served(
+        books["/data/train-other-500.tar.gz"], [], Answer(status=503)
+    )
+    options = ("--subsets", "train-clean-100,train-other-500")
+    with serve(books) as server:
+        with pytest.raises(DataError, match="answers 503"):
+            _run("librispeech", tmp_path, server, *options)
+        server.files["/data/train-other-500.tar.gz"].then = Answer()
+        before = len(server.paths)
+        _run("librispeech", tmp_path, server, *options)
+    assert server.paths[before:] == ["/data/train-other-500.tar.gz"]
+    assert "train-other-500: 6 clips" in capsys.readouterr().out
+
+
+CHILD = """
+import sys
+from dataclasses import replace
+from peas.commands.data import prepare
+from peas.data import sources
+url, root, checksum, size = sys.argv[1:]
+old = sources.LIBRISPEECH["dev-clean"]
+sources.LIBRISPEECH["dev-clean"] = replace(old, checksum=checksum, size=int(size))
+prepare.main(["librispeech", root, "--mirror", url, "--subsets", "dev-clean"])
+"""
+
+
+def test_killed_in_the_middle_and_restarted(tmp_path, books, capsys):
+    path = "/data/dev-clean.tar.gz"
+    served = Served(books[path], [Answer(drop=2000, hang=True)])
+    source = sources.LIBRISPEECH["dev-clean"]
+    with serve({path: served}) as server:
+        child = subprocess.Popen(
+            [
+                *(sys.executable, "-c", CHILD, f"{server.url}/data", str(tmp_path)),
+                *(source.checksum, str(source.size)),
+            ],
+            stdout=subprocess.PIPE,
+        )
+        part = tmp_path / prepare.STATE / "dev-clean.tar.gz.part"
+        for _ in range(1000):
+            if part.exists() and part.stat().st_size == 2000:
+                break
+            time.sleep(0.01)
+        with pytest.raises(DataError, match=rf"process {child.pid} on .* is at work here"):
+            _run("librispeech", tmp_path, server, "--subsets", "dev-clean")
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        assert _tree(tmp_path) == []
+        _run("librispeech", tmp_path, server, "--subsets", "dev-clean")
+    assert server.ranges == [None, "bytes=2000-"]
+    assert "dev-clean: 2 clips" in capsys.readouterr().out
+
+
+# AudioSet
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    head = "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=2, num_segs=2\n"
+    head += "# YTID, start_seconds, end_seconds, positive_labels\n"
+    files, rows = {}, []
+    for n, source in enumerate(sources.AUDIOSET):
+        if source.name == sources.AUDIOSET_LABELS:
+            table = resources.files("peas.data.labels") / "audioset_class_labels_indices.csv"
+            files[f"/data/{source.name}"] = table.read_bytes()
+            rows.append(source)
+            continue
+        clips = f'--PJHxphWE{n}, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n_-{n}hevVpy1s, 0.000, '
+        data = (head + clips + '10.000, "/m/012xff"\n').encode()
+        files[f"/data/{source.name}"] = data
+        rows.append(_of(data, source))
+    monkeypatch.setattr(sources, "AUDIOSET", tuple(rows))
+    monkeypatch.setattr(sources, "AUDIOSET_ROWS", dict.fromkeys(sources.AUDIOSET_ROWS, 2))
+    return files
+
+
+def test_audioset(tmp_path, tables, capsys):
+    with serve(tables) as server:
+        _run("audioset", tmp_path, server)
+        assert sorted(server.paths) == sorted(tables)
+        _run("audioset", tmp_path, server)
+        assert len(server.paths) == 4
+    assert [f"/data/{name}" for name in _tree(tmp_path)] == sorted(tables)
+    printed = capsys.readouterr().out
+    assert "unbalanced_train_segments.csv: 2 clips, 3 classes" in printed
+    assert "class_labels_indices.csv: 527 classes" in printed
+    assert "obtain it yourself" in printed
+    assert "Y<id>.wav" in printed
+
+
+def test_audioset_with_another_label_table(tmp_path, tables):
+    path = "/data/class_labels_indices.csv"
+    good = tables[path]
+    for bad, line in (
+        (good.replace(b"Speech", b"Spoken", 1), 2),
+        (good[:-30], 528),
+        (b"<html>", 1),
+    ):
+        tables[path] = bad
+        with (
+            serve(tables) as server,
+            pytest.raises(DataError, match=rf"indices\.csv line {line}: differs .* 527 classes"),
+        ):
+            _run("audioset", tmp_path, server, "--again")
+    tables[path] = good
+    with serve(tables) as server:
+        _run("audioset", tmp_path, server, "--again")
+    assert server.paths == [path]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        (b"/m/012xff", b"/m/nothing", r"eval_segments\.csv: /m/nothing is no label"),
+        (b'"/m/012xff"', b'"/m/01', r"eval_segments\.csv line 5: .* is no segment"),
+        (b'"/m/012xff"\n', b'"/m/012xff"\nabcdefghijk, 1.0, 2.0, "/m/09x0r"', "3 instead of 2"),
+    ],
+)
+def test_audioset_with_another_table(tmp_path, tables, monkeypatch, old, new, match):
+    path = "/data/eval_segments.csv"
+    tables[path] = tables[path].replace(old, new)
+    rows = [
+        _of(tables[path], row) if row.name == "eval_segments.csv" else row
+        for row in sources.AUDIOSET
+    ]
+    monkeypatch.setattr(sources, "AUDIOSET", tuple(rows))
+    with serve(tables) as server, pytest.raises(DataError, match=match):
+        _run("audioset", tmp_path, server)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["folder", "x"], "invalid choice: 'folder'"),
+        (["esc50"], "ROOT"),
+        (["esc50", "x", "--workers", "-1"], "--workers"),
+        (["esc50", "x", "--workers", "many"], "'many' is no number of processes"),
+        (["librispeech", "x", "--subsets", "dev-clean,all"], "'all' is no part of LibriSpeech"),
+        (["librispeech", "x", "--subsets", ","], "is no part of LibriSpeech"),
+        (["speech_commands", "x", "--version", "3"], "0.01"),
+    ],
+)
+def test_wrong_command_lines(tmp_path, monkeypatch, capsys, argv, match):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(argv)
+    assert caught.value.code == 2
+    assert match in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mirror_that_is_no_address(tmp_path):
+    with pytest.raises(DataError, match=r"'mirror/master\.zip' is not an address"):
+        prepare.main(["esc50", str(tmp_path), "--mirror", "mirror"])
+
+
+def test_root_that_is_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/\.prepare: Not a directory"):
+        prepare.main(["esc50", str(tmp_path / "a")])
+
+
+def test_ctrl_c(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "download", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["esc50", str(tmp_path)])
+    assert caught.value.code == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_importing_the_command_is_quick():
+    code = "import peas.commands.data.prepare, sys; print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "numpy", "rich", "soundfile", "jsonargparse"):
+        assert f"'{heavy}'" not in run.stdout
+
+
+def test_table_is_the_published_one():
+    # The figures that users are told, and nothing that a test left behind.
+    everything = [
+        sources.ESC50,
+        *sources.SPEECH_COMMANDS.values(),
+        *sources.SPEECH_COMMANDS_TEST.values(),
+        *sources.LIBRISPEECH.values(),
+        *sources.AUDIOSET,
+    ]
+    checked = [source for source in everything if source.checksum]
+    assert len(everything) == 16
+    assert [source.name for source in everything if source not in checked] == [
+        "master.zip",
+        "class_labels_indices.csv",
+    ]
+    assert all(len(source.checksum) == len("sha256:") + 64 for source in checked)
+    assert len({source.checksum for source in checked}) == 14
+    assert sum(sources.LIBRISPEECH_CLIPS[part] for part in sources.LIBRISPEECH_960) == 281_241
+    counts = sources.SPEECH_COMMANDS_COUNTS["0.02"]
+    assert counts.clips - counts.validation - counts.test == 84_843
+
+
+def test_checksums_are_torchaudios():
+    # The same file is torchaudio's by its own table, wherever that has one.
+    from torchaudio.datasets import librispeech, speechcommands
+
+    theirs = {
+        url.rpartition("/")[2]: f"sha256:{checksum}"
+        for module in (librispeech, speechcommands)
+        for url, checksum in module._CHECKSUMS.items()
+    }
+    ours = {
+        source.name: source.checksum
+        for source in [*sources.LIBRISPEECH.values(), *sources.SPEECH_COMMANDS.values()]
+    }
+    assert len(ours) == 9
+    assert {name: theirs[name] for name in ours} == ours
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_on_a_terminal(monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Bar() as bar:
+        show = bar.of("a.zip")
+        show("fetching", 5 * 10**8, 2 * 10**9)
+        bar._bar.refresh()
+        show("unpacking", 10**6, None)
+        bar._bar.refresh()
+        show("decoding", 3, 2000)
+        bar._bar.refresh()
+        assert len(bar._bar.tasks) == 1
+    for text in ("a.zip: fetching", "0.50 of 2.00 GB", "1.00 MB", "3 of 2,000 clips"):
+        assert text in terminal.getvalue()
+
+
+def test_few_lines_without_a_terminal(capsys):
+    with Bar() as bar:
+        show = bar.of("a.zip")
+        for done in range(1000):
+            show("fetching", done * 1000, 10**6)
+        show("unpacking", 10, 2000)
+    assert capsys.readouterr().out.splitlines() == [
+        "a.zip: fetching 0.00 of 1.00 MB",
+        "a.zip: unpacking 0.01 of 2.00 kB",
+    ]
+
+
+def test_lines_now_and_then_without_a_terminal(capsys):
+    with Bar(every=0.0) as bar:
+        for done in range(3):
+            bar.of("a.zip")("fetching", done, None)
+            time.sleep(0.001)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_home_folder(tmp_path, esc50, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    served = Served(_esc50_zip(esc50), [], GITHUB)
+    with serve({"/data/master.zip": served}) as server:
+        _run("esc50", Path("~/esc"), server, "--workers", "0")
+    assert (tmp_path / "esc" / "meta").is_dir()
