@@ -1,0 +1,167 @@
+"""Mean and standard deviation of a set's log-mel in one pass, and how its lengths are spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from peas.data.clips import ClipTable
+from peas.data.module import RATE
+from peas.data.workers import default_workers, in_order
+from peas.errors import AudioError, DataError
+from peas.frontend import LogMel
+
+CHUNK = 64
+"""Clips that a process measures at once."""
+
+# Samples of the clips that go through the front end together, padding included; 8 clips of 5 s.
+# Larger batches are no faster, and a few long files must not fill the memory.
+_BATCH_SAMPLES = 640_000
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared distances from the mean, which merge without loss.
+
+    Sums of squares would cancel where the mean is large beside the spread; merging means (T. F.
+    Chan, G. H. Golub, R. J. LeVeque, 1979) does not.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Tensor) -> Moments:
+        """Moments of the values of a tensor of any shape, in float64."""
+        if not values.numel():
+            return cls()
+        exact = values.double()
+        mean = exact.mean()
+        return cls(values.numel(), float(mean), float((exact - mean).square().sum()))
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets of values."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        share = other.count / count
+        squares = self.squares + other.squares + apart * apart * self.count * share
+        return Moments(count, self.mean + apart * share, squares)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the values themselves; 0 where there are none."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What consecutive clips hold. N clips.
+
+    Attributes:
+        moments: Of the cells of the log-mel.
+        seconds: `[N]` lengths; 0 = not readable.
+        broken: Why clips cannot be read, by row.
+    """
+
+    moments: Moments
+    seconds: NDArray[np.float32]
+    broken: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the cells."""
+        return self.moments.mean
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the cells."""
+        return self.moments.std
+
+
+def measure(
+    table: ClipTable, frames: int, *, padded: bool = False, workers: int | None = None
+) -> Measured:
+    """Statistics of the log-mel of a table's clips, for the normalisation of the model's input.
+
+    Args:
+        table: The clips, usually a training split's.
+        frames: Frames of the model's input: longer clips count with their first ones alone.
+        padded: Count the zeros that shorter clips are padded with as well.
+        workers: Processes; None = one a core, 0 = this one.
+
+    Raises:
+        AudioError: A clip cannot be read.
+        DataError: There are no clips.
+    """
+    if not len(table):
+        raise DataError("the training split has no clip to take mean and std of")
+    moments, seconds = Moments(), []
+    with closing(measured(table, frames, padded=padded, workers=workers)) as parts:
+        for part in parts:
+            for message in part.broken.values():
+                raise AudioError(message)
+            moments += part.moments
+            seconds.append(part.seconds)
+    return Measured(moments, np.concatenate(seconds))
+
+
+def measured(
+    table: ClipTable, frames: int, *, padded: bool = False, workers: int | None = None
+) -> Generator[Measured, None, None]:
+    """What `measure` merges: chunk after chunk, with rows counted in the chunk.
+
+    The results do not depend on `workers`. Clips that cannot be read are left out and named.
+    """
+    # Raw values: mean 0 and twice the deviation 1.
+    front_end = LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
+
+    def work(rows: range) -> Measured:
+        return _measure_rows(table, rows, front_end, padded)
+
+    processes = default_workers() if workers is None else workers
+    return in_order(work, len(table), size=CHUNK, workers=processes)
+
+
+def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool) -> Measured:
+    moments = Moments()
+    seconds = np.zeros(len(rows), np.float32)
+    broken: dict[int, str] = {}
+    waiting: list[Tensor] = []
+    longest = 0
+    for place, row in enumerate(rows):
+        try:
+            waveform = table.sounds.load(row)
+        except AudioError as error:
+            broken[place] = str(error)
+            continue
+        seconds[place] = len(waveform) / RATE
+        longest = max(longest, len(waveform))
+        if waiting and longest * (len(waiting) + 1) > _BATCH_SAMPLES:
+            moments += _moments(waiting, front_end, padded)
+            waiting, longest = [], len(waveform)
+        waiting.append(waveform)
+    if waiting:
+        moments += _moments(waiting, front_end, padded)
+    return Measured(moments, seconds, broken)
+
+
+def _moments(waveforms: list[Tensor], front_end: LogMel, padded: bool) -> Moments:
+    """Moments of the log-mel cells of some clips."""
+    length = torch.tensor([len(waveform) for waveform in waveforms])
+    log_mel, frames, _ = front_end(pad_sequence(waveforms, batch_first=True), length)
+    inside = torch.arange(log_mel.shape[1]) < frames[:, None]
+    moments = Moments.of(log_mel[inside])
+    if padded:
+        moments += Moments(log_mel.numel() - moments.count)
+    return moments
