@@ -106,6 +106,7 @@ def speech_commands(root: Path, version: str) -> list[str]:
             for entry in entries
             if entry.is_dir() and not entry.name.startswith(("_", "."))
         ]
+    words = [word for word in words if word != sources.SPEECH_COMMANDS_TEST[version].into]
     _equal(f"{root}: folders of words", len(words), expected.words)
     clips = sum(_count(root / word, ".wav") for word in words)
     _equal(f"{root}: clips of words", clips, expected.clips)
@@ -126,7 +127,7 @@ def speech_commands(root: Path, version: str) -> list[str]:
 
 def speech_commands_test(root: Path, version: str) -> list[str]:
     """Checks the separate test set of the 12-class task; see `esc50`."""
-    folder = root / sources.SPEECH_COMMANDS_TEST_FOLDER
+    folder = root / str(sources.SPEECH_COMMANDS_TEST[version].into)
     clips = _count(folder, ".wav")
     _equal(f"{folder}: clips", clips, sources.SPEECH_COMMANDS_TEST_CLIPS[version])
     return [f"test set of version {version}: {clips:,} clips in {folder}"]
@@ -184,8 +185,12 @@ def _segments(file: Path, known: set[bytes]) -> tuple[int, int]:
 
 
 def _count(folder: Path, suffix: str) -> int:
-    """Number of files below a folder that end so."""
-    return sum(name.endswith(suffix) for _, _, names in os.walk(folder) for name in names)
+    """Number of files below a folder that end so, without hidden ones that macOS packs along."""
+    return sum(
+        name.endswith(suffix) and not name.startswith(".")
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
 
 
 def _equal(what: str, found: int, expected: int) -> None:

@@ -88,20 +88,18 @@ SPEECH_COMMANDS = {
         into="",
     ),
 }
-SPEECH_COMMANDS_TEST_FOLDER = "_test_set_"
-"""Begins with an underscore, as the noise does, since it is no word."""
 SPEECH_COMMANDS_TEST = {
     "0.01": Source(
         f"{_TENSORFLOW}/speech_commands_test_set_v0.01.tar.gz",
         "sha256:baa084f6b62c91de660ff0588ae4dfc4e4d534aa99ac0e5f406cba75836cbd00",
         71_271_436,
-        into=SPEECH_COMMANDS_TEST_FOLDER,
+        into="speech_commands_test_set_v0.01",
     ),
     "0.02": Source(
         f"{_TENSORFLOW}/speech_commands_test_set_v0.02.tar.gz",
         "sha256:cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df",
         112_563_277,
-        into=SPEECH_COMMANDS_TEST_FOLDER,
+        into="speech_commands_test_set_v0.02",
     ),
 }
 # Clips: Warden 2018 has 64,727 (with the six noises) and 105,829. Lists of 0.02: 9,981 and 11,005

@@ -242,7 +242,7 @@ def words(monkeypatch):
     """Archives by name, and the tables' rows made for them."""
     archives = {}
     for version, names in (("0.01", ("bed", "cat")), ("0.02", ("bed", "cat", "dog"))):
-        files = {"./README.md": b"", "./LICENSE": b""}
+        files = {"./README.md": b"", "./LICENSE": b"", "./bed/._0a0_nohash_0.wav": b"macOS"}
         clips = [f"{word}/0a{n}_nohash_0.wav" for word in names for n in range(4)]
         files |= {f"./{clip}": _wav() for clip in clips}
         files |= {f"./_background_noise_/n{n}.wav": _wav() for n in range(6)}
@@ -267,10 +267,11 @@ def test_speech_commands(tmp_path, words, capsys):
     tree = _tree(tmp_path)
     assert "dog/0a3_nohash_0.wav" in tree
     assert "validation_list.txt" in tree
-    assert len(tree) == 12 + 6 + 4
+    assert len(tree) == 12 + 6 + 5
     printed = capsys.readouterr().out
     assert "version 0.02: 12 clips of 3 words: 7 for training, 2 for validation, 3 for" in printed
     assert _state(tmp_path) == ["lock", "speech_commands_v0.02.tar.gz.json"]
+    assert printed.endswith(f"next: peas data verify speech_commands {tmp_path}\n")
 
 
 def test_speech_commands_with_test_set(tmp_path, words, capsys):
@@ -282,7 +283,10 @@ def test_speech_commands_with_test_set(tmp_path, words, capsys):
     ]
     printed = capsys.readouterr().out
     assert "version 0.01: 8 clips of 2 words" in printed
-    assert f"test set of version 0.01: 3 clips in {tmp_path}/_test_set_" in printed
+    assert (
+        f"test set of version 0.01: 3 clips in {tmp_path}/speech_commands_test_set_v0.01" in printed
+    )
+    assert printed.endswith(f"next: peas data verify speech_commands {tmp_path} --task v1-12\n")
     # The folder of the test set is taken for no word: a second run finds the same.
     with serve(words) as server:
         _run("speech_commands", tmp_path, server, "--version", "0.01", "--test-set")

@@ -67,8 +67,12 @@ class Bar:
         fresh, self._now = text != self._now, text
         if self._bar is not None:
             if fresh:
-                self._bar.reset(self._task, description=text, total=total)
+                # What an earlier connection brought is no speed of this one.
+                self._bar.reset(self._task, description=text, total=total, completed=done)
             amount = _amount(done, total, counted)
+            speed = self._bar.tasks[0].speed
+            if counted is None and speed:
+                amount += f", {speed / 1e6:.1f} MB/s"
             self._bar.update(self._task, completed=done, total=total, amount=amount)
         elif fresh or time.monotonic() > self._printed + self.every:
             print(f"{text} {_amount(done, total, counted)}", flush=True)

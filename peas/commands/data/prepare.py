@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--test-set",
         action="store_true",
         help="also the separate test set of the 12-class task, into "
-        f"ROOT/{sources.SPEECH_COMMANDS_TEST_FOLDER}",
+        "ROOT/speech_commands_test_set_v…",
     )
     one = sets.add_parser("librispeech", parents=[common], help="LibriSpeech: 60 GB in 960 hours")
     one.add_argument(
@@ -122,7 +122,14 @@ def main(argv: list[str]) -> None:
     print("\n".join(f"  {line}" for line in found))
     if args.set == "audioset":
         print(SOUND)
-    print(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}")
+    print(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}{_task(args)}")
+
+
+def _task(args: argparse.Namespace) -> str:
+    """Option of `peas data verify` for a version that its default task is not about."""
+    if args.set == "speech_commands" and (args.test_set or args.version == "0.01"):
+        return f" --task v{args.version[-1]}-12"
+    return ""
 
 
 def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
