@@ -92,9 +92,10 @@ def load(
         native = sound.samplerate
         end = None if stop is None else round(stop * native)
         samples = _decode(sound, label, round(start * native), end)
-    waveform = samples[:, 0] if channels == "first" else samples.mean(dim=1)
-    # The sum is finite only when every sample is; it costs no [S] tensor of flags.
-    if not torch.isfinite(samples.sum(dtype=torch.float64)):
+    alone = channels == "first" or samples.shape[1] == 1
+    waveform = samples[:, 0] if alone else samples.mean(dim=1)
+    # The sum is finite when every sample is, unless huge ones overflow: it costs no [S] flags.
+    if not torch.isfinite(samples.sum()) and not torch.isfinite(samples).all():
         bad = int((~torch.isfinite(samples)).sum())
         raise AudioError(
             f"{label}: {bad} of {samples.numel()} samples are NaN or infinite; export the clip "
