@@ -83,6 +83,28 @@ def test_split_without_clips(root):
         SpeechCommands(root).clips("test")
 
 
+def test_noise_and_hidden_files_are_no_clips(root):
+    # macOS unpacks such a file beside each real one.
+    (root / "bed" / "._2.wav").write_bytes(b"no sound")
+    inventory = SpeechCommands(root).inventory()
+    assert sorted(inventory.table.ids) == sorted(
+        f"{word}/{clip}.wav" for word in ("bed", "zero") for clip in range(4)
+    )
+    assert inventory.parts == ["train", "validation", "test"]
+    assert inventory.part.tolist() == [0, 0, 0, 0, 0, 1, 1, 2]
+
+
+def test_inventory_names_what_a_list_names(root):
+    (root / "zero" / "0.wav").unlink()
+    assert "zero/0.wav" in list(SpeechCommands(root).inventory().table.ids)
+    _reject(root, r"validation_list\.txt .*zero/0\.wav")
+
+
+def test_statistics_can_be_given(root):
+    assert SpeechCommands(root, mean=-1.0, std=2.0).facts.mean == -1.0
+    assert SpeechCommands(root, mean=-1.0, std=2.0).facts.std == 2.0
+
+
 def test_real_recordings(shared, tmp_path):
     module = SpeechCommands(
         shared / "data" / "speech_commands_3words", num_workers=0, cache_dir=str(tmp_path)

@@ -1,0 +1,190 @@
+"""What lies in a folder of Speech Commands: words, the official lists, noise, the test archive."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+from peas.data.keywords import CLASSES, NOISE, SECOND_VERSION_WORDS, split_of_speaker
+from peas.data.labels import read_labels
+from peas.data.listing import some
+from peas.data.module import Split
+from peas.errors import DataError
+
+log = logging.getLogger(__name__)
+
+LISTS: dict[Split, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+
+
+class WordFolders:
+    """A folder of Speech Commands in the official layout, read once and checked.
+
+    Args:
+        root: The folder.
+        version: `1` or `2`, whose words these must be.
+        twelve: For the twelve classes: there may be a folder of the test archive among the words,
+            and without the two lists the hash of the speaker that made them splits the clips.
+    """
+
+    def __init__(self, root: Path, version: str, *, twelve: bool) -> None:
+        self.root = root
+        self.version = version
+        self.twelve = twelve
+        self.advice = (
+            f"fetch speech_commands_v0.0{version}.tar.gz (download.tensorflow.org/data) and "
+            f"unpack it into {root} (data.init_args.root)"
+        )
+        self.archive_name = f"speech_commands_test_set_v0.0{version}"
+        self._all_words = set(read_labels("speech_commands_v2"))
+        if version == "1":
+            self._all_words -= SECOND_VERSION_WORDS
+        self._are_words = f"the {len(self._all_words)} words of Speech Commands V{version}"
+
+    def names(self, split: Split) -> list[str]:
+        """Clips `word/file.wav` of a split in order, whether or not they have a file.
+
+        Raises:
+            DataError: There are no words, or the lists are missing or contradict themselves.
+        """
+        if split in self._listed:
+            return sorted(self._listed[split])
+        return sorted(self._here.difference(*self._listed.values()))
+
+    def require_files(self) -> None:
+        """Check that the clips of the lists are there.
+
+        Raises:
+            DataError: Some are not.
+        """
+        for split, names in self._listed.items():
+            absent = sorted(names - self._here)
+            if absent:
+                raise DataError(
+                    f"{len(absent)} of the files that {self.root / LISTS[split]} lists are not "
+                    f"there, such as {some(absent)}; {self.advice}"
+                )
+
+    @cached_property
+    def noise(self) -> list[Path]:
+        """The long recordings of noise, by name."""
+        return [self.root / NOISE / name for name in wav_names(self.root / NOISE)]
+
+    def archive(self, given: Path | None) -> Path | None:
+        """Folder of the test archive; None when nobody named it and it is in no usual place.
+
+        Args:
+            given: Where the user says that it is.
+
+        Raises:
+            DataError: It is not there.
+        """
+        if given is None:
+            usual = (self.root, self.root.absolute().parent)
+            found = (folder / self.archive_name for folder in usual)
+            return next((folder for folder in found if folder.is_dir()), None)
+        if not given.is_dir():
+            raise DataError(
+                f"there is no folder {given} (data.init_args.test_root): fetch "
+                f"{self.archive_name}.tar.gz (download.tensorflow.org/data) and unpack it there"
+            )
+        return given
+
+    @cached_property
+    def _words(self) -> list[str]:
+        """The words that have a folder."""
+        if not self.root.is_dir():
+            raise DataError(f"there is no folder {self.root}: {self.advice}")
+        folders = {
+            path.name
+            for path in self.root.iterdir()
+            if path.is_dir() and not path.name.startswith(("_", "."))
+        }
+        if self.twelve:
+            folders.discard(self.archive_name)
+        strange = folders - self._all_words
+        if strange:
+            raise DataError(
+                f"{self.root / min(strange)} is not one of {self._are_words}: "
+                "move every other folder away"
+            )
+        if not folders:
+            raise DataError(f"{self.root} has no folder of a word, 0 classes; {self.advice}")
+        if len(folders) < len(self._all_words):
+            log.warning(
+                "%s has %d of %s; results are not those of the whole set",
+                self.root,
+                len(folders),
+                self._are_words,
+            )
+        return sorted(folders)
+
+    @cached_property
+    def _here(self) -> set[str]:
+        """Clips that have a file."""
+        return {f"{word}/{name}" for word in self._words for name in wav_names(self.root / word)}
+
+    @cached_property
+    def _listed(self) -> dict[Split, set[str]]:
+        """Clips of validation and of the test, of the words that have a folder."""
+        here = self._here
+        if self.twelve and not any((self.root / file).exists() for file in LISTS.values()):
+            splits = {name: split_of_speaker(name) for name in here}
+            return {split: {name for name in here if splits[name] == split} for split in LISTS}
+        listed = {split: self._read(self.root / file) for split, file in LISTS.items()}
+        both = listed["validation"] & listed["test"]
+        if both:
+            raise DataError(
+                f"{self.root}: {len(both)} clips are in both {' and '.join(LISTS.values())}, such "
+                f"as {min(both)}; use the official lists"
+            )
+        return listed
+
+    def _read(self, file: Path) -> set[str]:
+        """Clips of one of the two lists."""
+        if not file.is_file():
+            raise DataError(f"there is no {file}: {self.advice}")
+        lines = file.read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+        words = {name: name.partition("/")[0] for name in names}
+        strange = [name for name, word in words.items() if word not in self._all_words]
+        if strange:
+            raise DataError(
+                f"{file} names {strange[0]}, which is none of {self._are_words}; "
+                "use the official list"
+            )
+        doubled = [name for name, count in Counter(names).items() if count > 1]
+        if doubled:
+            raise DataError(f"{file} lists {some(doubled)} more than once; use the official list")
+        present = set(self._words)
+        return {name for name, word in words.items() if word in present}
+
+
+def archive_clips(folder: Path) -> list[str]:
+    """Clips `class/file.wav` of an unpacked test archive, by name.
+
+    Raises:
+        DataError: A class has no folder or no clip there.
+    """
+    names = []
+    for label in CLASSES:
+        files = wav_names(folder / label)
+        if not files:
+            raise DataError(
+                f"{folder} has no clips of {label}: a test archive has a folder for each of the "
+                "twelve classes; unpack it again, or correct data.init_args.test_root"
+            )
+        names += [f"{label}/{file}" for file in files]
+    return sorted(names)
+
+
+def wav_names(folder: Path) -> list[str]:
+    """Names of the WAV files of a folder, in order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    # macOS leaves hidden files of the same ending beside those that it unpacks.
+    return sorted(
+        name for name in os.listdir(folder) if name.endswith(".wav") and not name.startswith(".")
+    )
