@@ -56,3 +56,34 @@ class Thief(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step == 1:
             self.path.unlink(missing_ok=True)
+
+
+class Places(Callback):
+    """Writes the clips of every training and validation batch, a file a process.
+
+    Args:
+        folder: Where the files go.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def _write(self, trainer: Trainer, kind: str, batch: Any) -> None:
+        line = {"kind": kind, "epoch": trainer.current_epoch, "ids": batch["id"]}
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._write(trainer, "train", batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._write(trainer, "validation", batch)

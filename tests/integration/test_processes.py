@@ -1,4 +1,4 @@
-"""Faults of one process of two: every process ends, and one message says why."""
+"""Several processes: who reads what, and that a fault of one ends all with one message."""
 
 import csv
 import os
@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cli_recorder import recorded
 from drive import Write
 from test_bad_input import a_clip
 
@@ -68,3 +70,38 @@ def test_clips_that_vanish_are_skipped_and_counted_once(
     assert [float(count) for count in counts][-1] == 1.0
     assert len(counts) == 3
     assert "1 unreadable" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_an_epoch_and_count_each_clip_once(
+    write: Write, sounds: Path, tmp_path: Path, world: int
+) -> None:
+    places = {"class_path": "cli_recorder.Places", "init_args": {"folder": str(tmp_path)}}
+    changes = {
+        "trainer.callbacks": [places],
+        "trainer.devices": world,
+        "data.init_args.batch_size": 6 // world,
+        "data.init_args.sampling": "balanced",
+        "data.init_args.epoch_clips": 18,
+        "data.init_args.replacement": False,
+    }
+    done = _fit(_config(write, sounds, **changes), tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    shares = [recorded(tmp_path / f"rank{rank}.jsonl") for rank in range(world)]
+    epochs = []
+    for epoch in range(2):
+        for kind, clips in (("train", 18), ("validation", 6)):
+            read = [
+                [name for line in share if (line["kind"], line["epoch"]) == (kind, epoch)
+                 for name in line["ids"]]
+                for share in shares
+            ]  # fmt: skip
+            assert [len(names) for names in read] == [clips // world] * world
+            together = [name for names in read for name in names]
+            assert len(set(together)) == clips
+            if kind == "train":
+                epochs.append(together)
+    assert epochs[0] != epochs[1]
+    logits = np.load(tmp_path / "run" / "logits" / "val_last.npz")
+    assert len(set(logits["ids"])) == len(logits["ids"]) == 6
