@@ -79,12 +79,14 @@ class SetParser:
         from jsonargparse import ArgumentParser
 
         self.argv = argv
-        self.name = next((word for word in argv if not word.startswith("-")), None)
+        self.name = _set_name(argv)
         self.parser: ArgumentParser = ArgumentParser(
             prog=f"peas data {verb}", description=about, exit_on_error=False
         )
-        self.parser.add_argument("set", choices=list(SETS), help="the data set's name")
-        self.parser.add_argument("root", type=str, help="folder of the data set")
+        self.parser.add_argument(
+            "set", metavar="SET", choices=list(SETS), help=f"one of {', '.join(SETS)}"
+        )
+        self.parser.add_argument("root", metavar="ROOT", type=str, help="folder of the data set")
 
     def parse(self) -> tuple[Namespace, ClipDataModule]:
         """Options of the verb, and the data module.
@@ -106,4 +108,13 @@ class SetParser:
         return options, make_set(options.set, os.path.expanduser(options.root), **arguments)
 
     def _refuse(self, error: Exception) -> NoReturn:
-        raise ConfigError(f"{str(error).strip()}\n\n{self.parser.format_usage()}") from None
+        from peas.cli_errors import cause
+
+        raise ConfigError(f"{cause(str(error))}\n\n{self.parser.format_usage()}") from None
+
+
+def _set_name(argv: list[str]) -> str | None:
+    """The word of a command line that is SET; a folder given to an option may have its name."""
+    found = [place for place, word in enumerate(argv) if word in SETS]
+    alone = [place for place in found if place == 0 or not argv[place - 1].startswith("-")]
+    return argv[(alone or found)[0]] if found else None
