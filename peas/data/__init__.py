@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peas.data.esc50 import ESC50
+    from peas.data.folder import AudioFolder
+    from peas.data.librispeech import LibriSpeech
+    from peas.data.mixture import Mixture
     from peas.data.speech_commands import SpeechCommands
     from peas.data.synthetic import SyntheticSounds
 
-__all__ = ["ESC50", "SpeechCommands", "SyntheticSounds"]
+__all__ = ["ESC50", "AudioFolder", "LibriSpeech", "Mixture", "SpeechCommands", "SyntheticSounds"]
 
 _HOMES = {
+    "AudioFolder": "peas.data.folder",
     "ESC50": "peas.data.esc50",
+    "LibriSpeech": "peas.data.librispeech",
+    "Mixture": "peas.data.mixture",
     "SpeechCommands": "peas.data.speech_commands",
     "SyntheticSounds": "peas.data.synthetic",
 }

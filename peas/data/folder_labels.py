@@ -1,0 +1,91 @@
+"""The order of a user's classes, from a file."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from peas.data.columns import Rows
+from peas.data.listing import some
+from peas.errors import DataError
+
+_NAMES = ("name", "label", "display_name")
+
+
+def read_order(file: Path) -> list[str]:
+    """Names of the classes in order.
+
+    Args:
+        file: A name on each line; or a CSV whose first line names a column `name`, `label` or
+            `display_name`, sorted by its column `index` if it has one.
+
+    Raises:
+        DataError: The file is missing, no UTF-8 text, or numbers or names the classes badly.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be opened ({error.strerror}): check data.init_args.labels_file, a "
+            "path from data.init_args.root or an absolute one"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text; save it as UTF-8") from None
+    lines = [line for line in lines if line.strip()]
+    head = [name.strip() for name in next(csv.reader(lines[:1]), [])]
+    column = next((head.index(name) for name in _NAMES if name in head), None)
+    if column is None:
+        names = [line.strip() for line in lines]
+    else:
+        rows = list(csv.reader(lines[1:]))
+        short = [row for row in rows if len(row) < len(head)]
+        if short:
+            raise DataError(f"{file}: the row {short[0]} has fewer cells than the first line")
+        if "index" in head:
+            rows = _sorted(rows, head.index("index"), file)
+        names = [row[column].strip() for row in rows]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled or not names:
+        what = f"names {some(doubled)} more than once" if names else "names no class"
+        raise DataError(f"{file} {what}: it must name every class once")
+    return names
+
+
+def _sorted(rows: list[list[str]], column: int, file: Path) -> list[list[str]]:
+    by_index = {row[column].strip(): row for row in rows}
+    wanted = [str(number) for number in range(len(rows))]
+    if set(by_index) != set(wanted):
+        raise DataError(
+            f"{file} column index: {len(rows)} classes must be numbered 0 to {len(rows) - 1}, each "
+            f"once, but there is {some(sorted(set(by_index) - set(wanted)) or by_index)}"
+        )
+    return [by_index[number] for number in wanted]
+
+
+def numbered(names: Sequence[str], order: Sequence[str], source: Path, file: Path) -> Rows:
+    """Number in an order of each of some classes.
+
+    Args:
+        names: Classes that the clips have.
+        order: All classes.
+        source: Where `names` are from, for messages.
+        file: Where `order` is from.
+
+    Raises:
+        DataError: A class is not in the order.
+    """
+    numbers = {name: number for number, name in enumerate(order)}
+    strange = [name for name in names if name not in numbers]
+    if strange:
+        alike = get_close_matches(strange[0], order, n=1)
+        hint = f" (is it {alike[0]!r}?)" if alike else ""
+        raise DataError(
+            f"{source} has {len(strange)} classes that {file} does not name: "
+            f"{some(map(repr, strange))}{hint}; add them or correct the clips' labels"
+        )
+    return np.array([numbers[name] for name in names], dtype=np.int64)

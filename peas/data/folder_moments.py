@@ -1,0 +1,102 @@
+"""Mean and standard deviation of a user's recordings, measured once and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from peas import audio
+from peas.data.cache import ResampledCache
+from peas.data.clips import ClipTable
+from peas.data.columns import Strings
+from peas.data.statistics import Moments, measured
+from peas.errors import AudioError, DataError
+
+log = logging.getLogger(__name__)
+
+
+def remembered(
+    table: ClipTable, root: Path, paths: Strings, frames: int, *, skip: bool = False
+) -> tuple[float, float]:
+    """Mean and standard deviation of the log-mel of some clips.
+
+    They are kept in the folder of the resampled audio, under a key of the clips' names and of their
+    files' sizes and times of change, so that an edited set is measured again.
+
+    Args:
+        table: The clips.
+        root: Folder that the paths start from.
+        paths: Path of each clip's file.
+        frames: Frames of the model's input.
+        skip: Leave out clips that cannot be read.
+
+    Raises:
+        AudioError: A clip cannot be read.
+        DataError: None can.
+    """
+    reader = table.sounds.reader
+    entry = None
+    if reader.folder is not None:
+        entry = reader.folder / "statistics" / f"{_key(table, root, paths, frames, reader)}.json"
+        try:
+            kept = json.loads(entry.read_text())
+            return float(kept["mean"]), float(kept["std"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    log.info("measuring mean and std of the log-mel of %d training clips", len(table))
+    moments = _measured(table, frames, skip)
+    mean, std = moments.mean, moments.std
+    log.info("mean %.7g, std %.7g (data.init_args.mean and std)", mean, std)
+    if entry is not None:
+        _write(entry, {"mean": mean, "std": std, "clips": len(table), "frames": frames})
+    return mean, std
+
+
+def _measured(table: ClipTable, frames: int, skip: bool) -> Moments:
+    moments = Moments()
+    with closing(measured(table, frames)) as parts:
+        for part in parts:
+            if part.broken and not skip:
+                raise AudioError(next(iter(part.broken.values())))
+            moments += part.moments
+    if not moments.std > 0:
+        raise DataError(
+            "the log-mel of the training clips has no spread to normalise by: they are silent, "
+            "shorter than 25 ms or unreadable; check them with `peas data verify folder`"
+        )
+    return moments
+
+
+def _key(table: ClipTable, root: Path, paths: Strings, frames: int, reader: ResampledCache) -> str:
+    states = []
+    for path in paths:
+        try:
+            state = os.stat(root / path)
+            states.append((state.st_size, state.st_mtime_ns))
+        except OSError:
+            # The measurement will say what is wrong with it.
+            states.append((-1, -1))
+    settings = (root.resolve(), frames, reader.rate, reader.channels, audio.RESAMPLER)
+    digest = hashlib.blake2b("\x1f".join(map(str, settings)).encode(), digest_size=16)
+    digest.update("\x1f".join(table.ids).encode())
+    digest.update(np.array(states, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _write(entry: Path, facts: dict[str, float]) -> None:
+    """Leave a whole file or none: processes may share the folder."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+        with open(handle, "w") as file:
+            json.dump(facts, file)
+        os.replace(name, entry)
+    except OSError as error:
+        log.warning("cannot remember mean and std in %s (%s)", entry, error.strerror)
