@@ -1,7 +1,9 @@
-"""Files that let a run be understood and repeated: its config and its environment."""
+"""Files that let a run be understood and repeated: its config, environment and classes."""
 
+import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from peas import __version__
+from peas.data.module import ClipDataModule
 
 PACKAGES = (
     "torch",
@@ -95,7 +98,8 @@ def _git(folder: Path, *args: str) -> str:
 class RunFiles(SaveConfigCallback):
     """Writes `config.yaml` and `environment.json` into the run folder, and both to W&B.
 
-    Other verbs than `fit` write `config_<verb>.yaml`. Nothing is overwritten: a start with other
+    `fit` also writes `labels.csv`: number and name of each class, and how many training clips have
+    it. Other verbs write `config_<verb>.yaml`. Nothing is overwritten: a start with other
     settings in the same folder writes `config.1.yaml`, and so on.
     """
 
@@ -110,8 +114,21 @@ class RunFiles(SaveConfigCallback):
         suffix = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"
         _write_new(folder, f"config{suffix}", ".yaml", text)
         _write_new(folder, f"environment{suffix}", ".json", json.dumps(facts, indent=2) + "\n")
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, ClipDataModule) and data.labels:
+            _write_new(folder, "labels", ".csv", label_map(data))
         for logger in trainer.loggers:
             _log_settings(logger, config, facts)
+
+
+def label_map(data: ClipDataModule) -> str:
+    """Classes of a data set as a CSV: `index`, `name`, `training_clips`."""
+    counts = data.clips("train").targets.counts(len(data.labels))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "name", "training_clips"])
+    writer.writerows(zip(range(len(counts)), data.labels, counts, strict=True))
+    return text.getvalue()
 
 
 def _log_settings(logger: Logger, config: dict[str, Any], facts: dict[str, Any]) -> None:
