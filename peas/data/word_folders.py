@@ -25,8 +25,8 @@ class WordFolders:
     Args:
         root: The folder.
         version: `1` or `2`, whose words these must be.
-        twelve: For the twelve classes: there may be a folder of the test archive among the words,
-            and without the two lists the hash of the speaker that made them splits the clips.
+        twelve: For the twelve classes: without the two lists the hash of the speaker that made
+            them splits the clips.
     """
 
     def __init__(self, root: Path, version: str, *, twelve: bool) -> None:
@@ -102,8 +102,7 @@ class WordFolders:
             for path in self.root.iterdir()
             if path.is_dir() and not path.name.startswith(("_", "."))
         }
-        if self.twelve:
-            folders.discard(self.archive_name)
+        folders.discard(self.archive_name)
         strange = folders - self._all_words
         if strange:
             raise DataError(

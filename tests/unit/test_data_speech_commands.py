@@ -100,6 +100,11 @@ def test_inventory_names_what_a_list_names(root):
     _reject(root, r"validation_list\.txt .*zero/0\.wav")
 
 
+def test_test_archive_may_lie_among_the_words(root):
+    (root / "speech_commands_test_set_v0.02" / "yes").mkdir(parents=True)
+    assert len(SpeechCommands(root).clips("train")) == 5
+
+
 def test_statistics_can_be_given(root):
     assert SpeechCommands(root, mean=-1.0, std=2.0).facts.mean == -1.0
     assert SpeechCommands(root, mean=-1.0, std=2.0).facts.std == 2.0

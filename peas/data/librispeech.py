@@ -1,0 +1,231 @@
+"""LibriSpeech: 960 hours of read English without classes, for pretraining."""
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from peas.data.clips import ClipTable
+from peas.data.columns import Strings, Targets
+from peas.data.inventory import Inventory
+from peas.data.listing import some
+from peas.data.module import SPLITS, ClipDataModule, Split
+from peas.data.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
+from peas.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = (".flac", ".wav")
+
+
+class LibriSpeech(ClipDataModule):
+    """LibriSpeech (V. Panayotov and others, 2015) in the official layout.
+
+    `ROOT/LibriSpeech/` or `ROOT/` itself holds a folder for each subset, and clips are
+    `<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac` (or `.wav`). A clip's id is its
+    file's name without the ending. There are no classes: `labels` is empty and targets are
+    `[B, 0]`. Statistics and length are SSAST's for its pretraining on AudioSet and LibriSpeech,
+    and its default of three training subsets makes 960 hours, 281,241 clips.
+
+    The subsets of `validation` and `test` may be away, all of a split together: training then goes
+    without validation, and only `validate` and `test` refuse to run.
+
+    Args:
+        root: Folder of the data set.
+        subsets: Subsets that are trained on.
+        validation: Subsets of validation; an empty list = none.
+        test: Subsets of the test; an empty list = none.
+        batch_size: Training clips of a batch, for each process.
+        mean: Mean of the log-mel.
+        std: Standard deviation of the log-mel.
+        frames: Frames of the model's input, 10 ms each.
+        **common: Further arguments of `ClipDataModule`.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        subsets: tuple[str, ...] = LIBRISPEECH_960,
+        validation: tuple[str, ...] = ("dev-clean",),
+        test: tuple[str, ...] = ("test-clean",),
+        batch_size: int = 24,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        frames: int = 1024,
+        **common: Any,
+    ) -> None:
+        super().__init__(root, batch_size=batch_size, mean=mean, std=std, frames=frames, **common)
+        self.subsets: dict[Split, tuple[str, ...]] = {
+            "train": tuple(subsets),
+            "validation": tuple(validation),
+            "test": tuple(test),
+        }
+        self._tables: dict[str, ClipTable] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """Nothing: there are no classes."""
+        return []
+
+    @property
+    def multi_label(self) -> bool:
+        """True: no clip has a class."""
+        return True
+
+    def setup(self, stage: str) -> None:
+        """Read the tables of clips, so that a fault in them is found before training.
+
+        Raises:
+            DataError: Clips that the verb cannot do without are missing.
+        """
+        super().setup(stage)
+        if stage == "fit":
+            if not len(self.clips("validation")):
+                log.info("%s: no validation, none of its subsets is there", self.root)
+            return
+        split: Split = "validation" if stage == "validate" else "test"
+        if not len(self.clips(split)):
+            wanted = ", ".join(self.subsets[split]) or "no subset"
+            raise DataError(
+                f"{self._base} has no clips for {split} (data.init_args.{split}: {wanted}); "
+                f"{self._advice}"
+            )
+
+    def clips(self, split: Split) -> ClipTable:
+        """Clips of a split by subset and name; none where a split other than train is away.
+
+        Raises:
+            DataError: A subset is missing or empty, or a clip is there twice.
+        """
+        wanted = self.subsets[split]
+        if split == "train" and not wanted:
+            raise DataError(
+                f"data.init_args.subsets is empty: give some of {', '.join(LIBRISPEECH_CLIPS)}"
+            )
+        absent = self._absent(wanted)
+        # A validation set that nobody fetched is no fault of the training set.
+        if absent and (split == "train" or len(absent) < len(wanted)):
+            raise self._missing(absent)
+        tables = [self._table(name) for name in wanted if name not in absent]
+        empty = [name for name in wanted if name not in absent and not len(self._table(name))]
+        if empty:
+            raise DataError(f"{self._base / empty[0]} holds no clips; {self._advice}")
+        if not tables:
+            return self.files([], [], Targets.none(0))
+        table = ClipTable.concatenate(tables)
+        self._require_once(table)
+        return table
+
+    def inventory(self) -> Inventory:
+        """Every clip once; its recording is the chapter that was read, with the reader's name.
+
+        Raises:
+            DataError: No subset is there, or a clip is there twice.
+        """
+        wanted = [(split, name) for split in SPLITS for name in self.subsets[split]]
+        absent = self._absent([name for _, name in wanted])
+        if len(absent) == len(wanted):
+            raise self._missing(absent)
+        here = [(split, name) for split, name in wanted if name not in absent]
+        parts = list(dict.fromkeys(split for split, _ in here))
+        tables = [self._table(name) for _, name in here]
+        table = ClipTable.concatenate(tables)
+        self._require_once(table)
+        lost = [name for split, name in wanted if split == "train" and name in absent]
+        lost += [name for (_, name), one in zip(here, tables, strict=True) if not len(one)]
+        return Inventory(
+            table,
+            list(parts),
+            np.repeat([parts.index(split) for split, _ in here], [len(one) for one in tables]),
+            _named(pc.replace_substring_regex(table.ids.array, r"-[^-]*$", "")),
+            _named(pc.replace_substring_regex(table.ids.array, r"-.*$", "")),
+            [f"{name}/" for name in lost],
+        )
+
+    @cached_property
+    def _base(self) -> Path:
+        """Folder of the subsets."""
+        inner = self.root / "LibriSpeech"
+        return inner if inner.is_dir() else self.root
+
+    def _absent(self, subsets: Iterable[str]) -> list[str]:
+        return [name for name in subsets if not (self._base / name).is_dir()]
+
+    def _missing(self, subsets: list[str]) -> DataError:
+        here = [name for name in LIBRISPEECH_CLIPS if (self._base / name).is_dir()]
+        return DataError(
+            f"{self._base} has no folder {some(subsets)} of LibriSpeech (it has "
+            f"{', '.join(here) or 'none of the subsets'}; there are "
+            f"{', '.join(LIBRISPEECH_CLIPS)}): correct data.init_args.subsets, or {self._advice}"
+        )
+
+    @property
+    def _advice(self) -> str:
+        return (
+            "fetch the subsets from https://www.openslr.org/12 and unpack them into "
+            f"{self.root} (data.init_args.root)"
+        )
+
+    def _table(self, subset: str) -> ClipTable:
+        """Clips of a subset, by name; none is an answer too."""
+        if subset not in self._tables:
+            paths = pa.array(self._walk(subset), pa.large_string())
+            ids = pc.replace_substring_regex(paths, r"^.*/|\.[^.]*$", "")
+            self._tables[subset] = self.files(paths, Strings(ids), Targets.none(len(paths)))
+        return self._tables[subset]
+
+    def _require_once(self, table: ClipTable) -> None:
+        counts = pc.value_counts(table.ids.array)
+        doubled = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        if len(doubled):
+            raise DataError(
+                f"{self._base} has {some(doubled.to_pylist())} more than once: remove the copies"
+            )
+
+    def _walk(self, subset: str) -> list[str]:
+        """Paths of a subset's clips from `root`, in order."""
+        paths = []
+        for speaker in _folders(self._base / subset):
+            for chapter in _folders(speaker):
+                clips = [name for name in os.listdir(chapter) if name.endswith(_SUFFIXES)]
+                start = f"{speaker.name}-{chapter.name}-"
+                strange = [name for name in clips if not name.startswith(start)]
+                if strange:
+                    raise DataError(
+                        f"{chapter.path}/{strange[0]} does not begin with {start}, as clips of "
+                        "LibriSpeech in this folder do: move other files away"
+                    )
+                folder = os.path.relpath(chapter.path, self.root)
+                paths += [f"{folder}/{name}" for name in clips]
+        whole = LIBRISPEECH_CLIPS.get(subset, len(paths))
+        if len(paths) != whole:
+            log.warning(
+                "%s has %d of the %d clips of LibriSpeech's %s",
+                self._base / subset,
+                len(paths),
+                whole,
+                subset,
+            )
+        return sorted(paths)
+
+
+def _folders(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The folders in a folder; hidden ones are none of the set's."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _named(column: pa.Array) -> Strings:
+    """Names of chapters or of speakers that no other set's can equal."""
+    start, colon = (pa.scalar(text, pa.large_string()) for text in ("librispeech", ":"))
+    return Strings(pc.binary_join_element_wise(start, column, colon))
