@@ -19,6 +19,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from peas import ffmpeg
 from peas.errors import AudioError
 
 LOWPASS_FILTER_WIDTH = 64
@@ -43,8 +44,8 @@ class AudioInfo(NamedTuple):
         rate: Samples per second and channel.
         channels: Number of channels.
         frames: Number of samples per channel.
-        format: Container, as libsndfile names it ("WAV", "OGG", "FLAC").
-        subtype: Coding of the samples ("PCM_16", "VORBIS").
+        format: Container, as libsndfile names it ("WAV", "OGG", "FLAC"), or `peas.ffmpeg`.
+        subtype: Coding of the samples ("PCM_16", "VORBIS"); empty where ffmpeg decodes.
     """
 
     rate: int
@@ -87,8 +88,11 @@ def load(
         raise ValueError(f"channels must be 'mean' or 'first', not {channels!r}")
     label = _label(source, name)
     with _open(source, label) as stream:
+        kind = _foreign(stream)
         _check_container(stream, label)
-    with _decoder(source, label) as sound:
+    # A second more than is wanted, so that rounding in another program cannot cost a sample.
+    data = source if kind is None else ffmpeg.to_wav(source, kind, label, stop and stop + 1)
+    with _decoder(data, label) as sound:
         native = sound.samplerate
         end = None if stop is None else round(stop * native)
         samples = _decode(sound, label, round(start * native), end)
@@ -105,7 +109,7 @@ def load(
 
 
 def probe(source: str | Path | bytes, *, name: str | None = None) -> AudioInfo:
-    """Read a clip's header without decoding it.
+    """Read a clip's header without decoding it, where libsndfile knows its format.
 
     Args:
         source: Path of a file, or the bytes of one.
@@ -115,12 +119,14 @@ def probe(source: str | Path | bytes, *, name: str | None = None) -> AudioInfo:
         AudioError: The source is missing, empty or of an unknown format.
     """
     label = _label(source, name)
-    with _open(source, label):
-        pass
-    with _decoder(source, label) as sound:
-        return AudioInfo(
+    with _open(source, label) as stream:
+        kind = _foreign(stream)
+    data = source if kind is None else ffmpeg.to_wav(source, kind, label)
+    with _decoder(data, label) as sound:
+        info = AudioInfo(
             sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype
         )
+    return info if kind is None else info._replace(format=kind, subtype="")
 
 
 def _label(source: str | Path | bytes, name: str | None) -> str:
@@ -193,6 +199,13 @@ def _decode(sound: soundfile.SoundFile, label: str, start: int, stop: int | None
     if len(samples) == 0:
         raise AudioError(f"{label}: holds no samples; leave it out of the data set")
     return torch.from_numpy(samples)
+
+
+def _foreign(stream: BinaryIO) -> str | None:
+    """Name of a container that only ffmpeg decodes; None for others."""
+    kind = ffmpeg.container(stream.read(12))
+    stream.seek(0)
+    return kind
 
 
 def _check_container(stream: BinaryIO, label: str) -> None:

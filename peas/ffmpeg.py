@@ -1,0 +1,100 @@
+"""Sound that libsndfile does not decode (m4a, mp4, webm, …), through an `ffmpeg` on the path."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from peas.errors import AudioError
+
+# A decoder runs hundreds of times faster than the sound. One that takes longer waits for something
+# that will not come.
+_SECONDS = 600
+# What ffmpeg says of a source that ends too early, also where its exit status is 0.
+_CUT = ("prematurely", "moov atom not found", "corrupt input packet", "exhausted before END")
+
+
+def container(head: bytes) -> str | None:
+    """Name of a container that libsndfile does not know and ffmpeg does.
+
+    Args:
+        head: The source's first twelve bytes.
+    """
+    if head[4:8] == b"ftyp":
+        return "MPEG-4 (m4a, mp4)"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "Matroska (webm, mkv)"
+    if head[:4] == b"0&\xb2u":
+        return "ASF (wma)"
+    # MPEG audio's frame mark, with the layer that only AAC has.
+    if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:
+        return "AAC"
+    return None
+
+
+def to_wav(
+    source: str | Path | bytes, kind: str, label: str, seconds: float | None = None
+) -> bytes:
+    """Decode the first audio track of a source.
+
+    Args:
+        source: Path of a file, or the bytes of one.
+        kind: Name of its container, for messages.
+        label: Name of the clip in messages.
+        seconds: How much of it is needed, from its beginning; None = all.
+
+    Returns:
+        A WAV file of 32-bit floats, at the source's rate and with its channels.
+
+    Raises:
+        AudioError: There is no `ffmpeg`, or it cannot decode the source.
+    """
+    program = shutil.which("ffmpeg")
+    shown = "clip.m4a" if isinstance(source, bytes) else f'"{source}"'
+    if program is None:
+        raise AudioError(
+            f"{label}: cannot be decoded, {kind} needs an `ffmpeg` on the path and there is none: "
+            f"install one, or convert the clips elsewhere: ffmpeg -i {shown} clip.wav"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        # Both through files: an MPEG-4 source may have its table of contents at its end, and the
+        # header of a WAV file that was written into a pipe lacks the length.
+        if isinstance(source, bytes):
+            place = Path(folder, "source")
+            place.write_bytes(source)
+        else:
+            place = Path(source).absolute()
+        wav = Path(folder, "clip.wav")
+        limit = [] if seconds is None else ["-t", f"{seconds:.6f}"]
+        command = [program, "-nostdin", "-v", "error", "-xerror", "-threads", "1"]
+        # With `file:` a colon in the name makes no protocol.
+        command += ["-i", f"file:{place}", "-map", "0:a:0", "-c:a", "pcm_f32le", *limit]
+        try:
+            done = subprocess.run(
+                [*command, "-f", "wav", "-y", str(wav)],
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise AudioError(
+                f"{label}: cannot be decoded, {program} did not run to its end ({error}); try "
+                f"ffmpeg -i {shown} clip.wav"
+            ) from error
+        said = done.stderr.decode(errors="replace").strip()
+        cut = any(sign in said for sign in _CUT)
+        if cut or done.returncode or not wav.is_file():
+            raise AudioError(
+                f"{label}: {'cut short' if cut else 'cannot be decoded'}, ffmpeg says: "
+                f"{_first(said)}; copy or download it again, or see what ffmpeg -i {shown} "
+                "clip.wav tells"
+            )
+        return wav.read_bytes()
+
+
+def _first(said: str) -> str:
+    """The first line, without the part of ffmpeg that says it."""
+    line = said.splitlines()[0] if said else "nothing"
+    return line.rpartition("] ")[2].rstrip(".")
