@@ -36,16 +36,18 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def dispatch(argv: Sequence[str]) -> None:
-    """Calls the verb that `argv` begins with."""
+def dispatch(argv: Sequence[str]) -> int:
+    """Calls the verb that `argv` begins with; returns the exit status."""
     verb = argv[0]
     if verb in LIGHTNING_VERBS:
         from peas.cli import run
 
         run(argv)
-        return
+        return 0
     module = importlib.import_module(f"peas.commands.{'import_' if verb == 'import' else verb}")
-    module.main(list(argv[1:]))
+    # A verb that has already said what is wrong returns 1; others return nothing, or raise.
+    status: int | None = module.main(list(argv[1:]))
+    return status or 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"peas: unknown verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        dispatch(argv)
+        return dispatch(argv)
     except PeasError as error:
         print(f"peas {argv[0]}: error: {error}", file=sys.stderr)
         return 1
@@ -75,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"peas {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,18 +22,23 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Runs `peas data`.
 
     Args:
         argv: The command line after `peas data`.
+
+    Returns:
+        The exit status: 1 where the verb has already said what is wrong.
 
     Raises:
         ConfigError: There is no such verb.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
-        return
+        return 0
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown verb {argv[0]!r}\n\n{usage()}")
-    importlib.import_module(f"peas.commands.data.{argv[0]}").main(argv[1:])
+    verb = importlib.import_module(f"peas.commands.data.{argv[0]}")
+    status: int | None = verb.main(argv[1:])
+    return status or 0
