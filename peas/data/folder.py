@@ -302,5 +302,5 @@ class AudioFolder(ClipDataModule):
         if not math.isnan(self._mean):
             return self._mean, self._std
         paths = self._listing.paths.take(self._rows("train"))
-        skip = self.odd_clips.on_error == "skip"
-        return remembered(self.clips("train"), self.root, paths, self.frames, skip=skip)
+        policy = self.odd_clips.on_error
+        return remembered(self.clips("train"), self.root, paths, self.frames, on_error=policy)

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import tempfile
-from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,14 +16,19 @@ from peas import audio
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
-from peas.data.statistics import Moments, measured
-from peas.errors import AudioError, DataError
+from peas.data.statistics import measure
+from peas.errors import DataError
 
 log = logging.getLogger(__name__)
 
 
 def remembered(
-    table: ClipTable, root: Path, paths: Strings, frames: int, *, skip: bool = False
+    table: ClipTable,
+    root: Path,
+    paths: Strings,
+    frames: int,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> tuple[float, float]:
     """Mean and standard deviation of the log-mel of some clips.
 
@@ -35,11 +40,11 @@ def remembered(
         root: Folder that the paths start from.
         paths: Path of each clip's file.
         frames: Frames of the model's input.
-        skip: Leave out clips that cannot be read.
+        on_error: What becomes of a clip that cannot be read.
 
     Raises:
         AudioError: A clip cannot be read.
-        DataError: None can.
+        DataError: No clip can be read, or all are silent.
     """
     reader = table.sounds.reader
     entry = None
@@ -51,27 +56,17 @@ def remembered(
         except (OSError, ValueError, KeyError, TypeError):
             pass
     log.info("measuring mean and std of the log-mel of %d training clips", len(table))
-    moments = _measured(table, frames, skip)
+    moments = measure(table, frames, on_error=on_error)
     mean, std = moments.mean, moments.std
+    if not std > 0:
+        raise DataError(
+            "the log-mel of the training clips has no spread to normalise by: they are silent; "
+            "check them with `peas data verify folder`"
+        )
     log.info("mean %.7g, std %.7g (data.init_args.mean and std)", mean, std)
     if entry is not None:
         _write(entry, {"mean": mean, "std": std, "clips": len(table), "frames": frames})
     return mean, std
-
-
-def _measured(table: ClipTable, frames: int, skip: bool) -> Moments:
-    moments = Moments()
-    with closing(measured(table, frames)) as parts:
-        for part in parts:
-            if part.broken and not skip:
-                raise AudioError(next(iter(part.broken.values())))
-            moments += part.moments
-    if not moments.std > 0:
-        raise DataError(
-            "the log-mel of the training clips has no spread to normalise by: they are silent, "
-            "shorter than 25 ms or unreadable; check them with `peas data verify folder`"
-        )
-    return moments
 
 
 def _key(table: ClipTable, root: Path, paths: Strings, frames: int, reader: ResampledCache) -> str:
