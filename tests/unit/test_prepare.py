@@ -397,6 +397,15 @@ def test_librispeech_goes_on_with_the_part_that_failed(tmp_path, books, capsys):
     assert "train-other-500: 6 clips" in capsys.readouterr().out
 
 
+def test_librispeech_with_the_mark_of_another_archive(tmp_path, books):
+    with serve(books) as server:
+        _run("librispeech", tmp_path, server, "--subsets", "dev-clean")
+        mark = tmp_path / prepare.STATE / "dev-clean.tar.gz.json"
+        mark.write_text(mark.read_text().replace("sha256:", "md5:"))
+        _run("librispeech", tmp_path, server, "--subsets", "dev-clean")
+    assert len(server.paths) == 2
+
+
 CHILD = """
 import sys
 from dataclasses import replace
