@@ -45,6 +45,8 @@ ROWS = {
 }
 STRATEGIES = {"conventional": "SpecAugment", "random": "RandomMasking", "peas": "PEAS"}
 NAMES = [f"{data}_{row}" for data in SETUPS for row in ROWS]
+# The recipe of Speech Commands on the clips of SUPERB's keyword spotting: rows of no paper.
+KEYWORDS = ["conventional", "peas_1x1"]
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
 
 Parse = Callable[..., Namespace]
@@ -85,7 +87,8 @@ def overlay(name: str) -> Path:
 
 
 def test_no_row_is_missing_and_none_is_too_many() -> None:
-    assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(NAMES)
+    names = NAMES + [f"speech_commands_v1_12_{row}" for row in KEYWORDS]
+    assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(names)
     assert all(path.suffix == ".yaml" for path in CONFIGS.rglob("*.*"))
 
 
@@ -129,6 +132,18 @@ def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
         assert (mask.init_args.score, mask.init_args.ramp) == ("pred", "absolute")
         assert (mask.init_args.rounding, mask.init_args.exclude_padding) == ("stochastic", True)
         assert mask.init_args.refresh_every == 1
+
+
+@pytest.mark.parametrize("row", KEYWORDS)
+def test_keyword_spotting_is_the_same_recipe_on_other_clips(parse: Parse, row: str) -> None:
+    config = parse("--config", finetune(f"speech_commands_v1_12_{row}"))
+    words = parse("--config", finetune(f"speech_commands_{row}"))
+    assert config.model == words.model
+    assert config.trainer == words.trainer
+    assert (config.paper.row, config.paper.accuracy) == (words.paper.row, None)
+    ours, theirs = vars(config.data.init_args), vars(words.data.init_args)
+    assert {key for key in ours if ours[key] != theirs[key]} == {"root", "task", "sampling"}
+    assert (ours["task"], ours["sampling"]) == ("v1-12", "balanced")
 
 
 @pytest.mark.parametrize("data", SETUPS)
