@@ -23,10 +23,10 @@ PATIENCE = Patience()
 
 SOUND = """\
 The sound of AudioSet is not distributed with it: obtain it yourself. peas reads
-  - a folder of sound files beside these tables, named by the clip's id: Y<id>.wav, <id>.flac,
-    <id>_<start>.wav, <id>_<start>_<end>.m4a and the like;
-  - the JSON lists with a label table of AST, SSAST and AudioMAE;
-  - Parquet copies as published on model hubs (video_id, audio, labels);
+  - sound files in any folder of ROOT, named by the clip's id: Y<id>.wav, <id>.flac,
+    <id>_<start>.wav, <id>_<start>_<end>.m4a, with any extension;
+  - the JSON lists of AST, SSAST and AudioMAE;
+  - Parquet copies as published on model hubs (video_id, audio, labels), also hf://owner/name;
   - what `peas data pack` has written."""
 
 
