@@ -162,44 +162,58 @@ class SpeechCommands(ClipDataModule):
             raise DataError(
                 f"{self.root}: {source} leaves no clip for {split}; {self._folders.advice}"
             )
-        if not self.twelve:
-            return self._words(names)
-        if split == "test":
-            if self._archive is not None:
-                return self._archive_table(self._archive)
-            names = like_test_archive(names)
-        return ClipTable.concatenate([self._words(names), self._silence(split, names)])
+        return self._table(split, names)
 
     def inventory(self) -> Inventory:
-        """Every clip once with its speaker; noise is there as whole recordings.
+        """Every clip once with its speaker; what training silence is cut from, whole.
 
         Raises:
             DataError: There is no such data set, or it contradicts itself.
         """
-        names = {split: self._folders.names(split) for split in SPLITS}
-        absent, notes = [], []
-        if self.twelve and self._archive is None:
-            names["test"] = like_test_archive(names["test"])
-            notes.append("there is no test archive: the test clips are some of the test list's")
-        tables = {split: self._words(names[split]) for split in SPLITS}
-        if self.twelve:
-            if self._archive is not None:
-                tables["test"] = self._archive_table(self._archive)
-            noise = [f"{NOISE}/{path.name}" for path in self._folders.noise]
-            absent = [] if noise else [f"{NOISE}/*.wav"]
-            recordings = self.files(
-                noise, noise, Targets.one_each([CLASSES.index(SILENCE)] * len(noise))
-            )
-            tables["train"] = ClipTable.concatenate([tables["train"], recordings])
-            notes.append(
-                f"silence is cut from the same {len(noise)} recordings of {NOISE} in training and "
-                "in validation, as SUPERB has it: they are listed as training clips"
-            )
-        table = ClipTable.concatenate(list(tables.values()))
-        part = np.repeat(np.arange(len(SPLITS)), [len(one) for one in tables.values()])
+        tables = [self._table(split, self._folders.names(split), whole=True) for split in SPLITS]
+        table = ClipTable.concatenate(tables)
+        part = np.repeat(np.arange(len(SPLITS)), [len(one) for one in tables])
         hashes = map(speaker_of, table.ids)
         speakers = Strings([f"speech_commands:{one}" if one else "" for one in hashes])
+        absent: list[str] = []
+        notes: list[str] = []
+        if self.twelve:
+            noise = len(self._folders.noise)
+            if noise:
+                notes.append(
+                    f"silence is cut from the same {noise} recordings of {NOISE} in training and "
+                    "in validation, as SUPERB has it"
+                )
+            else:
+                absent.append(f"{NOISE}/*.wav")
+            if self._archive is None:
+                notes.append(
+                    "there is no test archive: the test clips are some of the test list's, and "
+                    "their silence is cut from the same recordings too"
+                )
         return Inventory(table, list(SPLITS), part, None, speakers, absent, notes)
+
+    def _table(self, split: Split, names: list[str], *, whole: bool = False) -> ClipTable:
+        """Clips of a split.
+
+        Args:
+            split: The split.
+            names: Its clips of words.
+            whole: Show the recordings of noise instead of what training cuts from them, and let
+                it pass that there are none.
+        """
+        if not self.twelve:
+            return self._words(names)
+        if split == "test":
+            if self._archive is not None:
+                clips = archive_clips(self._archive)
+                sounds = SoundFiles(self.reader, self._archive, Strings(clips))
+                return ClipTable(Strings(clips), keyword_targets(clips), sounds)
+            names = like_test_archive(names)
+        words = self._words(names)
+        if whole and not self._folders.noise:
+            return words
+        return ClipTable.concatenate([words, self._silence(split, names, whole=whole)])
 
     def _words(self, names: list[str]) -> ClipTable:
         if self.twelve:
@@ -208,32 +222,25 @@ class SpeechCommands(ClipDataModule):
         targets = [numbers[name.partition("/")[0]] for name in names]
         return self.files(names, names, Targets.one_each(targets))
 
-    def _silence(self, split: Split, names: list[str]) -> ClipTable:
+    def _silence(self, split: Split, names: list[str], *, whole: bool) -> ClipTable:
         """Clips of silence that go with a split's clips of words."""
-        noise = self._folders.noise
+        noise, label = self._folders.noise, CLASSES.index(SILENCE)
         if not noise:
             raise DataError(
                 f"there are no recordings of noise in {self.root / NOISE}, which the class "
                 f"{SILENCE} is cut from; {self._folders.advice}"
             )
+        paths = [f"{NOISE}/{path.name}" for path in noise]
+        if split == "train" and whole:
+            return self.files(paths, paths, Targets.one_each([label] * len(paths)))
         count = len(noise)
         if split == "train":
             count = self.silence or count
         elif split == "test":
             count = share_of_others(names)
-        ids = Strings(
-            [f"{NOISE}/{noise[clip % len(noise)].name}#{split}{clip}" for clip in range(count)]
-        )
-        return ClipTable(
-            ids,
-            Targets.one_each([CLASSES.index(SILENCE)] * count),
-            NoiseCrops(RATE, self.channels, noise, ids),
-        )
-
-    def _archive_table(self, folder: Path) -> ClipTable:
-        names = archive_clips(folder)
-        ids = Strings(names)
-        return ClipTable(ids, keyword_targets(names), SoundFiles(self.reader, folder, ids))
+        ids = Strings([f"{paths[clip % len(paths)]}#{split}{clip}" for clip in range(count)])
+        crops = NoiseCrops(RATE, self.channels, noise, ids)
+        return ClipTable(ids, Targets.one_each([label] * count), crops)
 
     @cached_property
     def _archive(self) -> Path | None:

@@ -485,7 +485,7 @@ def test_goes_on_inside_an_epoch(few, sampling, workers):
 def test_inventory(ks1):
     inventory = module(ks1).inventory()
     assert inventory.parts == ["train", "validation", "test"]
-    assert np.bincount(inventory.part).tolist() == [120 + 2, 30, 36]
+    assert np.bincount(inventory.part).tolist() == [120 + 2, 30 + 2, 36]
     assert len(set(inventory.table.ids)) == len(inventory.table)
     assert inventory.recordings is None
     speakers = list(inventory.speakers)
@@ -493,6 +493,8 @@ def test_inventory(ks1):
     assert speakers[noise] == ""
     assert inventory.part[noise] == 0
     assert inventory.table.sounds.load(noise).shape == (64_000,)
+    silence = inventory.table.targets.classes == CLASSES.index(SILENCE)
+    assert inventory.part[silence].tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert speakers[0] == f"speech_commands:{inventory.table.ids[0].partition('/')[2][:8]}"
     owners = [{s for s, p in zip(speakers, inventory.part, strict=True) if p == n} for n in (0, 1)]
     assert owners[0] & owners[1] == {""} & owners[1]
