@@ -10,16 +10,26 @@ if TYPE_CHECKING:
     from peas.data.folder import AudioFolder
     from peas.data.librispeech import LibriSpeech
     from peas.data.mixture import Mixture
+    from peas.data.packed_set import PackedSet
     from peas.data.speech_commands import SpeechCommands
     from peas.data.synthetic import SyntheticSounds
 
-__all__ = ["ESC50", "AudioFolder", "LibriSpeech", "Mixture", "SpeechCommands", "SyntheticSounds"]
+__all__ = [
+    "ESC50",
+    "AudioFolder",
+    "LibriSpeech",
+    "Mixture",
+    "PackedSet",
+    "SpeechCommands",
+    "SyntheticSounds",
+]
 
 _HOMES = {
     "AudioFolder": "peas.data.folder",
     "ESC50": "peas.data.esc50",
     "LibriSpeech": "peas.data.librispeech",
     "Mixture": "peas.data.mixture",
+    "PackedSet": "peas.data.packed_set",
     "SpeechCommands": "peas.data.speech_commands",
     "SyntheticSounds": "peas.data.synthetic",
 }

@@ -1,0 +1,145 @@
+"""One clip of any set as the bytes that are packed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import soundfile
+import torch
+from torch import Tensor
+
+from peas import audio
+from peas.data.sounds import Source
+from peas.data.statistics import Moments
+from peas.errors import AudioError
+from peas.frontend import LogMel
+
+# Arrow counts the bytes of a column of one record batch in 31 bits.
+_MOST_BYTES = 2**31 - 2**25
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How sound is stored.
+
+    Attributes:
+        rate: Samples per second; None = each clip its own.
+        audio: `flac` or `wav`, mono with 16 bits, or `keep` for the very bytes of the source.
+        channels: What becomes of several channels: their `mean`, or the `first` alone.
+        front_end: Measures the log-mel; None = nothing is measured.
+    """
+
+    rate: int | None
+    audio: Literal["flac", "wav", "keep"]
+    channels: Literal["mean", "first"]
+    front_end: LogMel | None = None
+
+
+class Encoded(NamedTuple):
+    """A clip as it is stored.
+
+    Attributes:
+        data: A whole sound file.
+        ending: What the name of such a file ends in.
+        seconds: Length.
+        rate: Samples per second.
+        saturated: Whether samples went beyond full scale and were cut there.
+        cells: Moments of its log-mel, if they were measured.
+    """
+
+    data: bytes
+    ending: str
+    seconds: float
+    rate: int
+    saturated: bool
+    cells: Moments = Moments()
+
+
+def bytes_sum(data: bytes) -> str:
+    """Checksum of a clip's bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def file_state(source: Source) -> str:
+    """Size and time of change of a source that is a file, `absent`, or nothing for bytes."""
+    if isinstance(source.data, bytes):
+        return ""
+    try:
+        found = os.stat(source.data)
+    except OSError:
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def encode(source: Source, coding: Coding) -> Encoded:
+    """Decode a clip, which also shows that it is whole, and bring it into the wanted form.
+
+    Sound of 16 bits that needs neither resampling nor mixing is stored without loss.
+
+    Raises:
+        AudioError: The clip cannot be used.
+    """
+    data, name, start, stop = source
+    ending = "" if isinstance(data, bytes) else data.suffix
+    if coding.audio == "keep":
+        if start or stop is not None:
+            raise AudioError(
+                f"{name}: the clip is a stretch of its file, which cannot be cut out of bytes that "
+                "are kept: use --format flac"
+            )
+        # What is decoded below is then what is stored, even if the file changes meanwhile.
+        data = _bytes(data, name)
+    rate = coding.rate or audio.probe(data, name=name).rate
+    waveform = audio.load(data, rate, coding.channels, name=name, start=start, stop=stop)
+    cells = Moments()
+    if coding.front_end is not None:
+        heard = waveform
+        if rate != coding.front_end.rate:
+            heard = audio.load(
+                data, coding.front_end.rate, coding.channels, name=name, start=start, stop=stop
+            )
+        cells = _cells(heard, coding.front_end)
+    saturated = False
+    if not (coding.audio == "keep" and isinstance(data, bytes)):
+        ending = f".{coding.audio}"
+        data, saturated = _written(waveform, rate, coding.audio, name)
+    if len(data) > _MOST_BYTES:
+        raise AudioError(f"{name}: {len(data)} bytes are too many for one clip: cut it up")
+    return Encoded(data, ending, len(waveform) / rate, rate, saturated, cells)
+
+
+def _bytes(data: Path | bytes, name: str) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise AudioError(
+            f"{name}: cannot be opened ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+def _written(waveform: Tensor, rate: int, kind: str, name: str) -> tuple[bytes, bool]:
+    """A sound file of 16 bits, and whether samples beyond full scale had to be cut."""
+    scaled = torch.round(waveform * 32768.0)
+    saturated = bool((scaled > 32767).any() or (scaled < -32768).any())
+    samples = scaled.clamp(-32768, 32767).to(torch.int16).numpy()
+    stream = io.BytesIO()
+    try:
+        soundfile.write(stream, samples, rate, format=kind.upper(), subtype="PCM_16")
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{name}: cannot be written as {kind} at {rate} Hz ({error.error_string.strip()}): "
+            "give another --rate, or --format wav"
+        ) from error
+    return stream.getvalue(), saturated
+
+
+def _cells(waveform: Tensor, front_end: LogMel) -> Moments:
+    log_mel, frames, _ = front_end(waveform[None], torch.tensor([len(waveform)]))
+    return Moments.of(log_mel[0, : int(frames)])
