@@ -161,7 +161,8 @@ def class_counts(inventory: Inventory, classes: int) -> Rows:
         )
     part = np.repeat(inventory.part, targets.sizes)
     cells = part * classes + targets.classes
-    return np.bincount(cells, minlength=len(inventory.parts) * classes).reshape(-1, classes)
+    parts = len(inventory.parts)
+    return np.bincount(cells, minlength=parts * classes).reshape(parts, classes)
 
 
 def _grouped(
