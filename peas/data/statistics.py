@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from peas.data.clips import ClipTable
 from peas.data.module import RATE
-from peas.data.workers import default_workers, in_order
+from peas.data.workers import WorkerDied, default_workers, in_order
 from peas.errors import AudioError, DataError
 from peas.frontend import LogMel
 
@@ -90,38 +91,31 @@ class Measured:
 
 
 def measure(
-    table: ClipTable, frames: int, *, padded: bool = False, workers: int | None = None
+    table: ClipTable,
+    frames: int,
+    *,
+    padded: bool = False,
+    workers: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Statistics of the log-mel of a table's clips, for the normalisation of the model's input.
+
+    Every cell of the raw, not normalised log-mel counts, digital silence in a clip too. The
+    result does not depend on `workers`.
 
     Args:
         table: The clips, usually a training split's.
         frames: Frames of the model's input: longer clips count with their first ones alone.
         padded: Count the zeros that shorter clips are padded with as well.
         workers: Processes; None = one a core, 0 = this one.
+        on_error: What becomes of a clip that cannot be read: an error, or `skip` leaves it out
+            and names it in the result.
+        progress: Called with the number of clips that are done, and of all.
 
     Raises:
         AudioError: A clip cannot be read.
-        DataError: There are no clips.
-    """
-    if not len(table):
-        raise DataError("the training split has no clip to take mean and std of")
-    moments, seconds = Moments(), []
-    with closing(measured(table, frames, padded=padded, workers=workers)) as parts:
-        for part in parts:
-            for message in part.broken.values():
-                raise AudioError(message)
-            moments += part.moments
-            seconds.append(part.seconds)
-    return Measured(moments, np.concatenate(seconds))
-
-
-def measured(
-    table: ClipTable, frames: int, *, padded: bool = False, workers: int | None = None
-) -> Generator[Measured, None, None]:
-    """What `measure` merges: chunk after chunk, with rows counted in the chunk.
-
-    The results do not depend on `workers`. Clips that cannot be read are left out and named.
+        DataError: There is no clip to measure, or a process was ended from outside.
     """
     # Raw values: mean 0 and twice the deviation 1.
     front_end = LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
@@ -129,8 +123,28 @@ def measured(
     def work(rows: range) -> Measured:
         return _measure_rows(table, rows, front_end, padded)
 
-    processes = default_workers() if workers is None else workers
-    return in_order(work, len(table), size=CHUNK, workers=processes)
+    moments = Moments()
+    seconds = np.zeros(len(table), np.float32)
+    broken: dict[int, str] = {}
+    done = 0
+    workers = default_workers() if workers is None else workers
+    try:
+        with closing(in_order(work, len(table), size=CHUNK, workers=workers)) as parts:
+            for part in parts:
+                if part.broken and on_error == "raise":
+                    raise AudioError(next(iter(part.broken.values())))
+                moments += part.moments
+                seconds[done : done + len(part.seconds)] = part.seconds
+                broken.update({done + row: text for row, text in part.broken.items()})
+                done += len(part.seconds)
+                if progress is not None:
+                    progress(done, len(table))
+    except WorkerDied as error:
+        raise error.naming(table.ids) from None
+    if not moments.count:
+        first = next(iter(broken.values()), "there are none")
+        raise DataError(f"mean and std cannot be had: no clip can be read; {first}")
+    return Measured(moments, seconds, broken)
 
 
 def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool) -> Measured:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from peas.errors import ConfigError, PeasError
+from peas.errors import ConfigError, DataError, PeasError
 
 Result = TypeVar("Result")
 
@@ -39,6 +39,14 @@ class WorkerDied(PeasError):
             "memory ran out, give fewer --workers; else one of these clips crashes its decoder"
         )
         self.rows = rows
+
+    def naming(self, clips: Sequence[str]) -> DataError:
+        """The same with the names of the first and the last clip.
+
+        Args:
+            clips: Name of each row.
+        """
+        return DataError(f"{self} (clips {clips[self.rows.start]} to {clips[self.rows.stop - 1]})")
 
 
 def default_workers() -> int:
