@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from peas.data.audioset import AudioSet
     from peas.data.esc50 import ESC50
     from peas.data.folder import AudioFolder
     from peas.data.librispeech import LibriSpeech
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ESC50",
     "AudioFolder",
+    "AudioSet",
     "LibriSpeech",
     "Mixture",
     "PackedSet",
@@ -26,6 +28,7 @@ __all__ = [
 
 _HOMES = {
     "AudioFolder": "peas.data.folder",
+    "AudioSet": "peas.data.audioset",
     "ESC50": "peas.data.esc50",
     "LibriSpeech": "peas.data.librispeech",
     "Mixture": "peas.data.mixture",
