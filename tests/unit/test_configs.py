@@ -47,6 +47,8 @@ STRATEGIES = {"conventional": "SpecAugment", "random": "RandomMasking", "peas": 
 NAMES = [f"{data}_{row}" for data in SETUPS for row in ROWS]
 # The recipe of Speech Commands on the clips of SUPERB's keyword spotting: rows of no paper.
 KEYWORDS = ["conventional", "peas_1x1"]
+# SSAST's own recipe for AudioSet: learning rate, epochs and draws of an epoch.
+AUDIOSET = {"20k": (5e-5, 25, None), "2m": (1e-5, 50, 200_000)}
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
 
 Parse = Callable[..., Namespace]
@@ -88,6 +90,7 @@ def overlay(name: str) -> Path:
 
 def test_no_row_is_missing_and_none_is_too_many() -> None:
     names = NAMES + [f"speech_commands_v1_12_{row}" for row in KEYWORDS]
+    names += [f"audioset_{subset}_conventional" for subset in AUDIOSET]
     assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(names)
     assert all(path.suffix == ".yaml" for path in CONFIGS.rglob("*.*"))
 
@@ -144,6 +147,34 @@ def test_keyword_spotting_is_the_same_recipe_on_other_clips(parse: Parse, row: s
     ours, theirs = vars(config.data.init_args), vars(words.data.init_args)
     assert {key for key in ours if ours[key] != theirs[key]} == {"root", "task", "sampling"}
     assert (ours["task"], ours["sampling"]) == ("v1-12", "balanced")
+
+
+@pytest.mark.parametrize("subset", AUDIOSET)
+def test_audioset_has_the_recipe_of_ssast(parse: Parse, subset: str) -> None:
+    config = parse("--config", finetune(f"audioset_{subset}_conventional"))
+    lr, epochs, draws = AUDIOSET[subset]
+    data, model = config.data.init_args, config.model.init_args
+    assert config.data.class_path.split(".")[-1] == "AudioSet"
+    assert (data.subset, data.epoch_clips) == (f"as{subset}", draws)
+    assert data.sampling == ("uniform" if draws is None else "balanced")
+    assert (data.batch_size, data.mixup, data.frames) == (12, 0.5, 1024)
+    assert (data.mean, data.std) == (-4.2677393, 4.5689974)
+    assert (model.lr, model.loss, config.trainer.max_epochs) == (lr, "bce", epochs)
+    assert (model.patch, model.stride, model.pooling) == ((16, 16), (10, 10), "mean")
+    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (model.warmup_steps, model.noise_roll) == (0, False)
+    *_, mask = config.trainer.callbacks
+    assert mask.class_path.split(".")[-1] == "SpecAugment"
+    assert (mask.init_args.max_time, mask.init_args.max_freq) == (192, 48)
+
+
+def test_the_rate_of_audioset_falls_through_the_middle_of_the_official_steps(parse: Parse) -> None:
+    from peas.optim import step_decay
+
+    model = parse("--config", finetune("audioset_20k_conventional")).model.init_args
+    ours = [step_decay(epoch, model.decay_start, model.decay_factor) for epoch in range(25)]
+    for epoch, official in ((7, 1.0), (12, 0.5), (17, 0.25), (22, 0.125)):
+        assert ours[epoch] == pytest.approx(official, rel=2e-3)
 
 
 @pytest.mark.parametrize("data", SETUPS)
