@@ -169,7 +169,6 @@ class Mixture(ClipDataModule):
                 table = one.clips(split)
                 parts.append(self._renamed(place, table))
                 if split != "train" and len(table):
-                    parts = parts[-1:]
                     break
             self._tables[split] = ClipTable.concatenate(parts)
         return self._tables[split]

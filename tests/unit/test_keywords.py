@@ -339,6 +339,13 @@ def test_noise_shorter_than_a_second_and_of_another_rate(tmp_path):
     assert abs(len(crops.load(1, 0.5)) - 16_000) <= 1
 
 
+def test_clips_of_one_recording_lie_at_different_places(tmp_path):
+    write(tmp_path / "long.wav", 4.0)
+    crops = NoiseCrops(16_000, "mean", [tmp_path / "long.wav"], Strings(["a", "b", "c"]))
+    assert len({crops.source(row).start for row in range(3)}) == 3
+    assert crops.reader.folder is None
+
+
 def test_seconds_of_noise_are_not_kept_on_disk(tmp_path):
     root = tree(tmp_path / "set", ["yes", "bed"])
     write(root / "_background_noise_" / "fast.wav", 2.0, rate=44_100)

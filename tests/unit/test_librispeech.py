@@ -196,7 +196,7 @@ def trainer() -> Trainer:
 @pytest.mark.filterwarnings("ignore:Total length of")
 @pytest.mark.parametrize("asked", [("dev-other",), ()])
 def test_training_without_validation(root, asked, caplog):
-    task, data = Recorder(), module(root, validation=asked)
+    task, data = Recorder(), module(root, validation=asked, test=("test-other",))
     with caplog.at_level(logging.INFO, "peas"):
         trainer().fit(task, data)
     assert task.seen == {"train": 4, "validation": 0}

@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
+from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.librispeech import LibriSpeech
@@ -56,7 +57,7 @@ class Tones(ClipDataModule):
 
     def clips(self, split):
         names = [f"{split}/{clip:02}.wav" for clip in range(self.sizes[split])]
-        classes = len(self.classes)
+        classes = len(self.classes) or 1
         targets = Targets.one_each([clip % classes for clip in range(len(names))])
         if self.multi:
             both = [[clip % classes, (clip + 1) % classes] for clip in range(len(names))]
@@ -159,6 +160,20 @@ def test_a_set_without_classes(pair, speech):
     assert len(found) == 14
     assert found["librispeech/103-1240-0002"].tolist() == [0.0, 0.0, 0.0]
     assert found["test_mixture/train/01.wav"].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_set_without_classes_that_calls_itself_single_label(pair, tmp_path):
+    class Plain(Tones):
+        def clips(self, split):
+            table = super().clips(split)
+            return ClipTable(table.ids, Targets.none(len(table)), table.sounds)
+
+    bare = Plain(tmp_path / "bare")
+    bare.classes = []
+    data = mixture([pair[0], bare])
+    assert data.multi_label
+    targets = torch.cat([batch["target"] for batch in data.train_dataloader()])
+    assert sorted(targets.sum(dim=1).tolist())[:5] == [0.0] * 5
 
 
 def test_sets_without_classes_alone(speech):
