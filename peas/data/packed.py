@@ -285,9 +285,10 @@ class _Shards:
 
 def _audio(file: str, rows: int) -> pa.ChunkedArray:
     """The sound of a shard."""
-    from datasets import Dataset
+    # What `Dataset.from_file` holds, in a fifth of its time.
+    from datasets.table import MemoryMappedTable
 
-    column = Dataset.from_file(file).data.table.column("audio")
+    column = MemoryMappedTable.from_file(file).table.column("audio")
     if len(column) != rows:
         raise ValueError(f"{len(column)} clips in place of {rows}")
     # Damaged offsets would lead outside of the file.

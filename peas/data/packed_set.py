@@ -135,8 +135,8 @@ class PackedSet(ClipDataModule):
         """
         if split not in self._tables:
             table = self._relabelled(self._folder.table(self.parts_of(split)))
-            several = int((table.targets.sizes > 1).sum())
-            if several and not self.multi_label:
+            several = 0 if self.multi_label else int((table.targets.sizes > 1).sum())
+            if several:
                 raise ConfigError(
                     f"data.init_args.multi_label is false, and {several} clips of {self.root} have "
                     "several classes: set it to true or null"
