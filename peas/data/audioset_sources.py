@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Literal, get_args
 
 from peas.data.listing import some
+from peas.data.parquet import require_shards
 from peas.errors import DataError
 
 Form = Literal["segments", "json", "parquet"]
@@ -167,6 +168,7 @@ def named(root: Path, names: list[str], part: str, key: str) -> list[Listing]:
             inner = sorted(path.glob("*.parquet"))
             if not inner:
                 raise DataError(f"{path} has no *.parquet file: correct data.init_args.{key}")
+            require_shards(inner)
             shards += inner
         elif not path.is_file():
             raise DataError(f"there is no {path}: correct data.init_args.{key}")
@@ -224,6 +226,7 @@ def _parquet(root: Path) -> list[Listing]:
                 f"({some(folders)}): name the right one as data.init_args."
                 f"{'evaluation' if part == 'evaluation' else 'train'}"
             )
+        require_shards(files)
     return [Listing(part, "parquet", files) for part, files in parts.items()]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IDS = ("video_id", "youtube_id", "ytid", "id")
 LABELS = ("labels", "human_labels", "label")
-_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
+_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 _FORM = f"a copy of AudioSet has the columns {IDS[0]}, audio and {LABELS[0]} or {LABELS[1]}"
 
 
@@ -98,9 +98,8 @@ def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache)
         reader: Decodes the sound.
 
     Raises:
-        DataError: A file is damaged, a shard or column is missing, or a class is unknown.
+        DataError: A file is damaged, a column is missing, or a class is unknown.
     """
-    _check_shards(files)
     sizes, names = zip(*(_footer(file) for file in files), strict=True)
     label = next((name for name in LABELS if name in names[0]), "")
     identity = next((name for name in IDS if name in names[0]), "")
@@ -131,21 +130,26 @@ def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache)
     )
 
 
-def _check_shards(files: list[Path]) -> None:
-    """Raise DataError when names such as `train-00001-of-00004` leave out a number."""
+def require_shards(files: list[Path]) -> None:
+    """Check that names such as `train-00001-of-00004.parquet` leave out no number.
+
+    Raises:
+        DataError: A shard is missing.
+    """
     shards: defaultdict[tuple[Path, str, str], set[int]] = defaultdict(set)
     for file in files:
         if match := _SHARD.fullmatch(file.name):
             shards[file.parent, match[1], match[3]].add(int(match[2]))
     for (folder, name, count), numbers in shards.items():
         absent = [
-            f"{name}-{number:0{len(count)}}-of-{count}.parquet"
+            f"{name}-{number:0{len(count)}}-of-{count}"
             for number in sorted(set(range(int(count))) - numbers)
         ]
         if absent:
             raise DataError(
                 f"{folder}: {len(absent)} of {int(count)} shards of {name} are missing: "
-                f"{some(absent)}; fetch them"
+                f"{some(absent)}; fetch them, or name the files that are meant as "
+                "data.init_args.train or evaluation"
             )
 
 

@@ -106,19 +106,31 @@ def join_paths(folder: str, names: pa.Array) -> pa.Array:
 
 
 def _listed(folder: str) -> Iterator[tuple[pa.Array, list[os.DirEntry[str]]]]:
-    """Names in a folder with their entries, some at a time: few are Python objects at once."""
+    """Names in a folder with their entries, some at a time: few are Python objects at once.
+
+    A name that is no text in UTF-8 is no clip's, and no column of text could hold it.
+    """
     try:
         with os.scandir(folder) as source:
             while True:
-                entries = list(islice(source, _BATCH))
+                batch = list(islice(source, _BATCH))
+                entries = [entry for entry in batch if entry.name.isascii() or _is_text(entry.name)]
                 yield pa.array([entry.name for entry in entries], pa.large_string()), entries
-                if not entries:
+                if not batch:
                     return
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: cannot be listed ({error.strerror}); check the path and "
             "its permissions"
         ) from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _identity(folder: str) -> tuple[int, int]:

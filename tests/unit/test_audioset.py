@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import sys
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -273,14 +273,24 @@ def test_ids_of_another_kind_are_found_by_their_whole_name(tmp_path):
 
 
 def test_the_walk_passes_over_what_is_no_sound(tmp_path):
-    for path in ("a.wav", "x/y/b.m4a", "x/c.txt", ".hidden/d.wav", "x/.e.wav", "x/f.wav.part"):
+    for path in (
+        "a.wav",
+        "x/y/b.m4a",
+        "\u3000ü/g.wav",
+        "x/c.txt",
+        ".hidden/d.wav",
+        "x/.e.wav",
+        "x/f.wav.part",
+    ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")).touch()
+    os.makedirs(os.fsencode(tmp_path) + b"/\xfe")
     (tmp_path / "x" / "back").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "x" / "y")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     found = sorted(walk_sounds(tmp_path).to_pylist())
-    assert [os.path.basename(path) for path in found] == ["a.wav", "b.m4a"]
+    assert [os.path.basename(path) for path in found] == ["a.wav", "b.m4a", "g.wav"]
 
 
 def test_a_linked_folder_of_sounds_is_walked(root, tmp_path_factory):
@@ -850,12 +860,22 @@ def test_parquet_class_number_out_of_range(tmp_path, arrow_cache, number, count)
     _reject(_set(tmp_path), rf"eval\.parquet row 1: class number {number} .*0 to {count}", "test")
 
 
-def test_parquet_shard_missing(tmp_path):
+def test_parquet_shard_missing(tmp_path, arrow_cache):
     _copy(tmp_path, "configs")
     (tmp_path / "balanced" / "test-00000-of-00002.parquet").unlink()
     _reject(
-        _set(tmp_path), r"1 of 2 shards of test are missing: test-00000-of-00002\.parquet", "test"
+        _set(tmp_path), r"1 of 2 shards of test are missing: test-00000-of-00002; fetch", "test"
     )
+    _reject(_set(tmp_path, evaluation="balanced"), "1 of 2 shards of test are missing", "test")
+    # What is named is meant.
+    module = _set(tmp_path, evaluation="balanced/test-00001-of-00002.parquet")
+    assert list(module.clips("test").ids) == ["eeeeeeeeee2"]
+
+
+def test_parquet_shards_with_a_hash_in_their_names(tmp_path):
+    for part in ("train", "test"):
+        _parquet(tmp_path / "data" / f"{part}-00001-of-00003-0ab9.parquet", _columns(EVALUATION))
+    _reject(_set(tmp_path), r"2 of 3 shards of test are missing: test-00000-of-00003, test-00002")
 
 
 def test_parquet_of_one_part_in_two_folders(tmp_path):
