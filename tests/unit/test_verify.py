@@ -313,6 +313,16 @@ def test_against_another_set(tmp_path, capsys, turned):
     assert f"compared with {name}" in capsys.readouterr().out
 
 
+def test_both_sets_are_read_with_the_same_channels(tmp_path):
+    ours, theirs = Set(tmp_path / "ours"), Set(tmp_path / "theirs", seed=1, first=500)
+    ours.put(2, encoded(noise(90)))
+    theirs.put(7, encoded(np.stack([noise(90), noise(91)], axis=1)))
+    against = ["--against", f"esc50={theirs.root}"]
+    assert "against_audio" not in check(ours.root, *against)[1]["by_kind"]
+    _, report = check(ours.root, "--channels", "first", *against)
+    assert report["by_kind"]["against_audio"]["count"] == 2
+
+
 def test_against_a_set_with_contradicting_tables(tmp_path):
     ours, theirs = Set(tmp_path / "ours"), Set(tmp_path / "theirs", seed=1, first=500)
     theirs.rows.append(theirs.rows[0])
