@@ -25,19 +25,21 @@ def staircase_warmup(step: int, steps: int, every: int = 50) -> float:
     return (step // every) * every / steps
 
 
-def step_decay(epoch: int, start: int | None, gamma: float) -> float:
-    """Decay by `gamma` at every epoch from `start` on (`MultiStepLR` with milestones start, …).
+def step_decay(epoch: int, start: int | None, gamma: float, every: int = 1) -> float:
+    """Decay by `gamma` every so many epochs from `start` on (`MultiStepLR` with such milestones).
 
-    Epochs 0 … start-1 run at the full rate, epoch `start` at `gamma`, the next at `gamma²`.
+    Epochs 0 … start-1 run at the full rate, epoch `start` at `gamma`, `every` epochs later at
+    `gamma²`.
 
     Args:
         epoch: Epoch, from 0.
         start: First epoch of the decay; `None` switches it off.
-        gamma: Factor of one epoch, 0.85 in SSAST's recipes.
+        gamma: Factor of one decay, 0.85 in SSAST's recipes for ESC-50 and Speech Commands.
+        every: Epochs from one decay to the next; 5 in its recipe for AudioSet's balanced part.
     """
     if start is None or epoch < start:
         return 1.0
-    return float(gamma ** (epoch - start + 1))
+    return float(gamma ** ((epoch - start) // every + 1))
 
 
 def head_groups(

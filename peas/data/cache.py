@@ -76,7 +76,8 @@ class ResampledCache:
         waveform = audio.load(data, self.rate, self.channels, name=name, start=start, stop=stop)
         if entry is not None:
             info = audio.probe(data)
-            if (info.rate, info.channels) != (self.rate, 1):
+            # Of a container that ffmpeg has to decode the coding is not known: always kept.
+            if (info.rate, info.channels) != (self.rate, 1) or not info.subtype:
                 self._write(entry, waveform)
         return waveform
 

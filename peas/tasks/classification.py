@@ -46,7 +46,8 @@ class Classification(BaseTask):
             Speech Commands.
         decay_start: First epoch, from 0, whose rate decays; null is off. SSAST has 6 for ESC-50
             (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech Commands.
-        decay_factor: Decay of one epoch.
+        decay_factor: Factor of one decay.
+        decay_every: Epochs from one decay to the next; SSAST has 5 for AudioSet's balanced part.
         noise_roll: The official loader's noise and roll along time (SSAST on; AST's ESC-50
             recipe off). PEAS states neither.
         fill: Value of hidden cells: `raw_zero` (0 before normalisation, as official) or `zero`
@@ -86,6 +87,7 @@ class Classification(BaseTask):
         warmup_steps: int = 0,
         decay_start: int | None = 6,
         decay_factor: float = 0.85,
+        decay_every: int = 1,
         noise_roll: bool = True,
         fill: Literal["raw_zero", "zero"] = "raw_zero",
         aux_loss_weight: float = 0.0,
@@ -101,6 +103,8 @@ class Classification(BaseTask):
             raise ConfigError("`model.init_args.labels` is empty: 0 classes cannot be told apart")
         if lr <= 0:
             raise ConfigError(f"`model.init_args.lr` is {lr}: it must be positive")
+        if decay_every < 1:
+            raise ConfigError(f"`model.init_args.decay_every` is {decay_every}: give 1 or more")
 
     # --- building ---------------------------------------------------------------------------
 
@@ -206,7 +210,7 @@ class Classification(BaseTask):
     def lr_factor(self, step: int, epoch: int) -> float:
         """Staircase warm-up times the decay of the epoch (section d of both recipes)."""
         h = self.hparams
-        decay = step_decay(epoch, h["decay_start"], h["decay_factor"])
+        decay = step_decay(epoch, h["decay_start"], h["decay_factor"], h["decay_every"])
         return staircase_warmup(step, h["warmup_steps"]) * decay
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

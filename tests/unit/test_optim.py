@@ -22,6 +22,16 @@ def test_decay_is_multi_step_lr(start: int, epochs: int) -> None:
     assert step_decay(epochs, None, 0.85) == 1.0
 
 
+def test_decay_every_few_epochs_is_multi_step_lr() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-5)
+    scheduler = MultiStepLR(optimizer, [10, 15, 20, 25], gamma=0.5)
+    for epoch in range(27):
+        wanted = optimizer.param_groups[0]["lr"]
+        assert 5e-5 * step_decay(epoch, 10, 0.5, 5) == pytest.approx(wanted, rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
 def test_decay_of_the_recipes_at_their_last_epochs() -> None:
     # 0-based epoch 24 of 25 and 49 of 50.
     assert step_decay(5, 6, 0.85) == 1.0
