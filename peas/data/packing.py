@@ -202,7 +202,7 @@ class _Stretch:
         number = int(inventory.part[order[first]])
         self.part = inventory.parts[number]
         # The order is that of the parts.
-        self.end = first + int(np.searchsorted(inventory.part[order[first:]], number, "right"))
+        self.end = int(np.count_nonzero(np.asarray(inventory.part) <= number))
 
     def write(self, out: Path, number: int, shard_bytes: int) -> Done:
         """Write the shard.

@@ -148,6 +148,13 @@ def test_several_classes(loose, tmp_path):
         PackedSet(str(tmp_path / "packed"), multi_label=False).clips("train")
 
 
+def test_no_classes_at_all(loose, tmp_path):
+    packed(bag(loose, ["train"] * 3, [[]] * 3, labels=[]), tmp_path / "packed")
+    module = PackedSet(str(tmp_path / "packed"), batch_size=3, num_workers=0)
+    assert module.facts.labels == []
+    assert next(iter(module.train_dataloader()))["target"].shape == (3, 0)
+
+
 def test_labels_in_another_order_and_more_of_them(splits):
     module = PackedSet(str(splits), labels=["c", "x", "a", "b"], multi_label=True)
     assert module.facts.labels == ["c", "x", "a", "b"]
@@ -270,6 +277,12 @@ def test_a_shard_that_is_missing_or_cut_is_found_at_once(damaged):
         open_part(damaged, "train", READER)
     # The other parts do not need it.
     assert len(open_part(damaged, "test", READER).sounds.load(0)) > 0
+    # A check of the whole set goes on, and names each clip.
+    inventory = PackedSet(str(damaged)).inventory()
+    with pytest.raises(
+        AudioError, match=r"clip 0\d\d\.wav in .*00001-train\.arrow: .*No such file"
+    ):
+        inventory.table.sounds.source(_numbers(inventory.table)[6])
 
 
 def test_a_shard_that_is_cut_while_it_is_read(damaged):
