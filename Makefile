@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER ?=
 PEER_TIMM ?=
+PEER_MAE ?=
+CLIPS ?=
 
 .PHONY: install demo test lint types format bench clean help
 
@@ -44,10 +46,12 @@ format: install  ## mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## ratios on this machine; PEER=DIR is the official SSAST repository, PEER_TIMM=DIR holds its timm 0.4.5
+bench: install  ## ratios on this machine; PEER=DIR, PEER_TIMM=DIR, PEER_MAE=DIR: official SSAST, its timm 0.4.5, AudioMAE; CLIPS=DIR: recordings
 	$(BIN)/python benchmarks/frontend.py
 	$(BIN)/python benchmarks/training_step.py $(if $(PEER),--peer $(PEER)) $(if $(PEER_TIMM),--peer-timm $(PEER_TIMM))
 	$(BIN)/python benchmarks/peas_step.py
+	$(BIN)/python benchmarks/data_scale.py $(if $(CLIPS),--clips $(CLIPS))
+	$(if $(CLIPS),$(BIN)/python benchmarks/loading.py --clips $(CLIPS) $(if $(PEER_MAE),--peer $(PEER_MAE)))
 
 clean:  ## remove .venv, caches and build products (runs are kept)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

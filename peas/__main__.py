@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PeasError as error:
         print(f"peas {argv[0]}: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\npeas {argv[0]}: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader (`head`, say) left; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ("--size", "tiny", "--batch", "1", "--repeats", "1")
@@ -55,3 +57,25 @@ def test_peas_step(run) -> None:
     printed = run("peas_step.py", *TINY, *few)
     assert "| PEAS (1,1) step (s) |" in printed
     assert "epochs 1 to 1, without the first" in printed
+
+
+def test_scale_of_data(run) -> None:
+    printed = run("data_scale.py", "--rows", "3000", "--draws", "100", "--repeats", "1")
+    assert "3,000" in printed
+    assert "private" in printed
+
+
+def test_loading_without_the_official_code(run, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    few = ("--count", "4", "--seconds", "1", "--frames", "100", "--batch", "2", "--repeats", "1")
+    printed = run("loading.py", "--clips", str(tmp_path), *few)
+    assert "| peas, packed FLAC |" in printed
+    assert "says nothing about the official loader" in printed
+
+
+def test_loading_refuses_a_folder_without_the_official_code(run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(800, 0.1), 16_000)
+    few = ("--count", "1", "--seconds", "0.1", "--frames", "10")
+    with pytest.raises(SystemExit, match=r"no dataset\.py of AudioMAE"):
+        run("loading.py", "--clips", str(tmp_path), *few, "--peer", str(tmp_path / "none"))
