@@ -27,17 +27,17 @@ import torch
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
-from peas.data.encoding import Coding, encode
 from peas.data.inventory import Inventory
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
 from peas.data.orders import Weighted, clip_weights
-from peas.data.packed import open_part
-from peas.data.packed_manifest import MANIFEST
-from peas.data.packed_set import PackedSet
-from peas.data.packing import pack
-from peas.data.packing_facts import manifest_of, recipe_of
-from peas.data.packing_journal import Done, Journal, write_text
-from peas.data.shards import SCHEMA, ShardWriter, shard_name, stored
+from peas.data.packed.encoding import Coding, encode
+from peas.data.packed.facts import manifest_of, recipe_of
+from peas.data.packed.journal import Done, Journal, write_text
+from peas.data.packed.manifest import MANIFEST
+from peas.data.packed.module import PackedSet
+from peas.data.packed.opening import open_part
+from peas.data.packed.packing import pack
+from peas.data.packed.shards import SCHEMA, ShardWriter, shard_name, stored
 from peas.data.sounds import SoundFiles, Source
 from peas.data.statistics import Moments
 

@@ -27,11 +27,11 @@ from peas.data.batch import Batch
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
-from peas.data.encoding import Coding
-from peas.data.folder import AudioFolder
+from peas.data.folder.module import AudioFolder
 from peas.data.loader import ClipLoader, OddClips, Packer
-from peas.data.packed import open_split
-from peas.data.packing import pack
+from peas.data.packed.encoding import Coding
+from peas.data.packed.opening import open_split
+from peas.data.packed.packing import pack
 from peas.data.sounds import SoundFiles
 from peas.frontend import LogMel
 

@@ -2,8 +2,8 @@
 
 import csv
 import os
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from peas.metrics import class_scores
 _SHOWN = 3
 
 
-class ClassRow(NamedTuple):
+@dataclass(frozen=True)
+class ClassRow:
     """One class. A score is NaN where no clip (or, for the AUC, every clip) is of the class.
 
     Attributes:
@@ -63,10 +64,11 @@ def write_class_table(path: Path, rows: list[ClassRow]) -> None:
     partial = path.with_name(f".{path.name}")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(ClassRow._fields)
+        writer.writerow([field.name for field in fields(ClassRow)])
         for row in rows:
-            cells = ("" if value != value else f"{value:.6f}" for value in row[3:])
-            writer.writerow([*row[:3], *cells])
+            facts, scores = astuple(row)[:3], astuple(row)[3:]
+            cells = ("" if value != value else f"{value:.6f}" for value in scores)
+            writer.writerow([*facts, *cells])
     os.replace(partial, path)
 
 

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from peas.data.audioset import AudioSet
+    from peas.data.audioset.module import AudioSet
     from peas.data.esc50 import ESC50
-    from peas.data.folder import AudioFolder
+    from peas.data.folder.module import AudioFolder
     from peas.data.librispeech import LibriSpeech
     from peas.data.mixture import Mixture
-    from peas.data.packed_set import PackedSet
-    from peas.data.speech_commands import SpeechCommands
+    from peas.data.packed.module import PackedSet
+    from peas.data.speech_commands.module import SpeechCommands
     from peas.data.synthetic import SyntheticSounds
 
 __all__ = [
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AudioFolder": "peas.data.folder",
-    "AudioSet": "peas.data.audioset",
+    "AudioFolder": "peas.data.folder.module",
+    "AudioSet": "peas.data.audioset.module",
     "ESC50": "peas.data.esc50",
     "LibriSpeech": "peas.data.librispeech",
     "Mixture": "peas.data.mixture",
-    "PackedSet": "peas.data.packed_set",
-    "SpeechCommands": "peas.data.speech_commands",
+    "PackedSet": "peas.data.packed.module",
+    "SpeechCommands": "peas.data.speech_commands.module",
     "SyntheticSounds": "peas.data.synthetic",
 }
 

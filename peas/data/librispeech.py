@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.fetch.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule, Split
-from peas.data.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
 from peas.errors import DataError
 
 log = logging.getLogger(__name__)

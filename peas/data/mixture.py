@@ -107,7 +107,9 @@ class Mixture(ClipDataModule):
     @cached_property
     def names(self) -> list[str]:
         """Name of each set."""
-        kinds = [type(one).__module__.rpartition(".")[2] for one in self.sets]
+        paths = [type(one).__module__.split(".") for one in self.sets]
+        # A set with a folder of rooms has its class in the room `module`.
+        kinds = [path[-2] if path[-1] == "module" else path[-1] for path in paths]
         turns = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
         return [
             kind if turn == 1 else f"{kind}-{turn}" for kind, turn in zip(kinds, turns, strict=True)

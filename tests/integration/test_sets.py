@@ -9,7 +9,7 @@ import soundfile
 import torch
 from drive import CLIPS, FOLD, Write, call, contents
 
-from peas.data.keywords import CLASSES, KEYWORDS, split_of_speaker
+from peas.data.speech_commands.keywords import CLASSES, KEYWORDS, split_of_speaker
 
 LISTS = {"train": "", "validation": "validation_list.txt", "test": "testing_list.txt"}
 ARCHIVE = "speech_commands_test_set_v0.01"

@@ -9,10 +9,10 @@ import numpy as np
 import soundfile
 
 from peas.data.columns import Strings, Targets
-from peas.data.encoding import Coding
 from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
-from peas.data.packing import pack
+from peas.data.packed.encoding import Coding
+from peas.data.packed.packing import pack
 
 LABELS = ["a", "b", "c"]
 

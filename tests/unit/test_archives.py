@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 
-from peas.data.archives import read_marker, unpack
-from peas.data.download import file_sum
+from peas.data.fetch.archives import read_marker, unpack
+from peas.data.fetch.download import file_sum
 from peas.errors import DataError
 
 FILES = {"top/a.txt": b"a", "top/sub/b.bin": bytes(range(256)) * 900, "top/sub/c.txt": b""}
@@ -106,7 +106,7 @@ def test_damaged_marker_is_none(tmp_path, text):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from peas.data import archives
+from peas.data.fetch import archives
 
 def stop(content, file, write=archives._write):
     if file.name == "c.txt":

@@ -14,10 +14,10 @@ import soundfile
 import torch
 from packing_toys import packed
 
-from peas.data.audioset import AudioSet
-from peas.data.audioset_classes import ClassTable
-from peas.data.audioset_sources import parquet_part
-from peas.data.youtube_files import YouTubeFiles, walk_sounds, youtube_ids
+from peas.data.audioset.classes import ClassTable
+from peas.data.audioset.module import AudioSet
+from peas.data.audioset.sources import parquet_part
+from peas.data.audioset.youtube_files import YouTubeFiles, walk_sounds, youtube_ids
 from peas.errors import ConfigError, DataError
 
 RATE = 16_000
@@ -939,7 +939,7 @@ def test_a_hub_copy_in_the_cache(tmp_path, arrow_cache, monkeypatch):
 
 
 def test_which_files_of_a_hub_copy_are_wanted(tmp_path, monkeypatch):
-    from peas.data import audioset
+    from peas.data.audioset import module as audioset
 
     files = [path.format(0) for path in LAYOUTS["agkphysics"].values()]
     files += ["data/train-0.parquet", "README.md", "data/bal_train00.tar"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from peas.data.speech_commands import SpeechCommands
+from peas.data.speech_commands.module import SpeechCommands
 from peas.errors import DataError
 
 

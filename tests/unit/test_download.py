@@ -12,7 +12,7 @@ from faulty_server import Answer, Served, serve
 
 from peas.data import disk
 from peas.data.disk import only_one
-from peas.data.download import Patience, download
+from peas.data.fetch.download import Patience, download
 from peas.errors import DataError
 
 DATA = bytes(range(256)) * 40
@@ -218,7 +218,7 @@ def test_retry_after_is_obeyed_within_reason(tmp_path):
 
 def test_pauses_grow_to_the_longest(tmp_path, monkeypatch):
     pauses = []
-    monkeypatch.setattr("peas.data.download.time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr("peas.data.fetch.download.time", SimpleNamespace(sleep=pauses.append))
     patience = Patience(first=6, pause=1.0, longest=5.0)
     _fails(tmp_path, "6 attempts", then={"status": 500}, patience=patience)
     assert pauses == [1, 2, 4, 5, 5]
@@ -343,7 +343,7 @@ def test_address_with_a_wrong_port(tmp_path):
 def test_full_disk(tmp_path, monkeypatch):
     (tmp_path / "a.bin.part").symlink_to("/dev/full")
     # It would put a file in the link's place.
-    monkeypatch.setattr("peas.data.part.Part.begin", lambda *_: None)
+    monkeypatch.setattr("peas.data.fetch.part.Part.begin", lambda *_: None)
     server, message = _fails(tmp_path, r"a\.bin: the disk is full .* GB are free")
     assert "goes on where it stopped" in message
     assert len(server.ranges) == 1

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from peas.data.audioset import AudioSet
-from peas.data.folder import AudioFolder
+from peas.data.audioset.module import AudioSet
+from peas.data.folder.module import AudioFolder
 from peas.errors import PeasError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -13,9 +13,9 @@ import yaml
 
 from peas import cli
 from peas.data.columns import Strings, Targets
-from peas.data.folder import AudioFolder
-from peas.data.folder_labels import read_order
-from peas.data.holdout import draw_parts
+from peas.data.folder.class_order import read_order
+from peas.data.folder.holdout import draw_parts
+from peas.data.folder.module import AudioFolder
 from peas.errors import AudioError, ConfigError, DataError
 from peas.frontend import LogMel
 

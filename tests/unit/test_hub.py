@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from huggingface_hub import constants
 
-from peas.data.hub import hub_folder
+from peas.data.audioset.hub import hub_folder
 from peas.errors import DataError
 
 SHA = "1" * 40

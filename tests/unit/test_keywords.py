@@ -11,7 +11,9 @@ import soundfile
 import torch
 
 from peas.data.columns import Strings, Targets
-from peas.data.keywords import (
+from peas.data.labels import read_labels
+from peas.data.loader import TrainLoader
+from peas.data.speech_commands.keywords import (
     CLASSES,
     KEYWORDS,
     SILENCE,
@@ -22,9 +24,7 @@ from peas.data.keywords import (
     speaker_of,
     split_of_speaker,
 )
-from peas.data.labels import read_labels
-from peas.data.loader import TrainLoader
-from peas.data.speech_commands import SpeechCommands
+from peas.data.speech_commands.module import SpeechCommands
 from peas.errors import AudioError, ConfigError, DataError
 from peas.randomness import generator
 
@@ -161,7 +161,8 @@ def as_on_disk(monkeypatch, root: Path, folders: dict[str, list[str]]) -> None:
     for word in folders:
         (root / word).mkdir(parents=True)
     monkeypatch.setattr(
-        "peas.data.word_folders.wav_names", lambda folder: sorted(folders.get(folder.name, []))
+        "peas.data.speech_commands.word_folders.wav_names",
+        lambda folder: sorted(folders.get(folder.name, [])),
     )
 
 

@@ -7,8 +7,8 @@ import soundfile
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from peas.data.fetch.sources import LIBRISPEECH_CLIPS
 from peas.data.librispeech import LibriSpeech
-from peas.data.sources import LIBRISPEECH_CLIPS
 from peas.errors import ConfigError, DataError
 
 CHAPTERS = {

@@ -16,11 +16,12 @@ from packing_toys import bag, content, packed, said, unknown
 
 from peas import audio
 from peas.commands.data import pack as command
-from peas.data import packing, packing_journal, shards
 from peas.data.columns import Strings
 from peas.data.disk import only_one
 from peas.data.esc50 import ESC50
-from peas.data.packed_set import PackedSet
+from peas.data.packed import journal as packing_journal
+from peas.data.packed import packing, shards
+from peas.data.packed.module import PackedSet
 from peas.data.sounds import Sounds
 from peas.data.statistics import measure
 from peas.errors import AudioError, ConfigError, DataError, PeasError

@@ -12,8 +12,8 @@ from packing_toys import bag, copy_of, packed, said
 import peas.data
 from peas.data.cache import ResampledCache
 from peas.data.columns import Strings, Targets
-from peas.data.packed import PackedFolder, open_part, open_split, read_manifest
-from peas.data.packed_set import PackedSet
+from peas.data.packed.module import PackedSet
+from peas.data.packed.opening import PackedFolder, open_part, open_split, read_manifest
 from peas.errors import AudioError, ConfigError, DataError
 
 READER = ResampledCache(None, rate=16_000, channels="mean")

@@ -19,8 +19,8 @@ from faulty_server import Answer, Served, serve
 
 from peas.commands.data import prepare
 from peas.commands.data.bar import Bar
-from peas.data import sources
-from peas.data.download import Patience
+from peas.data.fetch import sources
+from peas.data.fetch.download import Patience
 from peas.errors import DataError
 
 HASTE = Patience(silence=5.0, pause=0.0)
@@ -410,7 +410,7 @@ CHILD = """
 import sys
 from dataclasses import replace
 from peas.commands.data import prepare
-from peas.data import sources
+from peas.data.fetch import sources
 url, root, checksum, size = sys.argv[1:]
 old = sources.LIBRISPEECH["dev-clean"]
 sources.LIBRISPEECH["dev-clean"] = replace(old, checksum=checksum, size=int(size))

@@ -12,11 +12,11 @@ import soundfile
 
 from peas.__main__ import main
 from peas.commands.data import verify
-from peas.data.checks import Checks, Odd
+from peas.data.checks.clips import Checks, Odd
+from peas.data.checks.report import Report, write_json
+from peas.data.checks.report_table import table
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
-from peas.data.report import Report, write_json
-from peas.data.report_table import table
 from peas.errors import ConfigError
 
 RATE = 16_000

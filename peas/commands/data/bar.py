@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from peas.data.download import Progress
+from peas.data.fetch.download import Progress
 
 _COUNTED = {"decoding": "clips"}
 """Stages that do not count bytes, and what they count."""

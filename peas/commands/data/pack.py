@@ -13,7 +13,7 @@ from peas.errors import ConfigError
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-    from peas.data.packed_manifest import Manifest
+    from peas.data.packed.manifest import Manifest
 
 ABOUT = (
     "Write every clip of a set into shards of about equal size: one channel, one rate, 16 bits. "
@@ -64,12 +64,12 @@ def main(argv: list[str]) -> None:
 
     Raises:
         ConfigError: An option is out of its range, or contradicts another one.
-        PeasError: The set cannot be packed; see `peas.data.packing.pack`.
+        PeasError: The set cannot be packed; see `peas.data.packed.packing.pack`.
     """
     options, module = parser(argv).parse()
     _check(options)
-    from peas.data.encoding import Coding
-    from peas.data.packing import pack
+    from peas.data.packed.encoding import Coding
+    from peas.data.packed.packing import pack
     from peas.data.workers import default_workers
 
     out = Path(options.out).expanduser()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peas.commands.data.bar import Bar
-from peas.data import completeness, sources
-from peas.data.archives import ArchiveError, read_marker, unpack
 from peas.data.disk import disk_errors, only_one
-from peas.data.download import Patience, Progress, download
-from peas.data.sources import Source
+from peas.data.fetch import completeness, sources
+from peas.data.fetch.archives import ArchiveError, read_marker, unpack
+from peas.data.fetch.download import Patience, Progress, download
+from peas.data.fetch.sources import Source
 from peas.errors import DataError
 
 STATE = ".prepare"

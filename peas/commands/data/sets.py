@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 SETS = {
     "esc50": "peas.data.esc50.ESC50",
-    "speech_commands": "peas.data.speech_commands.SpeechCommands",
-    "audioset": "peas.data.audioset.AudioSet",
+    "speech_commands": "peas.data.speech_commands.module.SpeechCommands",
+    "audioset": "peas.data.audioset.module.AudioSet",
     "librispeech": "peas.data.librispeech.LibriSpeech",
-    "folder": "peas.data.folder.AudioFolder",
-    "packed": "peas.data.packed_set.PackedSet",
+    "folder": "peas.data.folder.module.AudioFolder",
+    "packed": "peas.data.packed.module.PackedSet",
 }
 # Arguments of the data modules that say how training reads, and not what is there.
 _NOT_ASKED: set[str | int] = {

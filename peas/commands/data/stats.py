@@ -15,11 +15,11 @@ import numpy as np
 from peas import __version__
 from peas.commands.data.bar import Bar
 from peas.commands.data.sets import SetParser
+from peas.data.checks.report import lengths
+from peas.data.checks.report_table import columns, spread
 from peas.data.clips import FRAME_SECONDS
 from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule
-from peas.data.report import lengths
-from peas.data.report_table import columns, spread
 from peas.data.statistics import Measured, measure
 from peas.data.workers import default_workers
 from peas.errors import AudioError, DataError

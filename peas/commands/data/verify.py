@@ -11,10 +11,8 @@ from pathlib import Path
 
 from peas.commands.data.bar import Bar
 from peas.commands.data.sets import SETS, SetParser, make_set
-from peas.data.checks import Checks, check_clips
-from peas.data.clips import ClipTable
-from peas.data.columns import Targets
-from peas.data.comparisons import (
+from peas.data.checks.clips import Checks, check_clips
+from peas.data.checks.comparisons import (
     class_counts,
     of_classes,
     of_clips,
@@ -22,12 +20,14 @@ from peas.data.comparisons import (
     of_two_sets,
     unread,
 )
-from peas.data.findings import of_tables
-from peas.data.folder_tree import ENDINGS
+from peas.data.checks.findings import of_tables
+from peas.data.checks.report import Report, write_json
+from peas.data.checks.report_table import table
+from peas.data.clips import ClipTable
+from peas.data.columns import Targets
+from peas.data.folder.tree import ENDINGS
 from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule
-from peas.data.report import Report, write_json
-from peas.data.report_table import table
 from peas.data.workers import WorkerDied, default_workers, in_order
 from peas.errors import ConfigError, DataError
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from peas import __version__
 from peas.data.disk import disk_errors, require_room
-from peas.data.part import Part
+from peas.data.fetch.part import Part
 from peas.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.folder_csv import TextTable
+from peas.data.folder.csv_file import TextTable
 from peas.data.listing import some
 from peas.data.module import SPLITS, Split
 from peas.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from peas.data.columns import Strings, Targets
-from peas.data.folder_table import SPLIT_NAMES, Listing, in_order
+from peas.data.folder.table import SPLIT_NAMES, Listing, in_order
 from peas.data.listing import some
 from peas.data.module import SPLITS, Split
 from peas.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from peas.data.checks import CLIPPED_RUN, CLIPPED_SHARE
+from peas.data.checks.clips import CLIPPED_RUN, CLIPPED_SHARE
 from peas.data.columns import Strings
 from peas.data.module import RATE
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from peas.data.columns import Rows
 from peas.data.disk import disk_errors, only_one
-from peas.data.encoding import Coding, Encoded, bytes_sum, encode, file_state
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import RATE, ClipDataModule
-from peas.data.packed_manifest import JOURNAL, MANIFEST, LeftOut, Manifest
-from peas.data.packing_facts import manifest_of, recipe_of, stated_moments
-from peas.data.packing_journal import (
+from peas.data.packed.encoding import Coding, Encoded, bytes_sum, encode, file_state
+from peas.data.packed.facts import manifest_of, recipe_of, stated_moments
+from peas.data.packed.journal import (
     LOCK,
     Done,
     Journal,
@@ -28,7 +27,8 @@ from peas.data.packing_journal import (
     states_sum,
     write_text,
 )
-from peas.data.shards import ShardWriter, shard_name, stored
+from peas.data.packed.manifest import JOURNAL, MANIFEST, LeftOut, Manifest
+from peas.data.packed.shards import ShardWriter, shard_name, stored
 from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.data.workers import WorkerDied, in_order

@@ -10,7 +10,11 @@ import numpy as np
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
-from peas.data.keywords import (
+from peas.data.labels import read_labels
+from peas.data.module import RATE, SPLITS, ClipDataModule, Split
+from peas.data.orders import Order
+from peas.data.sounds import SoundFiles
+from peas.data.speech_commands.keywords import (
     CLASSES,
     NOISE,
     SILENCE,
@@ -21,11 +25,7 @@ from peas.data.keywords import (
     share_of_others,
     speaker_of,
 )
-from peas.data.labels import read_labels
-from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.orders import Order
-from peas.data.sounds import SoundFiles
-from peas.data.word_folders import LISTS, WordFolders, archive_clips
+from peas.data.speech_commands.word_folders import LISTS, WordFolders, archive_clips
 from peas.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

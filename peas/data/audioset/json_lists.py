@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from peas.data.audioset_classes import ClassTable
+from peas.data.audioset.classes import ClassTable
+from peas.data.audioset.youtube_files import join_paths, list_names, stems_of, youtube_ids
 from peas.data.columns import Rows, Targets
-from peas.data.youtube_files import join_paths, list_names, stems_of, youtube_ids
 from peas.errors import DataError
 
 _FORM = '{"data": [{"wav": PATH, "labels": "mid,mid"}, …]}'

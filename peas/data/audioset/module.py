@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.audioset_classes import ClassTable
-from peas.data.audioset_lists import ListedClips, Place, read_list, require_once, require_sound
-from peas.data.audioset_sources import (
+from peas.data.audioset.classes import ClassTable
+from peas.data.audioset.hub import PREFIX, hub_folder
+from peas.data.audioset.listed import ListedClips, Place, read_list, require_once, require_sound
+from peas.data.audioset.sources import (
     PARTS,
     Listing,
     Subset,
@@ -26,17 +27,16 @@ from peas.data.audioset_sources import (
     parquet_part,
     training_lists,
 )
+from peas.data.audioset.youtube_files import YOUTUBE_ID, YouTubeFiles, walk_sounds
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
-from peas.data.hub import PREFIX, hub_folder
 from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule, Split
-from peas.data.packed_manifest import FORMAT, JOURNAL, MANIFEST
-from peas.data.youtube_files import YOUTUBE_ID, YouTubeFiles, walk_sounds
+from peas.data.packed.manifest import FORMAT, JOURNAL, MANIFEST
 from peas.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from peas.data.packed import PackedFolder
+    from peas.data.packed.opening import PackedFolder
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class AudioSet(ClipDataModule):
     @cached_property
     def _packed(self) -> PackedFolder | None:
         """The folder, if it is one that `peas data pack` made, or began to make."""
-        from peas.data.packed import PackedFolder
+        from peas.data.packed.opening import PackedFolder
 
         manifest = self.root / MANIFEST
         try:

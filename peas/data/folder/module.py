@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows
-from peas.data.folder_labels import numbered, read_order
-from peas.data.folder_moments import remembered
-from peas.data.folder_parts import TEST, VALIDATION, Division
-from peas.data.folder_table import Listing, list_csv
-from peas.data.folder_tree import list_tree
+from peas.data.folder.class_order import numbered, read_order
+from peas.data.folder.moments import remembered
+from peas.data.folder.parts import TEST, VALIDATION, Division
+from peas.data.folder.table import Listing, list_csv
+from peas.data.folder.tree import list_tree
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule, Split

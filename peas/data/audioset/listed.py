@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.audioset_classes import ClassTable
-from peas.data.audioset_json import read_json, resolve
-from peas.data.audioset_segments import read_segments
-from peas.data.audioset_sources import LAYOUTS, Listing
+from peas.data.audioset.classes import ClassTable
+from peas.data.audioset.json_lists import read_json, resolve
+from peas.data.audioset.parquet import read_parquet
+from peas.data.audioset.segments import read_segments
+from peas.data.audioset.sources import LAYOUTS, Listing
+from peas.data.audioset.youtube_files import YouTubeFiles
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows, Strings, Targets
 from peas.data.listing import some
-from peas.data.parquet import read_parquet
 from peas.data.sounds import SoundFiles, Sounds
-from peas.data.youtube_files import YouTubeFiles
 from peas.errors import DataError
 
 

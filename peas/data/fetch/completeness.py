@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from peas.data import sources
-from peas.data.download import Progress
+from peas.data.fetch import sources
+from peas.data.fetch.download import Progress
 from peas.data.labels import read_labels
 from peas.data.listing import some
 from peas.errors import AudioError, DataError

@@ -11,7 +11,7 @@ from peas.data.clips import ClipTable
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import RATE, ClipDataModule, Facts, Split
-from peas.data.packed import PackedFolder
+from peas.data.packed.opening import PackedFolder
 from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.audioset_classes import ClassTable, targets_of
+from peas.data.audioset.classes import ClassTable, targets_of
+from peas.data.audioset.youtube_files import stems_of, youtube_ids
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Targets
 from peas.data.listing import some
 from peas.data.sounds import Sounds, Source
-from peas.data.youtube_files import stems_of, youtube_ids
 from peas.errors import AudioError, DataError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings
-from peas.data.folder_table import Listing
-from peas.data.holdout import draw_parts
+from peas.data.folder.holdout import draw_parts
+from peas.data.folder.table import Listing
 from peas.data.listing import some
 from peas.data.module import SPLITS, Split
 from peas.errors import ConfigError, DataError
@@ -21,7 +21,7 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 @dataclass(frozen=True)
 class Division:
-    """The user's choice among the ways to divide clips; see `peas.data.folder.AudioFolder`.
+    """The user's choice among the ways to divide clips; see `peas.data.folder.module.AudioFolder`.
 
     Attributes:
         fold: Fold that is tested; None = by splits.

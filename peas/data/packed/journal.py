@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from peas.data.columns import Rows
-from peas.data.encoding import file_state
 from peas.data.inventory import Inventory
 from peas.data.listing import some
-from peas.data.packed_manifest import (
+from peas.data.packed.encoding import file_state
+from peas.data.packed.manifest import (
     JOURNAL,
     MANIFEST,
     LeftOut,
@@ -22,7 +22,7 @@ from peas.data.packed_manifest import (
     Stored,
     read_manifest,
 )
-from peas.data.shards import UNFINISHED, named_when_whole
+from peas.data.packed.shards import UNFINISHED, named_when_whole
 from peas.data.statistics import Moments
 from peas.errors import AudioError, ConfigError, DataError
 

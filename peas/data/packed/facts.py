@@ -13,12 +13,12 @@ import soundfile
 import torch
 
 from peas import __version__, audio
-from peas.data.encoding import Coding
 from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
-from peas.data.packed_manifest import INDEX, Manifest, Part, Recipe
-from peas.data.packing_journal import Journal
-from peas.data.shards import stored, write_index
+from peas.data.packed.encoding import Coding
+from peas.data.packed.journal import Journal
+from peas.data.packed.manifest import INDEX, Manifest, Part, Recipe
+from peas.data.packed.shards import stored, write_index
 from peas.data.statistics import Moments
 from peas.errors import DataError
 

@@ -31,10 +31,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from peas import __version__
-from peas.data.checks import UNREADABLE, Checks
+from peas.data.checks.clips import UNREADABLE, Checks
+from peas.data.checks.comparisons import class_counts
+from peas.data.checks.findings import KINDS, Finding
 from peas.data.columns import Strings
-from peas.data.comparisons import class_counts
-from peas.data.findings import KINDS, Finding
 from peas.data.inventory import Inventory
 
 # Names are read from their column in blocks of this size: there may be millions.

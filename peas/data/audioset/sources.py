@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Literal, get_args
 
+from peas.data.audioset.parquet import require_shards
 from peas.data.listing import some
-from peas.data.parquet import require_shards
 from peas.errors import DataError
 
 Form = Literal["segments", "json", "parquet"]

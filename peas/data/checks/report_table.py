@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from peas.data.findings import KINDS, Finding
+from peas.data.checks.findings import KINDS, Finding
+from peas.data.checks.report import Report
 from peas.data.listing import some
-from peas.data.report import Report
 
 WIDTH = 100
 _EXAMPLES = 3

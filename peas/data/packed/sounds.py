@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Strings
-from peas.data.encoding import bytes_sum
-from peas.data.packed_manifest import AGAIN, Stored
+from peas.data.packed.encoding import bytes_sum
+from peas.data.packed.manifest import AGAIN, Stored
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from peas.data.checks import UNREADABLE, Checks, Odd
+from peas.data.checks.clips import UNREADABLE, Checks, Odd
+from peas.data.checks.findings import Finding
+from peas.data.checks.matching import across, coded, coded_hashes, joined, several
 from peas.data.columns import Rows, Strings
-from peas.data.findings import Finding
 from peas.data.inventory import Inventory
-from peas.data.matching import across, coded, coded_hashes, joined, several
 from peas.errors import DataError
 
 _OF_CLIPS = {

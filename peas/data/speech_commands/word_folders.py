@@ -8,10 +8,15 @@ from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
-from peas.data.keywords import CLASSES, NOISE, SECOND_VERSION_WORDS, split_of_speaker
 from peas.data.labels import read_labels
 from peas.data.listing import some
 from peas.data.module import Split
+from peas.data.speech_commands.keywords import (
+    CLASSES,
+    NOISE,
+    SECOND_VERSION_WORDS,
+    split_of_speaker,
+)
 from peas.errors import DataError
 
 log = logging.getLogger(__name__)

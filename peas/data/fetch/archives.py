@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from peas.data.disk import disk_errors
-from peas.data.download import Progress, file_sum
+from peas.data.fetch.download import Progress, file_sum
 from peas.errors import DataError
 
 _BLOCK = 1 << 20

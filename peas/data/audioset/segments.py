@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.audioset_classes import ClassTable
+from peas.data.audioset.classes import ClassTable
 from peas.data.columns import Rows, Targets
 from peas.errors import DataError
 

@@ -1,0 +1,1 @@
+"""AudioSet, in each form that people have it."""

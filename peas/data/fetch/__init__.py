@@ -1,0 +1,1 @@
+"""Downloads: resumed, verified, unpacked safely, and complete in the end."""

@@ -1,0 +1,1 @@
+"""Speech Commands: its words, and keyword spotting in twelve classes."""
