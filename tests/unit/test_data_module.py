@@ -189,7 +189,7 @@ def test_silent_and_short_clips_are_fine_and_told_once(tones, caplog):
     soundfile.write(tones / "04.wav", np.ones(200) * 0.1, 16_000)
     module = Tones(tones)
     assert len(_read(module.train_dataloader())) == 5
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         module.teardown("fit")
         module.teardown("fit")
     lines = [record.message for record in caplog.records if "silent" in record.message]

@@ -25,6 +25,7 @@ class Bar:
         self._printed = 0.0
         self._bar = None
         if sys.stdout.isatty():
+            from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
@@ -33,6 +34,8 @@ class Bar:
                 BarColumn(),
                 TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
+                # The shared console keeps what it found when another part of the program made it.
+                console=Console(file=sys.stdout),
                 transient=True,
             )
             self._task = self._bar.add_task("", total=None, amount="")
