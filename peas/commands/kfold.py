@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     p = argparse.ArgumentParser(prog="peas kfold", description=__doc__, allow_abbrev=False)
     p.add_argument("--config", "-c", action="append", required=True, help="as for `peas fit`")
-    p.add_argument("--folds", default="1-5", help="such as 1-5 or 1,3 (default 1-5)")
+    p.add_argument("--folds", help="such as 1-5 or 1,3 (default 1-5 where the config has a fold)")
     p.add_argument("--seeds", default="0", help="such as 0-2 or 0,7 (default 0)")
     p.add_argument("--out", help="folder of the jobs and the table (default runs/kfold/<config>)")
     p.add_argument("--parallel", type=int, default=1, help="jobs at once (default 1)")
@@ -94,16 +94,29 @@ def numbers(text: str, key: str) -> list[int]:
     return found
 
 
-def has_folds(configs: Iterable[str]) -> bool:
-    """Whether the data set of the config is divided into folds."""
-    class_path = None
+def has_folds(configs: Iterable[str], asked: bool = False) -> bool:
+    """Whether the data set of the config is divided into folds.
+
+    Args:
+        configs: Files, the later ones over the earlier ones.
+        asked: Whether folds were asked for. Else a set that may have folds, and whose `fold` is
+            null, is trained on its splits.
+
+    Raises:
+        ConfigError: A file cannot be read, or names no data set; or folds were asked for and the
+            set has none.
+    """
+    class_path: str | None = None
+    given: dict[str, Any] = {}
     for config in configs:
         path = Path(config)
         if not path.is_file():
             raise ConfigError(f"--config {config}: there is no such file")
         try:
             settings = yaml.safe_load(path.read_text()) or {}
-            class_path = (settings.get("data") or {}).get("class_path", class_path)
+            data_settings = settings.get("data") or {}
+            class_path = data_settings.get("class_path", class_path)
+            given |= data_settings.get("init_args") or {}
         except (yaml.YAMLError, AttributeError) as error:
             raise ConfigError(f"--config {config}: not a config: {error}") from error
     if class_path is None:
@@ -113,7 +126,12 @@ def has_folds(configs: Iterable[str]) -> bool:
         data = getattr(importlib.import_module(room), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"`data.class_path: {class_path}` cannot be imported: {error}") from error
-    return "fold" in inspect.signature(data).parameters
+    fold = inspect.signature(data).parameters.get("fold")
+    if fold is None:
+        if asked:
+            raise ConfigError(f"`--folds` is given, and {class_path} has no folds: leave it out")
+        return False
+    return asked or given.get("fold", fold.default) is not None
 
 
 def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) -> Result:
@@ -193,7 +211,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"`--parallel` is {args.parallel}: give 1 or more")
     seeds = numbers(args.seeds, "--seeds")
     folds: list[int | None] = (
-        list(numbers(args.folds, "--folds")) if has_folds(args.config) else [None]
+        list(numbers(args.folds or "1-5", "--folds"))
+        if has_folds(args.config, asked=args.folds is not None)
+        else [None]
     )
     name = "_".join(Path(config).stem for config in args.config)
     out = Path(args.out) if args.out else Path("runs") / "kfold" / name

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peas.commands.kfold import numbers
+from peas.commands.kfold import has_folds, numbers
 from peas.commands.kfold_table import Result, read_result, spread, summarise, write_tables
 from peas.errors import ConfigError, PeasError
 
@@ -164,3 +164,26 @@ def test_numbers() -> None:
     for text in ("", "a", "1-", "3-1", "1,1", "1-2,2", "-1"):
         with pytest.raises(ConfigError, match="--seeds"):
             numbers(text, "--seeds")
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "wanted"),
+    [
+        ("{class_path: peas.data.ESC50}", False, True),
+        ("{class_path: peas.data.AudioFolder, init_args: {fold: 2}}", False, True),
+        ("{class_path: peas.data.AudioFolder}", False, False),
+        ("{class_path: peas.data.AudioFolder}", True, True),
+        ("{class_path: peas.data.SpeechCommands}", False, False),
+    ],
+)
+def test_folds_where_the_set_has_them(tmp_path, data, asked, wanted) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {data}\n")
+    assert has_folds([str(config)], asked) == wanted
+
+
+def test_folds_of_a_set_without_folds_are_refused(tmp_path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {class_path: peas.data.SpeechCommands}\n")
+    with pytest.raises(ConfigError, match="--folds.*SpeechCommands has no folds"):
+        has_folds([str(config)], asked=True)
