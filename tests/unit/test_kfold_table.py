@@ -185,5 +185,5 @@ def test_folds_where_the_set_has_them(tmp_path, data, asked, wanted) -> None:
 def test_folds_of_a_set_without_folds_are_refused(tmp_path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("data: {class_path: peas.data.SpeechCommands}\n")
-    with pytest.raises(ConfigError, match="--folds.*SpeechCommands has no folds"):
+    with pytest.raises(ConfigError, match=r"--folds.*SpeechCommands has no folds"):
         has_folds([str(config)], asked=True)

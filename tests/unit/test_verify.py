@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -443,3 +444,16 @@ def test_untouched_recordings_have_no_error(shared, capsys, name, folder, option
     root = str(shared / "data" / folder)
     assert main(["data", "verify", name, root, "--workers", "2", *options]) == 0
     assert "no errors" in capsys.readouterr().out
+
+
+def test_against_a_set_with_arguments_of_its_own(set_, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    first = sorted((set_.root / "audio").iterdir())[0]
+    shutil.copy(first, other / first.name)
+    (other / "clips.csv").write_text(f"path,label,split\n{first.name},x,train\n")
+    status, report = check(set_.root, "--against", f"folder={other},csv=clips.csv")
+    assert status == 1
+    assert report["by_kind"]["against_audio"]["names"].count(first.name) == 2
+    with pytest.raises(ConfigError, match=r"(?s)nonsense=1.*verify --against"):
+        verify.main(["esc50", str(set_.root), "--against", f"folder={other},nonsense=1"])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peas.commands.data.bar import Bar
-from peas.commands.data.sets import SETS, SetParser, make_set
+from peas.commands.data.sets import SETS, SetParser
 from peas.data.checks.clips import Checks, check_clips
 from peas.data.checks.comparisons import (
     class_counts,
@@ -49,7 +49,7 @@ def parser(argv: list[str]) -> SetParser:
     add("--workers", type=int, default=default_workers(), help="processes; 0 = this one alone")
     add(
         "--against",
-        metavar="SET=ROOT",
+        metavar="SET=ROOT[,KEY=VALUE]",
         nargs="+",
         action="append",
         default=[],
@@ -221,10 +221,13 @@ def _without_classes(inventory: Inventory) -> Inventory:
 
 
 def _other(text: str, module: ClipDataModule) -> tuple[str, ClipDataModule]:
-    """Module of `SET=ROOT`, which mixes channels as the set that it is compared with."""
-    name, _, root = text.partition("=")
-    if name not in SETS or not root:
+    """Module of `SET=ROOT[,KEY=VALUE…]`, which mixes channels as the set it is compared with."""
+    name, _, rest = text.partition("=")
+    root, *options = rest.split(",")
+    if name not in SETS or not root or not all("=" in option for option in options):
         raise ConfigError(
-            f"--against is {text!r}: give SET=ROOT, with one of {', '.join(SETS)} as SET"
+            f"--against is {text!r}: give SET=ROOT, with one of {', '.join(SETS)} as SET, and "
+            "arguments of the set behind commas: folder=DIR,csv=clips.csv"
         )
-    return text, make_set(name, root, channels=module.channels)
+    argv = [name, root, *(f"--{option}" for option in options), f"--channels={module.channels}"]
+    return text, SetParser("verify --against", "Another set.", argv).parse()[1]
