@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -86,7 +86,12 @@ def kaldi_fbank(waveform: Tensor, rate: int = 16_000, n_mels: int = 128) -> Tens
         `[B, T, F]` float32 with T = 1 + (S - W) // H for frames of W and steps of H samples
         (400 and 160 at 16 kHz), or T = 0 when S < W.
     """
-    return _log_mel_energies(waveform, _filter_bank(rate, n_mels, waveform.device))
+    bank = _filter_bank(rate, n_mels, waveform.device)
+    batch, samples = waveform.shape
+    frames = max(0, 1 + (samples - bank.window.numel()) // bank.shift) if batch else 0
+    out = waveform.new_empty(batch, frames, n_mels, dtype=torch.float32)
+    _log_mel_energies(waveform, bank, out)
+    return out
 
 
 class LogMel(nn.Module):
@@ -160,18 +165,26 @@ class LogMel(nn.Module):
             if centred.shape[1] < window:
                 centred = nn.functional.pad(centred, (0, window - centred.shape[1]))
             bank = _FilterBank(self.window.float(), self.mel.float(), self._groups, self._shift)
-            energies = _log_mel_energies(centred, bank)
+            count = min(1 + (centred.shape[1] - window) // self._shift, self.frames)
+            log_mel = centred.new_empty(batch, self.frames, self.n_mels)
+            loud = torch.zeros(batch, self.frames, dtype=torch.bool, device=device)
+
+            def normalise(energies: Tensor, clips: slice, times: slice) -> None:
+                # The margin is far below a real difference and far above one of the logarithm's.
+                loud[clips, times] = energies.amax(dim=2) > SILENCE + 1e-4
+                energies.sub_(self.mean).div_(2 * self.std)
+
+            _log_mel_energies(centred, bank, log_mel[:, :count], normalise)
 
             # A clip below one frame still has one: its zero-padded samples.
             steps = (length - window).clamp(min=0) // self._shift
             frames = (1 + steps).clamp(max=self.frames)
             inside = torch.arange(self.frames, device=device) < frames[:, None]
-            log_mel = nn.functional.pad(energies, (0, 0, 0, self.frames - energies.shape[1]))
-            if device.type != "cpu" or not inside.all():
-                log_mel.masked_fill_(~inside[:, :, None], 0.0)
-            # The margin is far below a real difference and far above one of the logarithm's.
-            valid = inside & (log_mel.amax(dim=2) > SILENCE + 1e-4)
-            log_mel.sub_(self.mean).div_(2 * self.std)
+            padding = self.fill_value("raw_zero")
+            log_mel[:, count:] = padding
+            if device.type != "cpu" or not inside[:, :count].all():
+                log_mel = torch.where(inside[:, :, None], log_mel, padding)
+            valid = inside & loud
         return Spectrogram(log_mel, frames, valid)
 
     def fill_value(self, kind: Literal["raw_zero", "zero"]) -> Tensor:
@@ -218,21 +231,33 @@ def _sum(waveform: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _log_mel_energies(waveform: Tensor, bank: _FilterBank) -> Tensor:
-    """`[B, S]` to raw log-mel energies `[B, T, F]`, a block of frames at a time on a CPU."""
+def _log_mel_energies(
+    waveform: Tensor,
+    bank: _FilterBank,
+    out: Tensor,
+    then: Callable[[Tensor, slice, slice], None] | None = None,
+) -> None:
+    """Raw log-mel energies of `[B, S]`, a block of frames at a time on a CPU.
+
+    Args:
+        waveform: `[B, S]`.
+        bank: Window and filters.
+        out: `[B, T, F]`, written: all frames of the waveforms.
+        then: Changes a block of `out` while it is still in the core's cache; it is given the block
+            `[b, t, F]`, and its clips and frames.
+    """
     # Contiguous, because a frame's mean is summed in another order over strided samples.
     waveform = waveform.float().contiguous()
     window, fft, n_mels = bank.window.numel(), *bank.mel.shape
-    batch, device = waveform.shape[0], waveform.device
-    if batch == 0 or waveform.shape[1] < window:
-        return waveform.new_empty(batch, 0, n_mels)
+    (batch, count, _), device = out.shape, waveform.device
+    if batch == 0 or count == 0:
+        return
     frames = waveform.unfold(1, window, bank.shift)
-    count = frames.shape[1]
     block = _CPU_FRAMES if device.type == "cpu" else batch * count
     block_clips, block_frames = max(1, block // count), min(block, count)
 
-    out = waveform.new_empty(batch * count, n_mels)
     rows = min(batch, block_clips) * block_frames
+    energies = waveform.new_empty(rows, n_mels)
     padded = waveform.new_zeros(rows, fft)
     centred, scaled = waveform.new_empty(2, rows, window)
     window_lifted = bank.window * _LIFT
@@ -240,12 +265,19 @@ def _log_mel_energies(waveform: Tensor, bank: _FilterBank) -> Tensor:
     with torch.autocast(device.type, enabled=False), _full_precision(device):
         for clip in range(0, batch, block_clips):
             for start in range(0, count, block_frames):
-                part = frames[clip : clip + block_clips, start : start + block_frames]
+                clips = slice(clip, min(clip + block_clips, batch))
+                times = slice(start, min(start + block_frames, count))
+                part, target = frames[clips, times], out[clips, times]
                 used = part.shape[0] * part.shape[1]
-                first = clip * count + start
                 _prepare(part, window_lifted, centred[:used], scaled[:used], padded[:used])
-                _energies(padded[:used], weights, out[first : first + used])
-    return out.view(batch, count, n_mels)
+                direct = target.is_contiguous()
+                flat = target.view(used, n_mels) if direct else energies[:used]
+                _energies(padded[:used], weights, flat)
+                shaped = flat.view(target.shape)
+                if then is not None:
+                    then(shaped, clips, times)
+                if not direct:
+                    target.copy_(shaped)
 
 
 def _prepare(

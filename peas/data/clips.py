@@ -123,7 +123,8 @@ class ClipDataset(Dataset[Item | Broken]):
             waveform,
             self._soft(index, 1.0) if self.multi_label or len(classes) != 1 else int(classes[0]),
             name,
-            silent=not waveform.any(),
+            # NumPy stops at the first sample that is not zero; PyTorch converts all of them.
+            silent=not waveform.numpy().any(),
             short=waveform.shape[0] < FRAME_SECONDS * self.rate,
         )
         if not isinstance(key, ClipKey):
