@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from peas.audio import load
-from peas.frontend import kaldi_fbank
+from peas.filter_bank import kaldi_fbank
 
 RATE = 16_000
 
