@@ -48,10 +48,9 @@ class ClipOutputs(Callback):
             path, count = self.run_dir / "logits" / f"{name}.npz", 1
             while (kept := path.with_name(f"{name}.{count}.npz")).exists():
                 count += 1
-            for ending in (".npz", "_classes.csv"):
-                old = path.with_name(name + ending)
+            for old in (path, path.with_name(f"{name}_classes.csv")):
                 if old.exists():
-                    old.rename(kept.with_name(f"{name}.{count}{ending}"))
+                    old.rename(old.with_name(f"{old.stem}.{count}{old.suffix}"))
 
     def _keep(self, outputs: Any) -> None:
         self._rows.append(

@@ -130,6 +130,8 @@ def test_a_second_run_in_the_same_folder(copied: Run, write: Write) -> None:
     moved = {
         "logits/val_last.npz": "logits/val_last.1.npz",
         "logits/val_best.npz": "logits/val_best.1.npz",
+        "logits/val_last_classes.csv": "logits/val_last_classes.1.csv",
+        "logits/val_best_classes.csv": "logits/val_best_classes.1.csv",
     }
     for name, content in before.items():
         if name == "mask_starts.csv":
