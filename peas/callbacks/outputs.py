@@ -46,7 +46,7 @@ class ClipOutputs(Callback):
             return
         for name in ("val_last", "val_best"):
             path, count = self.run_dir / "logits" / f"{name}.npz", 1
-            while (kept := path.with_name(f"{name}.{count}.npz")).exists():
+            while path.with_name(f"{name}.{count}.npz").exists():
                 count += 1
             for old in (path, path.with_name(f"{name}_classes.csv")):
                 if old.exists():
