@@ -1,5 +1,6 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
+import math
 from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
@@ -15,6 +16,7 @@ from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
 from peas.frontend import LogMel
 from peas.models.ssast import SSAST
+from peas.optim import global_lr
 
 
 class BaseTask(L.LightningModule):
@@ -179,6 +181,32 @@ class BaseTask(L.LightningModule):
 
     # --- optimisation -----------------------------------------------------------------------
 
+    @property
+    def global_batch(self) -> int | None:
+        """Clips of one optimiser step, over all processes; None without a data module."""
+        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch is None:
+            return None
+        return int(batch * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate at factor 1: `lr` by its `lr_rule`."""
+        rule = self.hparams.get("lr_rule", "absolute")
+        return global_lr(self.hparams["lr"], rule, self.global_batch)
+
+    def epochs_passed(self, step: int) -> float:
+        """Epochs trained before an optimiser step, with the fraction of the current one.
+
+        Args:
+            step: Optimiser step, from 0.
+        """
+        batches, accumulate = (
+            self.trainer.num_training_batches,
+            self.trainer.accumulate_grad_batches,
+        )
+        return step / math.ceil(batches / accumulate)
+
     def lr_factor(self, step: int, epoch: int) -> float:
         """Factor of every group's base rate at an optimiser step, both counted from 0."""
         raise NotImplementedError
@@ -214,10 +242,11 @@ class BaseTask(L.LightningModule):
         batch = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         world = trainer.world_size
         accumulate = trainer.accumulate_grad_batches
-        total = batch * world * accumulate if batch else "?"
+        total = self.global_batch or "?"
         rank_zero_info(
-            f"global batch {total} = {batch} clips x {world} processes x {accumulate} accumulated; "
-            f"lr {self.hparams.get('lr')}; seed {randomness.run_seed()}"
+            f"base lr {self.hparams.get('lr')}, global batch {total} = {batch} clips x {world} "
+            f"processes x {accumulate} accumulated, resulting lr {self.rate:.6g}; "
+            f"seed {randomness.run_seed()}"
         )
 
 

@@ -1,4 +1,6 @@
-"""Learning rates against torch's scheduler and the official warm-up rule, step by step."""
+"""Learning rates against torch's scheduler and the official rules, step by step."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,17 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 from toys import StandIn, make_task
 
-from peas.optim import head_groups, staircase_warmup, step_decay
+from peas.errors import ConfigError
+from peas.models.encoder import SpectrogramTransformer
+from peas.optim import (
+    cosine_factor,
+    decay_groups,
+    global_lr,
+    head_groups,
+    layer_groups,
+    staircase_warmup,
+    step_decay,
+)
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(6, 50), (5, 30), (0, 4)])
@@ -77,3 +89,113 @@ def test_head_group_holds_the_classifier_and_nothing_else() -> None:
     # An auxiliary loss trains G, at the encoder's rate.
     assert any(names[id(p)].startswith("generative_head") for p in body["params"])
     assert (body["base_lr"], head["base_lr"]) == pytest.approx((1e-4, 1e-3))
+
+
+# --- AudioMAE ------------------------------------------------------------------------------
+
+
+def test_rate_of_the_global_batch() -> None:
+    assert global_lr(1e-3, "batch256", 32) == pytest.approx(1.25e-4, rel=1e-12)
+    assert global_lr(2e-4, "batch256", 512) == pytest.approx(4e-4, rel=1e-12)
+    assert global_lr(1e-4, "absolute", 32) == global_lr(1e-4, "absolute", None) == 1e-4
+    with pytest.raises(ConfigError, match=r"lr_rule: batch256.*batch size.*absolute"):
+        global_lr(1e-4, "batch256", None)
+    with pytest.raises(ConfigError, match=r"lr_rule` is 'batch'.*absolute, batch256"):
+        global_lr(1e-4, "batch", 32)  # type: ignore[arg-type]
+
+
+def test_cosine_of_audioset_20k() -> None:
+    lr = global_lr(1e-3, "batch256", 32)
+    rates = [lr * cosine_factor(at, 4, 60, 1e-6 / lr) for at in (0, 2, 4, 32, 60)]
+    assert rates == pytest.approx([0.0, 6.25e-5, 1.25e-4, 6.3e-5, 1e-6], rel=1e-12)
+
+
+def test_cosine_is_the_official_rule_in_every_iteration() -> None:
+    lr, least, epochs, warmup, steps = 1.25e-4, 1e-6, 6, 2, 7
+    for step in range(epochs * steps):
+        at = step / steps
+        if at < warmup:
+            wanted = lr * at / warmup
+        else:
+            turn = math.pi * (at - warmup) / (epochs - warmup)
+            wanted = least + (lr - least) * 0.5 * (1 + math.cos(turn))
+        assert lr * cosine_factor(at, warmup, epochs, least / lr) == pytest.approx(wanted)
+
+
+def test_cosine_without_warm_up_and_past_its_end() -> None:
+    assert cosine_factor(0, 0, 10) == 1.0
+    assert cosine_factor(11, 2, 10, 0.1) == 0.1
+    # A smoke run may be shorter than the warm-up.
+    assert cosine_factor(1, 4, 2) == 0.25
+    assert cosine_factor(2, 2, 2, 0.5) == 0.5
+
+
+class Toy(nn.Module):
+    """What groups ask of a model: a base encoder's blocks under `encoder.`, and a classifier."""
+
+    def __init__(self, depth: int = 12) -> None:
+        super().__init__()
+        self.encoder = SpectrogramTransformer("toy", frames=32, mels=32)
+        self.encoder.blocks = nn.ModuleList(
+            nn.ModuleDict({"norm1": nn.LayerNorm(4), "attn": nn.Linear(4, 4)}) for _ in range(depth)
+        )
+        self.decoder = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4)])})
+        self.fc_norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+
+def test_layers_of_a_base_model() -> None:
+    model = Toy()
+    model.decoder.requires_grad_(False)
+    groups = layer_groups(model, 12, 1e-3, 5e-4, 0.75)
+    assert len(groups) == 28
+    rates = sorted({group["base_lr"] for group in groups})
+    assert rates == pytest.approx([1e-3 * 0.75 ** (13 - i) for i in range(14)], rel=1e-12)
+    assert rates[0] / 1e-3 == pytest.approx(0.02376, abs=5e-6)
+    assert groups[0]["lr"] == 1e-3
+    assert {group["weight_decay"] for group in groups} == {0.0, 5e-4}
+
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["base_lr"] / 1e-3, group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    assert set(found) == {name for name in names.values() if not name.startswith("decoder")}
+    first, last = pytest.approx(0.75**13), pytest.approx(1.0)
+    assert found["encoder.patch_embed.proj.weight"] == (first, 5e-4)
+    for name in ("patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed"):
+        assert found[f"encoder.{name}"] == (first, 0.0)
+    for block in (0, 3, 11):
+        scale = pytest.approx(0.75 ** (12 - block))
+        assert found[f"encoder.blocks.{block}.attn.weight"] == (scale, 5e-4)
+        assert found[f"encoder.blocks.{block}.attn.bias"] == (scale, 0.0)
+        assert found[f"encoder.blocks.{block}.norm1.weight"] == (scale, 0.0)
+    assert found["head.weight"] == (last, 5e-4)
+    for name in ("encoder.norm.weight", "fc_norm.weight", "fc_norm.bias", "head.bias"):
+        assert found[name] == (last, 0.0)
+
+
+def test_layers_of_a_trained_decoder_are_none_of_the_encoders() -> None:
+    groups = layer_groups(Toy(), 12, 1.0, 0.1, 0.5)
+    weight = next(group for group in groups if group["name"] == "layer_13_decay")["params"]
+    assert {tuple(p.shape) for p in weight} == {(3, 4), (4, 4)}
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.01, float("nan")])
+def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"model\.init_args\.layer_decay` is .*above 0"):
+        layer_groups(Toy(), 12, 1.0, 0.1, layer_decay)
+
+
+def test_vectors_and_biases_are_not_decayed_in_pretraining() -> None:
+    model = Toy()
+    model.head.requires_grad_(False)
+    decay, plain = decay_groups(model, 2e-4, 1e-4)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (1e-4, 0.0)
+    assert {group["base_lr"] for group in (decay, plain)} == {2e-4}
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in (decay, plain))
+    assert "encoder.cls_token" in decayed
+    assert all(name.endswith("bias") or "norm" in name for name in kept)
+    assert not any(name.endswith("bias") or "norm" in name for name in decayed)
+    assert not any(name.startswith("head") for name in decayed | kept)
