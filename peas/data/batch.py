@@ -13,8 +13,9 @@ from peas.augment.blocks import AxisPlan
 class Batch(TypedDict, total=False):
     """Some clips on their way from files to scores.
 
-    B clips, S samples, T frames, F mel bins, C classes. The loader writes the first
-    two groups of keys; the front end and the masking add the others on the device.
+    B clips, S samples, S' samples at a teacher's rate, T frames, F mel bins, C classes. The loader
+    writes the first three groups of keys; the front end and the masking add the others on the
+    device.
 
     Attributes:
         waveform: `[B, S]` float32, mono, padded with zeros to the longest clip.
@@ -22,6 +23,11 @@ class Batch(TypedDict, total=False):
         target: `[B]` int64 class, or `[B, C]` float32 share of each class.
         id: Name of each clip in its data set.
         mixed: `[B]` bool, True where a partner was mixed into the clip.
+        labelled: `[B]` bool, False where the clip, or what was mixed into it, has no class.
+
+        teacher_waveform: `[B, S']` float32, the same clips at the teacher's rate, from the original
+            sound. Only where a task has a live teacher, as is:
+        teacher_length: `[B]` int64, samples of each clip in `teacher_waveform`.
 
         step: Index of the global micro-batch in the epoch, from 0. Training only, as are:
         row: `[B]` int64, row of each clip in the global micro-batch.
@@ -44,6 +50,10 @@ class Batch(TypedDict, total=False):
     target: Tensor
     id: list[str]
     mixed: Tensor
+    labelled: Tensor
+
+    teacher_waveform: Tensor
+    teacher_length: Tensor
 
     step: int
     row: Tensor
@@ -70,6 +80,8 @@ class Item(NamedTuple):
         mixed: True when a partner was mixed in.
         silent: True when every sample of the file is zero.
         short: True when the file does not fill one frame of 25 ms.
+        labelled: False when the clip, or its partner, has no class.
+        teacher: `[S']` float32, the clip at a teacher's rate; None = there is no teacher.
     """
 
     waveform: Tensor
@@ -79,6 +91,8 @@ class Item(NamedTuple):
     mixed: bool = False
     silent: bool = False
     short: bool = False
+    labelled: bool = True
+    teacher: Tensor | None = None
 
 
 class Broken(NamedTuple):
@@ -102,7 +116,7 @@ def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> B
 
     Returns:
         The loader's keys of the batch. `step`, `row` and `global_size` are there only if the
-        items know their position.
+        items know their position, and the teacher's keys only if they have its waveform.
     """
     clips = [item for item in items if isinstance(item, Item)]
     targets = [torch.as_tensor(clip.target) for clip in clips]
@@ -112,7 +126,12 @@ def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> B
         target=torch.stack(targets),
         id=[clip.id for clip in clips],
         mixed=torch.tensor([clip.mixed for clip in clips]),
+        labelled=torch.tensor([clip.labelled for clip in clips]),
     )
+    teacher = [clip.teacher for clip in clips if clip.teacher is not None]
+    if teacher:
+        batch["teacher_waveform"] = pad_sequence(teacher, batch_first=True)
+        batch["teacher_length"] = torch.tensor([waveform.shape[0] for waveform in teacher])
     positions = [clip.position for clip in clips if clip.position is not None]
     if positions:
         size = len(items) if global_size is None else global_size

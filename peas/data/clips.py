@@ -79,6 +79,8 @@ class ClipDataset(Dataset[Item | Broken]):
         mixup: Probability that a training clip is mixed; above 0 every training target is soft.
         repeats: Whether an epoch may have one clip several times.
         seed: Seed of the run.
+        teacher_rate: Sampling rate in Hz at which every clip is read a second time, the very same
+            stretch of it; None = no teacher listens.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ClipDataset(Dataset[Item | Broken]):
         mixup: float = 0.0,
         repeats: bool = False,
         seed: int = 0,
+        teacher_rate: int | None = None,
     ) -> None:
         self.table = table
         self.rate = rate
@@ -101,6 +104,7 @@ class ClipDataset(Dataset[Item | Broken]):
         self.mixup = mixup
         self.repeats = repeats
         self.seed = seed
+        self.teacher_rate = teacher_rate
 
     def __len__(self) -> int:
         return len(self.table)
@@ -113,9 +117,13 @@ class ClipDataset(Dataset[Item | Broken]):
         index = key.clip if isinstance(key, ClipKey) else key
         name = self.table.ids[index]
         draws = self._draws("crop", key, name)
+        draw = None if draws is None else draws.random()
+        teacher = None
         # Errors travel as values: the loader would wrap an exception in a worker's traceback.
         try:
-            waveform = self.table.sounds.load(index, None if draws is None else draws.random())
+            waveform = self.table.sounds.load(index, draw)
+            if self.teacher_rate is not None:
+                teacher = self.table.sounds.load(index, draw, self.teacher_rate)
         except AudioError as error:
             return Broken(name, str(error))
         classes = self.table.targets[index]
@@ -126,6 +134,8 @@ class ClipDataset(Dataset[Item | Broken]):
             # NumPy stops at the first sample that is not zero; PyTorch converts all of them.
             silent=not waveform.numpy().any(),
             short=waveform.shape[0] < FRAME_SECONDS * self.rate,
+            labelled=len(classes) > 0,
+            teacher=teacher,
         )
         if not isinstance(key, ClipKey):
             return item
@@ -161,4 +171,6 @@ class ClipDataset(Dataset[Item | Broken]):
         # Added, so that two clips of one class make a whole.
         target += self._soft(partner, 1.0 - weight)
         waveform = mix(item.waveform, other, weight)
-        return item._replace(waveform=waveform, target=target, mixed=True)
+        # Half of a target would be taken for all of it.
+        labelled = item.labelled and len(self.table.targets[partner]) > 0
+        return item._replace(waveform=waveform, target=target, mixed=True, labelled=labelled)

@@ -93,6 +93,12 @@ class Mixture(ClipDataModule):
                 "data.init_args.weights say how often clips come, and so does "
                 "data.init_args.sampling: set weights to null, or sampling to uniform"
             )
+        if self.label_fraction != 1.0 or any(one.label_fraction != 1.0 for one in sets):
+            raise ConfigError(
+                "data.init_args.label_fraction takes a share of one set's training clips, and a "
+                "mixture has `weights` for each set's share of an epoch: leave it at 1 here and "
+                "in the sets"
+            )
         if weights is not None and len(weights) != len(sets):
             raise ConfigError(
                 f"data.init_args.weights has {len(weights)} entries for {len(sets)} sets: "

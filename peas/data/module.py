@@ -16,6 +16,7 @@ from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
+from peas.data.label_fraction import chosen_rows, count_line
 from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
 from peas.data.orders import EachOnce, Order, Weighted, clip_weights
 from peas.data.samplers import EvaluationSampler, TrainSampler
@@ -72,9 +73,15 @@ class ClipDataModule(LightningDataModule, ABC):
         epoch_clips: Training clips of a balanced epoch; null = as many as there are.
         replacement: Whether one clip may come several times in a balanced epoch, as in the
             official repositories.
+        label_fraction: Share of the training clips that train, above 0 and up to 1: a fixed part of
+            every class, by the seed (`peas.data.label_fraction`). Validation and test keep all.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
         frames: Frames of the model's input, 10 ms each.
+
+    Attributes:
+        teacher_rate: Sampling rate in Hz at which clips are read a second time, for a teacher; a
+            task sets it in its `setup`. None = no teacher listens.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -97,6 +104,7 @@ class ClipDataModule(LightningDataModule, ABC):
         sampling: Literal["uniform", "balanced"] = "uniform",
         epoch_clips: int | None = None,
         replacement: bool = True,
+        label_fraction: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0.0 <= mixup <= 1.0:
@@ -110,6 +118,11 @@ class ClipDataModule(LightningDataModule, ABC):
         ):
             if value is not None and value < least:
                 raise ConfigError(f"data.init_args.{name} is {value}: give {least} or more")
+        if not 0.0 < label_fraction <= 1.0:
+            raise ConfigError(
+                f"data.init_args.label_fraction is {label_fraction}: give a share above 0 and up "
+                "to 1, such as 0.1"
+            )
         if sampling not in ("uniform", "balanced"):
             raise ConfigError(f"data.init_args.sampling is {sampling!r}: give uniform or balanced")
         if epoch_clips is not None and sampling == "uniform":
@@ -130,8 +143,11 @@ class ClipDataModule(LightningDataModule, ABC):
         self.sampling = sampling
         self.epoch_clips = epoch_clips
         self.replacement = replacement
+        self.label_fraction = label_fraction
+        self.teacher_rate: int | None = None
         self.odd_clips = OddClips(on_error)
         self._told = ""
+        self._told_fraction = False
 
     @abstractmethod
     def clips(self, split: Split) -> ClipTable:
@@ -209,7 +225,7 @@ class ClipDataModule(LightningDataModule, ABC):
         """
         rank, world = self._place()
         seed = run_seed()
-        table = self.clips("train")
+        table = self._training_clips(seed)
         order = self.order(table)
         sampler = TrainSampler(order, self.batch_size, rank=rank, world=world, seed=seed)
         # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
@@ -227,6 +243,19 @@ class ClipDataModule(LightningDataModule, ABC):
             multiprocessing_context=self._context(),
             pin_memory=self._on_gpu(),
         )
+
+    def _training_clips(self, seed: int) -> ClipTable:
+        """The clips that train: all of the split, or a fixed part of every class."""
+        table = self.clips("train")
+        if self.label_fraction == 1.0:
+            return table
+        rows = chosen_rows(table.targets, len(self.labels), self.label_fraction, seed)
+        chosen = table.take(rows)
+        if not self._told_fraction:
+            told = count_line(table.targets, chosen.targets, len(self.labels))
+            rank_zero_info(f"label_fraction {self.label_fraction:g}: {told}; seed {seed}")
+            self._told_fraction = True
+        return chosen
 
     def val_dataloader(self) -> ClipLoader:
         """Loader of the validation clips, each once."""
@@ -257,6 +286,11 @@ class ClipDataModule(LightningDataModule, ABC):
     def _dataset(
         self, table: ClipTable, *, training: bool = False, repeats: bool = False, seed: int = 0
     ) -> ClipDataset:
+        if self.teacher_rate is not None and self.mixup > 0:
+            raise ConfigError(
+                f"data.init_args.mixup is {self.mixup}, and a teacher listens to the clips: its "
+                "targets would not fit what the model hears; set mixup to 0"
+            )
         return ClipDataset(
             table,
             rate=RATE,
@@ -266,6 +300,7 @@ class ClipDataModule(LightningDataModule, ABC):
             mixup=self.mixup,
             repeats=repeats,
             seed=seed,
+            teacher_rate=self.teacher_rate,
         )
 
     def _place(self) -> tuple[int, int]:

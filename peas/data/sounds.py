@@ -58,12 +58,13 @@ class Sounds(ABC):
             AudioError: The place that should hold the sound cannot be read.
         """
 
-    def load(self, row: int, draw: float | None = None) -> Tensor:
-        """Waveform of a clip, mono at the reader's rate.
+    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
+        """Waveform of a clip, mono.
 
         Args:
             row: Row of the table.
             draw: As for `source`.
+            rate: Sampling rate in Hz, from the original sound; None = the reader's.
 
         Returns:
             `[S]` float32.
@@ -71,7 +72,7 @@ class Sounds(ABC):
         Raises:
             AudioError: The sound cannot be used.
         """
-        return self.reader.load(*self.source(row, draw))
+        return self.reader.load(*self.source(row, draw), rate=rate)
 
     def take(self, rows: ArrayLike) -> Sounds:
         """The sound of some rows, in their order."""
@@ -135,10 +136,10 @@ class JoinedSounds(Sounds):
         part, own = self._place(row)
         return part.source(own, draw)
 
-    def load(self, row: int, draw: float | None = None) -> Tensor:
+    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
         """As the clip's own table reads it."""
         part, own = self._place(row)
-        return part.load(own, draw)
+        return part.load(own, draw, rate)
 
 
 class _Chosen(Sounds):
@@ -157,5 +158,5 @@ class _Chosen(Sounds):
     def source(self, row: int, draw: float | None = None) -> Source:
         return self.base.source(int(self.rows[row]), draw)
 
-    def load(self, row: int, draw: float | None = None) -> Tensor:
-        return self.base.load(int(self.rows[row]), draw)
+    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
+        return self.base.load(int(self.rows[row]), draw, rate)

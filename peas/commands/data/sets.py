@@ -33,6 +33,7 @@ _NOT_ASKED: set[str | int] = {
     "sampling",
     "epoch_clips",
     "replacement",
+    "label_fraction",
     "mean",
     "std",
 }
