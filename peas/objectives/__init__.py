@@ -6,10 +6,24 @@ from peas.objectives.classification import (
     classification_loss,
     soft_cross_entropy,
 )
+from peas.objectives.contrastive import (
+    InfoNCE,
+    NCEAxis,
+    info_nce,
+    masked_mse,
+    patch_errors,
+    take_patches,
+)
 
 __all__ = [
     "ClassificationLoss",
+    "InfoNCE",
+    "NCEAxis",
     "as_soft",
     "classification_loss",
+    "info_nce",
+    "masked_mse",
+    "patch_errors",
     "soft_cross_entropy",
+    "take_patches",
 ]
