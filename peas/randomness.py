@@ -6,6 +6,7 @@ noise and mixup do not change with the number of processes, the device or a rest
 
 import hashlib
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +52,23 @@ def uniform_rows(
     """
     draws = torch.rand((global_size, *shape), generator=source)
     return draws[rows.cpu()]
+
+
+def uniform_by_name(names: Sequence[str], seed: int, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Uniform draws in [0, 1) that a clip's name decides, whatever epoch or batch it is in.
+
+    Evaluation takes them, so that its figures compare between epochs and numbers of processes.
+
+    Args:
+        names: `id` of the batch.
+        seed: Seed of the run.
+        stream: Name of the consumer.
+        shape: Shape of the draws of one clip.
+
+    Returns:
+        `[B, *shape]` float32 on the CPU.
+    """
+    hashes = (stable_hash(seed, "evaluation", stream, name) for name in names)
+    return torch.stack(
+        [torch.rand(shape, generator=torch.Generator().manual_seed(value)) for value in hashes]
+    )

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peas.tasks.classification import Classification
+    from peas.tasks.ssast import SSASTPretraining
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "SSASTPretraining"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from peas.tasks.classification import Classification
 
         return Classification
+    if name == "SSASTPretraining":
+        from peas.tasks.ssast import SSASTPretraining
+
+        return SSASTPretraining
     raise AttributeError(f"module 'peas.tasks' has no attribute {name!r}")

@@ -1,0 +1,75 @@
+"""The trivial predictor, against which a pretraining task shows that it learns.
+
+It predicts one and the same patch everywhere: the mean of those that it is scored on, known only
+afterwards. So no constant does better, and a model that does has seen something in the clip.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from peas.models.grid import Pair
+
+
+def valid_patches(valid: Tensor, grid: Pair) -> Tensor:
+    """Patches all of whose frames are real sound.
+
+    Args:
+        valid: `[B, T]` bool, T a multiple of the grid's columns.
+        grid: Patches along (frequency, time).
+
+    Returns:
+        `[B, N]` bool in frequency-major order.
+    """
+    columns = valid.view(len(valid), grid[1], -1).all(dim=2)
+    return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
+
+
+class AgainstTrivial(Metric):
+    """Errors of a model and of the trivial predictor over the same patches of an evaluation.
+
+    Patches that hold padding, digital silence or one value alone are left out: a constant draws
+    them well.
+    """
+
+    # Every batch is added in the same way, so a forward needs no second pass.
+    full_state_update = False
+    patches: Tensor
+    error: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __init__(self, cells: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            cells: Cells P of a patch.
+        """
+        super().__init__()
+        zero = torch.tensor(0.0, dtype=torch.float64)
+        for name in ("patches", "error", "squares"):
+            self.add_state(name, zero, dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(cells, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, errors: Tensor, targets: Tensor, valid: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            errors: `[B, M]`, mean squared error of each predicted patch.
+            targets: `[B, M, P]`, the patches.
+            valid: `[B, M]` bool, patches that hold real sound alone.
+        """
+        counted = valid & (targets.amax(dim=2) > targets.amin(dim=2))
+        kept = targets[counted].double()
+        self.patches += counted.sum()
+        self.error += errors[counted].double().sum()
+        self.total += kept.sum(dim=0)
+        self.squares += kept.square().mean(dim=1).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """`valid_mse` of the model and `trivial_mse` of the mean patch; NaN without patches."""
+        mean = self.total / self.patches
+        return {
+            "valid_mse": self.error / self.patches,
+            "trivial_mse": self.squares / self.patches - mean.square().mean(),
+        }
