@@ -23,10 +23,24 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
+    # For experiments on a CPU; no paper has it.
+    "mini": Size(128, 4, 4),
     "tiny": Size(192, 12, 3),
     "small": Size(384, 12, 6),
     "base": Size(768, 12, 12),
+    "large": Size(1024, 24, 16),
 }
+
+
+def size_of(name: str) -> Size:
+    """The numbers of a size.
+
+    Raises:
+        ConfigError: The size is unknown.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"unknown model size {name!r}; choose one of {', '.join(SIZES)}")
+    return SIZES[name]
 
 
 class PatchEmbedding(nn.Module):
@@ -92,6 +106,32 @@ class SelfAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+def transformer_blocks(size: Size, drop_path: float = 0.0) -> nn.ModuleList:
+    """The blocks of a pre-norm vision transformer, `timm`'s with the attention above.
+
+    LayerNorm has eps 1e-6, the queries, keys and values a bias, the MLP four times the width.
+
+    Args:
+        size: Width, number of blocks and heads.
+        drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
+    """
+    blocks = nn.ModuleList(
+        Block(
+            size.width,
+            size.heads,
+            mlp_ratio=4.0,
+            qkv_bias=True,
+            drop_path=drop_path * index / max(size.depth - 1, 1),
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+        )
+        for index in range(size.depth)
+    )
+    for block in blocks:
+        timms = cast(Attention, block.attn)
+        block.attn = SelfAttention(timms.qkv, timms.proj, size.heads)
+    return blocks
+
+
 class SpectrogramTransformer(nn.Module):
     """Pre-norm vision transformer over the patches of a log-mel spectrogram.
 
@@ -137,9 +177,7 @@ class SpectrogramTransformer(nn.Module):
             ConfigError: If the size is unknown or the input smaller than a patch.
         """
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
-        width, depth, heads = SIZES[size]
+        width = size_of(size).width
         self.size = size
         self.width = width
         self.frames, self.mels = frames, mels
@@ -151,22 +189,8 @@ class SpectrogramTransformer(nn.Module):
         self.dist_token = nn.Parameter(torch.empty(1, 1, width))
         count = self.special + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, count, width))
-        layer_norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                heads,
-                mlp_ratio=4.0,
-                qkv_bias=True,
-                drop_path=drop_path * index / (depth - 1),
-                norm_layer=layer_norm,  # type: ignore[arg-type]
-            )
-            for index in range(depth)
-        )
-        for block in self.blocks:
-            timms = cast(Attention, block.attn)
-            block.attn = SelfAttention(timms.qkv, timms.proj, heads)
-        self.norm = layer_norm(width)
+        self.blocks = transformer_blocks(SIZES[size], drop_path)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self._start()
 
     def _start(self) -> None:
@@ -191,10 +215,22 @@ class SpectrogramTransformer(nn.Module):
         Returns:
             `[B, 2 + N, D]` after the final norm: class token, distillation token, patches.
         """
-        batch = len(patches)
-        special = torch.cat((self.cls_token, self.dist_token), dim=1).expand(batch, -1, -1)
-        tokens = torch.cat((special, patches), dim=1)
-        tokens = tokens + (self.pos_embed if positions is None else positions)
+        table = self.pos_embed if positions is None else positions
+        return self.run(patches + table[:, self.special :], table[:, : self.special])
+
+    def run(self, tokens: Tensor, special: Tensor | None = None) -> Tensor:
+        """Run the blocks over tokens that have their positions, some of which may be left out.
+
+        Args:
+            tokens: `[B, V, D]`.
+            special: `[1, 2, D]` positions of the special tokens; by default the encoder's own.
+
+        Returns:
+            `[B, 2 + V, D]` after the final norm.
+        """
+        heads = torch.cat((self.cls_token, self.dist_token), dim=1)
+        heads = heads + (self.pos_embed[:, : self.special] if special is None else special)
+        tokens = torch.cat((heads.expand(len(tokens), -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)  # type: ignore[no-any-return]

@@ -17,11 +17,16 @@ from peas.models.grid import (
     resize_positions,
     unpatchify,
 )
+from peas.models.masked import (
+    Grid,
+    MaskedModel,
+    check_grid,
+    gather_tokens,
+    visible_places,
+)
 
-Grid = Literal["nonoverlap", "finetune"]
 
-
-class SSAST(nn.Module):
+class SSAST(MaskedModel):
     """Self-supervised audio spectrogram transformer (Gong et al., 2022).
 
     Serves pretraining, classification and PEAS with one set of weights. The generative head G
@@ -47,6 +52,7 @@ class SSAST(nn.Module):
             mels. With the weights' shapes it makes a checkpoint self-describing.
     """
 
+    time_major = False
     pretrain_pos_embed: Tensor
     reconstructs: Tensor
     geometry: Tensor
@@ -115,6 +121,16 @@ class SSAST(nn.Module):
         self.register_load_state_dict_pre_hook(_adopt_geometry)  # type: ignore[no-untyped-call]
 
     @property
+    def width(self) -> int:
+        """Width D of a token."""
+        return self.encoder.width
+
+    @property
+    def grid(self) -> Pair:
+        """Patches along (frequency, time) of the model's own input."""
+        return self.encoder.grid
+
+    @property
     def pretraining(self) -> bool:
         """Whether this is a pretraining model: no classes, and patches that do not overlap."""
         return self.num_classes == 0 and self.stride == self.patch
@@ -168,9 +184,32 @@ class SSAST(nn.Module):
         """Pool and classify: `[B, 2 + N, D]` to logits `[B, C]`, or `[B, D]` without classes."""
         return self.head(self.fc_norm(self.pool(tokens)))  # type: ignore[no-any-return]
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes."""
-        return self.forward_head(self.forward_features(log_mel))
+    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
+
+        Args:
+            log_mel: `[B, T, F]` normalised.
+            hidden: `[B, N]` bool, patches that are dropped, equally many of each clip. They do
+                not reach the encoder; `forward_features` leaves `mask_embed` in their place.
+        """
+        if hidden is None:
+            return self.forward_head(self.forward_features(log_mel))
+        self.encoder.check(log_mel)
+        special = self.encoder.special
+        tokens = self.encoder.embed(log_mel) + self.encoder.pos_embed[:, special:]
+        visible = gather_tokens(tokens, visible_places(hidden))
+        return self.forward_head(self.encoder.run(visible))
+
+    def embedding(self, log_mel: Tensor) -> Tensor:
+        """Mean of the patch tokens after the final norm, `[B, D]`; T may differ from the model's.
+
+        The positions are cut or interpolated to the clip as for fine-tuning.
+        """
+        _, frames, mels = log_mel.shape
+        shape = grid_shape(frames, mels, self.patch, self.stride)
+        positions = self._positions(self.encoder.pos_embed, self.encoder.grid, shape)
+        tokens = self.encoder.encode(self.encoder.embed(log_mel), positions)
+        return tokens[:, self.encoder.special :].mean(dim=1)
 
     def reconstruct(
         self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
@@ -197,7 +236,7 @@ class SSAST(nn.Module):
             ConfigError: If the grid is unknown or the clip shorter than a patch of it.
         """
         self.require_reconstruction()
-        _check_grid(grid)
+        check_grid(grid)
         _, frames, mels = log_mel.shape
         if grid == "finetune":
             shape = grid_shape(frames, mels, self.patch, self.stride)
@@ -225,7 +264,7 @@ class SSAST(nn.Module):
 
     def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
         """Patches along (frequency, time) that `reconstruct` makes of T frames."""
-        _check_grid(grid)
+        check_grid(grid)
         if grid == "finetune":
             return grid_shape(frames, self.encoder.mels, self.patch, self.stride)
         whole = -(-frames // self.patch[1]) * self.patch[1]
@@ -245,7 +284,7 @@ class SSAST(nn.Module):
         Returns:
             `[T]` and `[F]` boolean, on the CPU.
         """
-        _check_grid(grid)
+        check_grid(grid)
         bins = self.encoder.mels if mels is None else mels
         if grid == "finetune":
             return covered(frames, bins, self.patch, self.stride)
@@ -269,11 +308,6 @@ class SSAST(nn.Module):
 
 def _prediction_head(width: int, cells: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, cells))
-
-
-def _check_grid(grid: str) -> None:
-    if grid not in ("nonoverlap", "finetune"):
-        raise ConfigError(f"unknown grid {grid!r}; choose 'nonoverlap' or 'finetune'")
 
 
 def _adopt_geometry(

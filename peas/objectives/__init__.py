@@ -14,15 +14,31 @@ from peas.objectives.contrastive import (
     patch_errors,
     take_patches,
 )
+from peas.objectives.masked import (
+    FeatureLoss,
+    LabelLoss,
+    TargetNorm,
+    feature_loss,
+    feature_targets,
+    label_loss,
+    masked_patch_error,
+)
 
 __all__ = [
     "ClassificationLoss",
+    "FeatureLoss",
     "InfoNCE",
+    "LabelLoss",
     "NCEAxis",
+    "TargetNorm",
     "as_soft",
     "classification_loss",
+    "feature_loss",
+    "feature_targets",
     "info_nce",
+    "label_loss",
     "masked_mse",
+    "masked_patch_error",
     "patch_errors",
     "soft_cross_entropy",
     "take_patches",

@@ -24,6 +24,8 @@ def rule(key, shape, seed=0):
     last = key.split(".")[-1]
     if last == "weight" and len(shape) == 1:
         a = 1 + 0.1 * a
+    elif last == "tau":
+        a = 0.5 + np.abs(a)
     elif len(shape) < 2:
         a = 0.1 * a
     elif last.endswith(("_token", "_embed")):

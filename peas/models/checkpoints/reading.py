@@ -1,5 +1,6 @@
 """Open a checkpoint without running code from it, and say what became of its keys."""
 
+import argparse
 import pickle
 import pickletools
 import re
@@ -65,7 +66,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
             "SSAST-Base-Patch-400.pth: download one and give its path"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Official AudioMAE files hold their arguments: a class of plain attributes, made here
+        # without calling anything that the file names.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None and not _is_plain_pickle(path):

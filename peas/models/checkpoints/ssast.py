@@ -1,7 +1,9 @@
 """Fill an SSAST model from a file, strictly and with a report."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,9 @@ from peas.models.ssast import SSAST
 __all__ = ["Description", "describe", "load_pretrained", "to_official", "to_ours"]
 
 
-def load_pretrained(model: SSAST, path: str | Path) -> ImportReport:
+def load_pretrained(
+    model: SSAST, path: str | Path, state: Mapping[str, Any] | None = None
+) -> ImportReport:
     """Fill a model from a file and say what became of every key.
 
     Reads official pretrained and fine-tuned files and our own checkpoints. Positions are cut or
@@ -43,6 +47,7 @@ def load_pretrained(model: SSAST, path: str | Path) -> ImportReport:
         model: The model to fill, in place. After a file without trained pretraining heads
             `reconstruct` refuses, except on a pretraining model, which trains its own.
         path: The checkpoint.
+        state: What `read_state` gave for it; None reads it.
 
     Raises:
         CheckpointError: If the file cannot be used: missing, damaged, unsafe, of another kind, of
@@ -50,7 +55,7 @@ def load_pretrained(model: SSAST, path: str | Path) -> ImportReport:
             is then unchanged.
     """
     where = str(path)
-    found, outside = unwrap(read_state(path), where)
+    found, outside = unwrap(read_state(path) if state is None else state, where)
     facts = describe_plain(found, where)
     _check_build(model, facts, where)
     source = rename(found, where) if facts.layout == "official" else found

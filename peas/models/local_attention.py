@@ -1,0 +1,232 @@
+"""Attention inside windows of the patch grid: the blocks of AudioMAE's local decoder."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from peas.models.grid import Pair
+
+MASKED = -100.0
+"""Added to the logits of two tokens that a window must keep apart, as Swin has it."""
+
+
+class WindowMap:
+    """How a grid of tokens is cut into windows, with or without a shift.
+
+    A side that is no multiple of the window is filled up with tokens that nobody attends to.
+
+    Args:
+        grid: Patches along (time, frequency).
+        window: Side of a square window, in patches; smaller grids get smaller windows.
+        shift: Patches by which the grid is rolled against the windows, along (time, frequency).
+
+    Attributes:
+        sides: Height and width of a window.
+        places: `[windows, L]` index of the token in each cell of a window; N for a filler.
+        back: `[N]` place of each token in the flattened windows.
+        mask: `[windows, L, L]` float32, 0 or `MASKED`; None when nothing is kept apart.
+    """
+
+    def __init__(self, grid: Pair, window: int, shift: Pair = (0, 0)) -> None:
+        sides = (min(window, grid[0]), min(window, grid[1]))
+        # A window as long as the grid has nothing to be shifted against.
+        shift = tuple(0 if s >= g else d for g, s, d in zip(grid, sides, shift, strict=True))  # type: ignore[assignment]
+        whole = [-(-length // side) * side for length, side in zip(grid, sides, strict=True)]
+        count = grid[0] * grid[1]
+        index = torch.full(whole, count)
+        index[: grid[0], : grid[1]] = torch.arange(count).view(grid)
+        region = torch.zeros(whole, dtype=torch.int64)
+        for axis, (length, side, step) in enumerate(zip(whole, sides, shift, strict=True)):
+            if step:
+                # After the roll the last window holds the grid's end and its beginning.
+                line = torch.zeros(length, dtype=torch.int64)
+                line[length - side : length - step], line[length - step :] = 1, 2
+                region = region * 3 + (line[:, None] if axis == 0 else line)
+        rolled = index.roll((-shift[0], -shift[1]), (0, 1))
+        self.sides: Pair = sides
+        self.places = _cut(rolled, sides)
+        self.back = self.places.flatten().argsort()[:count]
+        parts = _cut(region, sides)
+        apart = (parts[:, :, None] != parts[:, None]) | (self.places == count)[:, None]
+        self.mask = torch.where(apart, MASKED, 0.0) if bool(apart.any()) else None
+
+
+def _cut(field: Tensor, sides: Pair) -> Tensor:
+    rows, columns = field.shape[0] // sides[0], field.shape[1] // sides[1]
+    cells = field.view(rows, sides[0], columns, sides[1]).transpose(1, 2)
+    return cells.reshape(rows * columns, sides[0] * sides[1])
+
+
+class MetaMlp(nn.Module):
+    """Two linear layers from a relative place to one bias a head, with dropout after each."""
+
+    def __init__(self, heads: int, hidden: int = 384, drop: float = 0.1) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden)
+        self.fc2 = nn.Linear(hidden, heads)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """`[..., 2]` to `[..., heads]`."""
+        return self.drop(self.fc2(self.drop(functional.relu(self.fc1(places)))))  # type: ignore[no-any-return]
+
+
+class WindowAttention(nn.Module):
+    """Swin V2's attention: cosine similarity, learnt temperature, log-spaced relative places.
+
+    All windows of all clips are one batched attention.
+
+    Attributes:
+        qkv: D to 3 D.
+        proj: D to D.
+        tau: `[heads]`, temperature, at least 0.01.
+        meta_mlp: Bias of a relative place.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.tau = nn.Parameter(torch.ones(heads))
+        self.meta_mlp = MetaMlp(heads)
+
+    def bias(self, relative: Tensor) -> Tensor:
+        """Bias `[heads, L, L]` of relative places `[L, L, 2]`."""
+        return self.meta_mlp(relative).permute(2, 0, 1)  # type: ignore[no-any-return]
+
+    def forward(self, windows: Tensor, relative: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend inside each window.
+
+        Args:
+            windows: `[B, windows, L, D]`.
+            relative: `[L, L, 2]`.
+            mask: `[windows, L, L]` or None.
+
+        Returns:
+            `[B, windows, L, D]`.
+        """
+        batch, count, cells, width = windows.shape
+        parts = self.qkv(windows).view(batch, count, cells, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        # The temperature goes onto the queries, so that the products need no further pass.
+        scale = self.tau.clamp(min=0.01).reciprocal()[:, None, None]
+        q = functional.normalize(q.float(), dim=-1) * scale
+        k = functional.normalize(k.float(), dim=-1)
+        bias = self.bias(relative).to(q.dtype)
+        if mask is not None:
+            bias = bias + mask[:, None]
+        mixed = functional.scaled_dot_product_attention(
+            q.to(v.dtype).flatten(1, 2),
+            k.to(v.dtype).flatten(1, 2),
+            v.flatten(1, 2),
+            bias.to(v.dtype).expand(count, -1, -1, -1).flatten(0, 1),
+            scale=1.0,
+        )
+        mixed = mixed.view(batch, count, self.heads, cells, -1).transpose(2, 3)
+        return self.proj(mixed.flatten(3))  # type: ignore[no-any-return]
+
+
+class LocalBlock(nn.Module):
+    """A Swin V2 block: each branch's norm lies at its end, before it is added.
+
+    Attributes:
+        attn: `WindowAttention`.
+        norm1: After the attention.
+        mlp: D to 4 D to D, GELU.
+        norm2: After the MLP.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn = WindowAttention(width, heads)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(width, 4 * width))
+        self.mlp.add_module("act", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(4 * width, width))
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, windows: Tensor, relative: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, windows, L, D]` to the same shape; see `WindowAttention.forward`."""
+        windows = windows + self.norm1(self.attn(windows, relative, mask))
+        return windows + self.norm2(self.mlp(windows))  # type: ignore[no-any-return]
+
+
+class LocalBlocks(nn.ModuleList):
+    """Local blocks over a grid; every second one sees it shifted by two patches in time.
+
+    The official code shifts by (2, 0), its paper says 50 % in both directions.
+
+    Args:
+        width: Width D.
+        depth: Number of blocks.
+        heads: Attention heads.
+        window: Side of a window.
+        first_shift: 0 = the first block is not shifted, as official; 1 = it is.
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, window: int = 4, first_shift: int = 0
+    ) -> None:
+        super().__init__(LocalBlock(width, heads) for _ in range(depth))
+        self.window, self.first_shift = window, first_shift
+        self._maps: dict[tuple[Pair, bool, torch.device], _Placed] = {}
+
+    def forward(self, tokens: Tensor, grid: Pair) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            tokens: `[B, N, D]`, time-major.
+            grid: Patches along (time, frequency).
+
+        Returns:
+            `[B, N, D]`.
+        """
+        if not len(self):
+            return tokens
+        cut: _Placed | None = None
+        for index, block in enumerate(self):
+            placed = self.placed(grid, bool((index + self.first_shift) % 2), tokens.device)
+            if placed is not cut:
+                # Two blocks with one map could stay in windows; the official pattern alternates.
+                tokens = tokens if cut is None else cut.join(tokens)
+                tokens, cut = placed.cut(tokens), placed
+            tokens = block(tokens, placed.relative, placed.mask)
+        assert cut is not None
+        return cut.join(tokens)
+
+    def placed(self, grid: Pair, shifted: bool, device: torch.device) -> "_Placed":
+        """The windows of a grid, on a device."""
+        key = (grid, shifted, device)
+        if key not in self._maps:
+            # Official: two patches, whatever the window.
+            shift = (min(2, self.window // 2), 0) if shifted else (0, 0)
+            self._maps[key] = _Placed(WindowMap(grid, self.window, shift), device)
+        return self._maps[key]
+
+
+class _Placed:
+    """A `WindowMap` on a device."""
+
+    def __init__(self, windows: WindowMap, device: torch.device) -> None:
+        self.places = windows.places.to(device)
+        self.back = windows.back.to(device)
+        self.mask = None if windows.mask is None else windows.mask.to(device)
+        self.full = bool((windows.places < windows.back.numel()).all())
+        high, wide = windows.sides
+        place = torch.stack(
+            torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij"), dim=-1
+        ).view(-1, 2)
+        distance = (place[:, None] - place[None]).float()
+        self.relative = (distance.sign() * distance.abs().log1p()).to(device)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """`[B, N, D]` to `[B, windows, L, D]`."""
+        if not self.full:
+            tokens = functional.pad(tokens, (0, 0, 0, 1))
+        return tokens[:, self.places]
+
+    def join(self, windows: Tensor) -> Tensor:
+        """The inverse of `cut`."""
+        return windows.flatten(1, 2)[:, self.back]

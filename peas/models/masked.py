@@ -1,0 +1,127 @@
+"""What tasks and callbacks may ask of a masked model, of whichever family."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from peas.errors import ConfigError
+from peas.models.grid import Pair
+
+Grid = Literal["nonoverlap", "finetune"]
+"""Patches of `reconstruct`: those of pretraining, or the model's own in fine-tuning."""
+
+
+class MaskedModel(nn.Module, ABC):
+    """A transformer over patches that was, or is being, pretrained by hiding some of them.
+
+    Attributes:
+        time_major: Order of the tokens: `t * F' + f` (AudioMAE) when True, `f * T' + t` (SSAST)
+            when False, for a grid of F' x T' patches. `hidden_patches` of a batch has this order.
+        patch: Height and width of a patch, (mel bins, frames).
+        stride: Step between two patches, (mel bins, frames).
+        width: Width D of a token.
+        num_classes: Number of classes C; 0 without a classifier.
+        grid: Patches along (frequency, time) of the model's own input.
+    """
+
+    time_major: ClassVar[bool]
+    patch: Pair
+    stride: Pair
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width D of a token."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Pair:
+        """Patches along (frequency, time) of the model's own input."""
+
+    @abstractmethod
+    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
+
+        Args:
+            log_mel: `[B, T, F]` normalised, of the shape that the model was built for.
+            hidden: `[B, N]` bool, patches that are dropped before the encoder, equally many of
+                each clip: AudioMAE's masking in fine-tuning.
+        """
+
+    @abstractmethod
+    def embedding(self, log_mel: Tensor) -> Tensor:
+        """Mean of the patch tokens after the final norm, `[B, D]`; any number of frames."""
+
+    @abstractmethod
+    def reconstruct(
+        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
+    ) -> Tensor:
+        """Draw the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
+
+        Args:
+            log_mel: `[B, T, F]` normalised; T may differ from the model's.
+            hidden: `[B, N]` bool, hidden patches of the chosen grid in *frequency-major* order,
+                for every family.
+            grid: Which patches.
+
+        Returns:
+            `[B, T, F]` in the units of `log_mel`.
+
+        Raises:
+            NoReconstruction: The weights came without a trained pixel head.
+        """
+
+    @abstractmethod
+    def require_reconstruction(self) -> None:
+        """Raises NoReconstruction when the weights came without a trained pixel head."""
+
+    @abstractmethod
+    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
+        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
+
+    @abstractmethod
+    def coverage(
+        self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Frames `[T]` and mel bins `[F]`, boolean, that the grid's patches cover."""
+
+
+def check_grid(grid: str) -> None:
+    """Refuse an unknown grid.
+
+    Raises:
+        ConfigError: It is neither `nonoverlap` nor `finetune`.
+    """
+    if grid not in ("nonoverlap", "finetune"):
+        raise ConfigError(f"unknown grid {grid!r}; choose 'nonoverlap' or 'finetune'")
+
+
+def visible_places(hidden: Tensor) -> Tensor:
+    """Indices of the patches that stay, in their order.
+
+    Args:
+        hidden: `[B, N]` bool, equally many True in each row.
+
+    Returns:
+        `[B, V]` int64.
+
+    Raises:
+        ConfigError: The rows hide different numbers of patches, or a row hides all of them.
+    """
+    if hidden.device.type == "cpu":
+        # Asking would make a GPU wait; there a ragged mask fails below on its shape.
+        counts = hidden.sum(dim=1)
+        if len(counts) and (counts.min() != counts.max() or int(counts[0]) == hidden.shape[1]):
+            raise ConfigError(
+                f"`hidden_patches` hides {int(counts.min())} to {int(counts.max())} of "
+                f"{hidden.shape[1]} patches: every clip must hide equally many, and keep one"
+            )
+    places = (~hidden).nonzero()[:, 1]
+    return places.view(len(hidden), -1)
+
+
+def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """Tokens at some places: `[B, N, D]` and `[B, V]` to `[B, V, D]`."""
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
