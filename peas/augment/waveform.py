@@ -1,7 +1,11 @@
-"""Augmentation of waveforms."""
+"""Augmentation of waveforms. Letters: B S."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+ROLL_GAIN_DRAWS = 20
+"""Uniform draws of one clip that `roll_and_gain` takes."""
 
 
 def mix(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -24,3 +28,36 @@ def mix(a: Tensor, b: Tensor, weight: float) -> Tensor:
     b = pad(b, (0, a.shape[-1] - b.shape[-1]))
     mixture = weight * a + (1.0 - weight) * b
     return mixture - mixture.mean()
+
+
+def roll_and_gain(waveform: Tensor, length: Tensor, u: Tensor, *, roll: bool) -> Tensor:
+    """AudioMAE's augmentation of waveforms: another loudness, and another beginning.
+
+    The loudness is multiplied by Beta(10, 10) + 0.5, so by 0.5 to 1.5. The roll is cyclic within
+    the clip's own samples and uniform over them. The official code means to roll and never does:
+    it draws the shift from the number of channels, which is 1.
+
+    Args:
+        waveform: `[B, S]`.
+        length: `[B]` int64 samples of each clip; what lies behind them stays as it is.
+        u: `[B, 20]` uniform draws.
+        roll: Whether to roll (the paper) or to change the loudness alone (the official code).
+
+    Returns:
+        `[B, S]`.
+    """
+    # The middle one of 19 uniform draws has the law Beta(10, 10).
+    gain = u[:, 1:].median(dim=1).values + 0.5
+    if roll:
+        # In double precision: a half-precision or float32 product could reach the clip's end.
+        shift = (u[:, 0].double() * length).long()
+        waveform = _rolled(waveform, length, shift)
+    return waveform * gain.unsqueeze(1).to(waveform.dtype)
+
+
+def _rolled(waveform: Tensor, length: Tensor, shift: Tensor) -> Tensor:
+    """Shift each clip cyclically within its own samples, towards later times."""
+    place = torch.arange(waveform.shape[1], device=waveform.device).expand_as(waveform)
+    inside = place < length.unsqueeze(1)
+    source = (place - shift.unsqueeze(1)) % length.clamp(min=1).unsqueeze(1)
+    return waveform.gather(1, torch.where(inside, source, place))

@@ -4,14 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peas.callbacks.patch_dropping import PatchDropping
     from peas.callbacks.peas import PEAS
     from peas.callbacks.pictures import Pictures
     from peas.callbacks.spec_augment import RandomMasking, SpecAugment
 
-__all__ = ["PEAS", "Pictures", "RandomMasking", "SpecAugment"]
+__all__ = ["PEAS", "PatchDropping", "Pictures", "RandomMasking", "SpecAugment"]
 
 _ROOMS = {
     "PEAS": "peas.callbacks.peas",
+    "PatchDropping": "peas.callbacks.patch_dropping",
     "Pictures": "peas.callbacks.pictures",
     "RandomMasking": "peas.callbacks.spec_augment",
     "SpecAugment": "peas.callbacks.spec_augment",

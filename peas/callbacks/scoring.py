@@ -20,7 +20,7 @@ from peas.augment.windows import Marginals, marginals
 from peas.callbacks.auxiliary import AuxiliaryModel
 from peas.callbacks.means import EpochMeans
 from peas.data.batch import Batch
-from peas.models.ssast import SSAST
+from peas.models.masked import MaskedModel
 from peas.tasks.base import BaseTask
 
 TIMED_EVERY = 50
@@ -146,7 +146,7 @@ class Scoring:
         return True
 
     def _reconstruction(
-        self, model: SSAST, task: BaseTask, batch: Batch, log_mel: Tensor
+        self, model: MaskedModel, task: BaseTask, batch: Batch, log_mel: Tensor
     ) -> Callable[[Tensor], Tensor]:
         """G(E(.)) as the keys say."""
 

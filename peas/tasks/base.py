@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from peas import randomness
 from peas.allocator import keep_freed_memory
 from peas.augment.spectrogram import noise_and_roll, roll_time
+from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
 from peas.frontend import LogMel
-from peas.models.ssast import SSAST
+from peas.models.masked import MaskedModel
 from peas.optim import global_lr
 
 
@@ -35,7 +36,7 @@ class BaseTask(L.LightningModule):
     shape_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
     front_end: LogMel
-    model: SSAST
+    model: MaskedModel
 
     # --- building ---------------------------------------------------------------------------
 
@@ -152,8 +153,10 @@ class BaseTask(L.LightningModule):
     # --- sound to log-mel -------------------------------------------------------------------
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Adds `log_mel`, `frames` and `valid` on the device; in training also noise and roll."""
+        """Adds `log_mel`, `frames` and `valid` on the device; in training also augments."""
         self.require_weights()
+        if self.trainer.training and self.hparams.get("roll_gain", "none") != "none":
+            self._roll_and_gain(batch)
         spectrogram = self.front_end(batch["waveform"], batch["length"])
         batch["log_mel"] = spectrogram.log_mel
         batch["frames"] = spectrogram.frames
@@ -161,6 +164,13 @@ class BaseTask(L.LightningModule):
         if self.trainer.training and self.hparams.get("noise_roll"):
             self._add_noise_and_roll(batch)
         return batch
+
+    def _roll_and_gain(self, batch: Batch) -> None:
+        waveform = batch["waveform"]
+        u = self.draws(batch, "roll_gain", (ROLL_GAIN_DRAWS,)).to(waveform.device)
+        length = batch["length"].to(waveform.device)
+        roll = self.hparams["roll_gain"] == "paper"
+        batch["waveform"] = roll_and_gain(waveform, length, u, roll=roll)
 
     def _add_noise_and_roll(self, batch: Batch) -> None:
         log_mel = batch["log_mel"]

@@ -1,10 +1,7 @@
 """Fine-tuning of a masked model as a classifier of clips."""
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -14,42 +11,76 @@ from peas.augment.peas import error_maps
 from peas.data.batch import Batch
 from peas.errors import ConfigError
 from peas.metrics import ClipScores
-from peas.models.checkpoints.ssast import load_pretrained
+from peas.models.mae import MaskedAutoencoder, decoder_of
 from peas.models.ssast import SSAST
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
-from peas.optim import head_groups, staircase_warmup, step_decay
+from peas.optim import LrRule, cosine_factor, staircase_warmup, step_decay
 from peas.tasks.base import BaseTask
+from peas.tasks.classifier import (
+    STRIDES,
+    build_model,
+    check_settings,
+    fill,
+    freeze_encoder,
+    make_optimizer,
+    train_drawing,
+)
 
 
 class Classification(BaseTask):
-    """Fine-tunes SSAST with the recipes of the SSAST and PEAS papers.
+    """Fine-tunes SSAST or AudioMAE with the recipes of their papers, PEAS's and SupMAM-CLAP's.
 
     Masks are not made here: a callback of `peas.callbacks` writes `mask` into the batch, and the
-    training step fills it with `fill`. So every masking strategy shares one filling rule.
+    training step fills it with `fill`. So every masking strategy shares one filling rule. Another
+    one, `PatchDropping`, writes `hidden_patches`: these do not reach the encoder.
 
     Args:
-        pretrained: File of weights: an official SSAST file (pretrained or fine-tuned) or a
-            checkpoint of `peas`. Null starts from random weights and must be typed: the default,
-            an empty string, is refused when a run starts.
-        size: `tiny`, `small` or `base`.
+        pretrained: File of weights: an official SSAST or AudioMAE file (pretrained or fine-tuned)
+            or a checkpoint of `peas`. `timm:NAME` takes ImageNet weights from timm's hub,
+            `timm:FILE` from a file of such weights. Null starts from random weights and must be
+            typed: the default, an empty string, is refused when a run starts.
+        encoder: Family, `ssast` or `audiomae`.
+        size: `mini`, `tiny`, `small`, `base` or `large`.
         patch: Patch shape (mel bins, frames): (16, 16), or (128, 2) for frame models.
-        stride: Patch stride in fine-tuning (mel bins, frames): SSAST overlaps its patches with
-            (10, 10), its frame models with (128, 1).
-        pooling: `mean` over patch tokens (official default), or `cls` (the two class tokens).
-        drop_path: Rate of stochastic depth; the papers use none.
+        stride: Patch stride in fine-tuning (mel bins, frames). SSAST overlaps its patches with
+            (10, 10), its frame models with (128, 1); AudioMAE's is its patch. Null is (10, 10) for
+            `ssast` and the patch for `audiomae`.
+        positions: Raster of `audiomae`'s fixed table: `stored` as in the released files, or
+            `geometric`. A file of weights brings its own.
+        pooling: `mean` over patch tokens (official default), or `cls` (the class tokens).
+        drop_path: Rate of stochastic depth: AudioMAE 0.1, SSAST and PEAS 0.
         loss: `ce` with true soft targets, or `bce`.
-        lr: Learning rate of the encoder.
-        head_lr_factor: Times `lr` for the classifier, the official `head_lr`.
-        weight_decay: L2 term inside Adam, as official.
-        betas: Of Adam; the official code has (0.95, 0.999).
-        warmup_steps: Length of the official staircase warm-up; 0 is off. SSAST has 1000 for
-            Speech Commands.
-        decay_start: First epoch, from 0, whose rate decays; null is off. SSAST has 6 for ESC-50
-            (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech Commands.
-        decay_factor: Factor of one decay.
-        decay_every: Epochs from one decay to the next; SSAST has 5 for AudioSet's balanced part.
+        lr: Learning rate of the encoder, by `lr_rule`.
+        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
+            global batch (AudioMAE). Both are printed at the start.
+        optimizer: `adam` (SSAST) or `adamw` (AudioMAE: vectors, biases, special tokens and
+            positions undecayed).
+        head_lr_factor: Of `adam`: times `lr` for the classifier, the official `head_lr`.
+        layer_decay: Of `adamw`: ratio of a layer's rate to that of the next one, 0.75 in
+            AudioMAE; 1 is off.
+        weight_decay: L2 term inside Adam, as official in SSAST; decoupled in AdamW.
+        betas: SSAST has (0.95, 0.999). AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
+        schedule: `staircase` (SSAST: warm-up of stairs, decay by epochs), or `cosine` (AudioMAE:
+            linear warm-up and half a cosine over `trainer.max_epochs`, set in every iteration).
+        warmup_steps: Of `staircase`: length of the warm-up; 0 is off. SSAST has 1000 for Speech
+            Commands.
+        decay_start: Of `staircase`: first epoch, from 0, whose rate decays; null is off. SSAST has
+            6 for ESC-50 (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech
+            Commands.
+        decay_factor: Of `staircase`: factor of one decay.
+        decay_every: Of `staircase`: epochs from one decay to the next; SSAST has 5 for AudioSet's
+            balanced part.
+        warmup_epochs: Of `cosine`: length of the warm-up; AudioMAE has 4 of 60.
+        min_lr: Of `cosine`: rate at the end, of the layers at the whole rate.
+        freeze: `encoder` trains the classifier alone, on features without gradient, dropout or
+            stochastic depth (linear probe). The classifier is a LayerNorm of the pooled tokens
+            (`fc_norm`, trained with it) and a linear layer. Null trains everything.
         noise_roll: The official loader's noise and roll along time (SSAST on; AST's ESC-50
-            recipe off). PEAS states neither.
+            recipe off). PEAS states neither. AudioMAE's paper has it for Speech Commands; in every
+            published script it is off.
+        roll_gain: AudioMAE's augmentation of waveforms: `paper` rolls a clip cyclically and
+            multiplies its loudness by 0.5 to 1.5, `official` does the latter alone, as the
+            published code really does. A mixture is augmented as one clip.
         fill: Value of hidden cells: `raw_zero` (0 before normalisation, as official) or `zero`
             (the data set's mean).
         aux_loss_weight: Weight of the mean errors of PEAS's auxiliary tasks (equations 1 and 2) in
@@ -61,10 +92,11 @@ class Classification(BaseTask):
         multi_label: Whether a clip may have several labels; null takes it from the data.
 
     Raises:
-        ConfigError: A value is impossible; the message names the key.
+        ConfigError: A value is impossible, or belongs to a recipe that was not chosen; the message
+            names the key.
     """
 
-    shape_keys = ("size", "patch", "stride", "pooling")
+    shape_keys = ("encoder", "size", "patch", "stride", "pooling")
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric
@@ -74,21 +106,31 @@ class Classification(BaseTask):
         self,
         # No required argument: the parser would fill it with null, as its type allows.
         pretrained: str | None = "",
-        size: Literal["tiny", "small", "base"] = "base",
+        encoder: Literal["ssast", "audiomae"] = "ssast",
+        size: Literal["mini", "tiny", "small", "base", "large"] = "base",
         patch: tuple[int, int] = (16, 16),
-        stride: tuple[int, int] = (10, 10),
+        stride: tuple[int, int] | None = None,
+        positions: Literal["stored", "geometric"] = "stored",
         pooling: Literal["mean", "cls"] = "mean",
         drop_path: float = 0.0,
         loss: ClassificationLoss = "ce",
         lr: float = 1e-4,
+        lr_rule: LrRule = "absolute",
+        optimizer: Literal["adam", "adamw"] = "adam",
         head_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
         weight_decay: float = 5e-7,
         betas: tuple[float, float] = (0.95, 0.999),
+        schedule: Literal["staircase", "cosine"] = "staircase",
         warmup_steps: int = 0,
         decay_start: int | None = 6,
         decay_factor: float = 0.85,
         decay_every: int = 1,
+        warmup_epochs: float = 4.0,
+        min_lr: float = 1e-6,
+        freeze: Literal["encoder"] | None = None,
         noise_roll: bool = True,
+        roll_gain: Literal["none", "official", "paper"] = "none",
         fill: Literal["raw_zero", "zero"] = "raw_zero",
         aux_loss_weight: float = 0.0,
         labels: list[str] | None = None,
@@ -99,12 +141,9 @@ class Classification(BaseTask):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if labels is not None and not labels:
-            raise ConfigError("`model.init_args.labels` is empty: 0 classes cannot be told apart")
-        if lr <= 0:
-            raise ConfigError(f"`model.init_args.lr` is {lr}: it must be positive")
-        if decay_every < 1:
-            raise ConfigError(f"`model.init_args.decay_every` is {decay_every}: give 1 or more")
+        if stride is None:
+            self.hparams["stride"] = STRIDES.get(encoder, patch)
+        check_settings(self.hparams)
 
     # --- building ---------------------------------------------------------------------------
 
@@ -121,20 +160,15 @@ class Classification(BaseTask):
                 "use `bce`"
             )
         self.build_front_end()
-        self.model = SSAST(
-            h["size"],
-            num_classes=len(h["labels"]),
-            frames=h["frames"],
-            patch=tuple(h["patch"]),
-            stride=tuple(h["stride"]),
-            pooling=h["pooling"],
-            drop_path=h["drop_path"],
-        )
+        self.model = build_model(h)
         if initialise:
             self._load_pretrained(h["pretrained"])
-        if h["aux_loss_weight"] > 0:
-            self.model.require_reconstruction()
-            self.model.generative_head.requires_grad_(True)
+        if h["freeze"]:
+            freeze_encoder(self.model)
+            self.model.eval()
+        # A run that goes on gets its decoder from the checkpoint.
+        if h["aux_loss_weight"] > 0 and (initialise or isinstance(self.model, SSAST)):
+            train_drawing(self.model)
         self.scores = ClipScores(h["multi_label"])
         self.evaluation_loss = MeanMetric()
         self.train_loss = MeanMetric()
@@ -144,19 +178,28 @@ class Classification(BaseTask):
         self.train_accuracy.persistent(True)
 
     def _load_pretrained(self, path: str | None) -> None:
-        if path == "":
-            raise ConfigError(
-                "`model.init_args.pretrained` is not given: name a file of weights, such as "
-                "SSAST-Base-Patch-400.pth (linked from github.com/YuanGongND/ssast), or type "
-                "`null` for random weights"
+        fill(self.model, path)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of training; a frozen encoder stays in that of evaluation."""
+        super().train(mode)
+        if self.built and self.hparams["freeze"]:
+            self.model.eval()
+        return self
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in `BaseTask`; a decoder is made before the optimiser asks for its weights."""
+        # Checkpoints written before there were two families.
+        checkpoint.get("hyper_parameters", {}).setdefault("encoder", "ssast")
+        super().on_load_checkpoint(checkpoint)
+        if isinstance(self.model, MaskedAutoencoder) and self.hparams["aux_loss_weight"] > 0:
+            state = checkpoint["state_dict"]
+            self.model.attach_decoder(
+                decoder_of(state, "model."),
+                pixels="model.decoder.pred.weight" in state,
+                norm_pix=bool(state["model.geometry"][4]),
             )
-        if path is None:
-            rank_zero_warn(
-                "`pretrained: null`: the encoder starts from random weights. Its error maps, and "
-                "so PEAS's choice of blocks, mean little until it has been pretrained."
-            )
-            return
-        rank_zero_info(str(load_pretrained(self.model, Path(path))))
+            train_drawing(self.model)
 
     @staticmethod
     def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
@@ -165,18 +208,23 @@ class Classification(BaseTask):
 
     # --- training ---------------------------------------------------------------------------
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Logits `[B, C]` of normalised log-mels `[B, T, F]`."""
-        logits: Tensor = self.model(log_mel)
+    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits `[B, C]` of normalised log-mels `[B, T, F]`.
+
+        Args:
+            log_mel: `[B, T, F]`.
+            hidden: `[B, N]` bool, patches that do not reach the encoder, in the model's own order.
+        """
+        logits: Tensor = self.model(log_mel, hidden)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hides what `mask` says, classifies, and returns the loss."""
+        """Hides what `mask` and `hidden_patches` say, classifies, and returns the loss."""
         log_mel = batch["log_mel"]
         if "mask" in batch:
             fill = self.front_end.fill_value(self.hparams["fill"])
             log_mel = fill_masked(log_mel, batch["mask"], fill, batch.get("mask_noise"))
-        logits = self(log_mel)
+        logits = self(log_mel, batch.get("hidden_patches"))
         target = as_soft(batch["target"], logits.shape[-1])
         loss = classification_loss(logits, target, self.hparams["loss"])
         if self.hparams["aux_loss_weight"] > 0:
@@ -208,18 +256,31 @@ class Classification(BaseTask):
             )
 
     def lr_factor(self, step: int, epoch: int) -> float:
-        """Staircase warm-up times the decay of the epoch (section d of both recipes)."""
+        """Factor of the recipe's schedule."""
         h = self.hparams
+        if h["schedule"] == "cosine":
+            epochs = self.trainer.max_epochs
+            assert epochs
+            at = self.epochs_passed(step)
+            return cosine_factor(at, h["warmup_epochs"], epochs, h["min_lr"] / self.rate)
         decay = step_decay(epoch, h["decay_start"], h["decay_factor"], h["decay_every"])
         return staircase_warmup(step, h["warmup_steps"]) * decay
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam over the encoder and the head; `lr_factor` sets the rates."""
+        """The recipe's optimiser; `lr_factor` sets the rates."""
         h = self.hparams
-        groups = head_groups(self.model, ("fc_norm", "head"), h["lr"], h["head_lr_factor"])
-        return torch.optim.Adam(
-            groups, betas=tuple(h["betas"]), weight_decay=h["weight_decay"], fused=True
-        )
+        if h["schedule"] == "cosine":
+            if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+                raise ConfigError(
+                    "`trainer.max_epochs` is not set: `schedule: cosine` must know the end"
+                )
+            if h["min_lr"] >= self.rate:
+                raise ConfigError(
+                    f"`model.init_args.min_lr` is {h['min_lr']:g} and the rate of this run "
+                    f"{self.rate:g}, so the rate would rise: lower min_lr, or raise lr or the "
+                    "batch size"
+                )
+        return make_optimizer(self.model, h, self.rate)
 
     # --- evaluation -------------------------------------------------------------------------
 
