@@ -1,0 +1,104 @@
+"""What both CLAP teachers share: weights, windows, and the space of the features."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from peas.errors import CheckpointError, ConfigError
+from peas.models.checkpoints.clap import ClapWeights, read_clap
+from peas.models.clap import front_end
+from peas.models.clap.front_end import Fill, clap_log_mel, windows
+from peas.models.clap.shapes import JOINT, SHAPES, Arch, Space
+from peas.models.clap.teacher import Teacher
+
+
+class ClapTeacher(Teacher):
+    """CLAP's audio tower up to its last map, `[B, D, 2, 32 W]`, row 0 the low frequencies.
+
+    A clip is heard in W windows of 10 s, which is 1 up to 10.3 s; their maps follow one another
+    in time. Cells behind a clip's end are there too: a target grid reads by place and leaves them.
+
+    Args:
+        checkpoint: LAION's `.pt` file or a hub's model folder; null for random weights.
+        arch: Size of the tower.
+        space: `map` or `joint`.
+        fill: `silence` or `repeat`.
+        seed: Of random weights.
+        build: Makes the network of a size, with random weights.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None,
+        arch: Arch,
+        space: Space,
+        fill: Fill,
+        seed: int,
+        build: Callable[[Arch], nn.Module],
+    ) -> None:
+        for name, value, known in (
+            ("arch", arch, get_args(Arch)),
+            ("space", space, get_args(Space)),
+            ("fill", fill, get_args(Fill)),
+        ):
+            if value not in known:
+                raise ConfigError(f"teacher: {name} is {value!r}; choose one of {', '.join(known)}")
+        weights = None if checkpoint is None else read_clap(checkpoint)
+        if weights is not None and weights.arch != arch:
+            raise CheckpointError(
+                f"{weights.path}: holds {weights.arch}, but the teacher's arch is {arch}; set "
+                f"arch: {weights.arch}, or give a file of {arch}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = build(arch)
+        if weights is None:
+            warnings.warn(
+                "the teacher's checkpoint is null: its weights are random and its targets mean "
+                "nothing; give checkpoint: FILE for anything but a test",
+                stacklevel=3,
+            )
+        else:
+            self._load(network, weights)
+        source = "random weights" if checkpoint is None else Path(checkpoint).name
+        super().__init__(
+            network,
+            rate=front_end.RATE,
+            width=JOINT if space == "joint" else SHAPES[arch].width,
+            extent=front_end.extent(),
+            name=f"CLAP {arch}, {source}{', joint space' if space == 'joint' else ''}",
+        )
+        self.space, self.fill = space, fill
+
+    def settings(self) -> Mapping[str, object]:
+        """Front end, filling and space."""
+        return front_end.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
+
+    def features(self, waveform: Tensor, length: Tensor) -> Tensor:
+        """`[B, D, 2, 32 W]` for `[B, S]` at 48 kHz; see `Teacher`."""
+        heard = windows(waveform, length, self.fill)
+        cells = self.cells(clap_log_mel(heard.flatten(0, 1)))
+        if self.space == "joint":
+            cells = self.projection(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        batch, count = heard.shape[:2]
+        apart = cells.reshape(batch, count, *cells.shape[1:])
+        return apart.permute(0, 2, 3, 1, 4).flatten(3)
+
+    @property
+    def projection(self) -> Callable[[Tensor], Tensor]:
+        """The audio projection, which takes and gives features in the last dimension."""
+        return cast(nn.Module, self.network.audio_projection)
+
+    @abstractmethod
+    def cells(self, log_mel: Tensor) -> Tensor:
+        """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
+
+    @staticmethod
+    @abstractmethod
+    def _load(network: nn.Module, weights: ClapWeights) -> None:
+        """Put a file's weights into the network."""
