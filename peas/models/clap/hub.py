@@ -73,8 +73,8 @@ def build_tower(arch: Arch) -> nn.Module:
     # It imports torchvision, which fails with whatever its libraries raise beside another torch.
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
-            f"TransformersClapTeacher cannot load transformers ({error}): pip install transformers, "
-            "and a torchvision that belongs to the installed torch or none"
+            f"TransformersClapTeacher cannot load transformers ({error}): pip install "
+            "transformers, and a torchvision that belongs to the installed torch or none"
         ) from error
     shape = SHAPES[arch]
     settings: dict[str, Any] = {
