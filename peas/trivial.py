@@ -46,8 +46,9 @@ class AgainstTrivial(Metric):
             cells: Cells P of a patch.
         """
         super().__init__()
-        zero = torch.tensor(0.0, dtype=torch.float64)
         for name in ("patches", "error", "squares"):
+            # A tensor each: `add_state` keeps the very one that it is given, and sums are in place.
+            zero = torch.tensor(0.0, dtype=torch.float64)
             self.add_state(name, zero, dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(cells, dtype=torch.float64), dist_reduce_fx="sum")
 
