@@ -1,0 +1,325 @@
+"""What frozen encoders know of ESC-10: kNN and a linear probe over the five official folds.
+
+Every clip is embedded once (`embedding`: mean of the patch tokens after the encoder's last norm),
+with the front end of the checkpoint and nothing trained. Then, for each fold, on the other four:
+
+- features are standardised by the training clips;
+- kNN: the 10 nearest training clips by cosine distance, votes weighted by 1 / distance;
+- linear probe: multinomial logistic regression, its C out of 0.0001 to 1 by leaving each of the
+  four training folds out in turn. No choice sees the test fold.
+
+All of that was fixed before the first result. Rows: `random`, the checkpoints' own architectures
+with fresh weights; band statistics (`examples/linear_baseline.py`); the checkpoints, those of one
+NAME being pretraining seeds (mean ± standard deviation over them); and with `--teacher` the
+teacher's own embeddings.
+
+A checkpoint is refused if the data set named in its RUN/config.yaml shares a recording with ESC-10,
+or if its task was fine-tuning. Needs scikit-learn, which `pip install 'peas[dev]'` installs.
+
+Commands:
+
+    python examples/frozen_features.py ESC-10 ssast=runs/ssast/checkpoints/last.ckpt \
+        supmam=runs/supmam_0/checkpoints/last.ckpt supmam=runs/supmam_1/checkpoints/last.ckpt \
+        --teacher teacher_features/esc10.npz --out runs/frozen
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+
+from peas.data.checks.clips import Checks
+from peas.data.checks.comparisons import of_two_sets
+from peas.data.esc50 import ESC50
+from peas.data.inventory import Inventory
+from peas.data.listing import some
+from peas.data.module import ClipDataModule
+from peas.errors import CheckpointError, DataError, PeasError
+from peas.frontend import LogMel
+from peas.models.checkpoints import load_pretrained, read_state
+from peas.models.checkpoints.audiomae_keys import is_audiomae
+from peas.models.mae import MaskedAutoencoder
+from peas.models.masked import MaskedModel
+from peas.models.ssast import SSAST
+
+Features = NDArray[np.float64]
+Classifier = Callable[[Features, NDArray[Any], Features], NDArray[Any]]
+"""Training features and classes, test features → classes of the test clips."""
+NEIGHBOURS = 10
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Values of C; of equally good ones the smallest is taken."""
+FRAMES = 512
+"""Frames of ESC-10's clips: 5 s and some padding."""
+BATCH = 16
+
+
+class Encoder(NamedTuple):
+    """An encoder and what it hears with."""
+
+    family: str
+    model: MaskedModel
+    mean: float
+    std: float
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def build(hparams: dict[str, Any], family: str) -> MaskedModel:
+    """The architecture of a pretraining run, with fresh weights and without decoder."""
+    shape = {"frames": hparams["frames"], "patch": tuple(hparams["patch"])}
+    if family == "ssast":
+        return SSAST(hparams["size"], **shape)
+    stride = hparams.get("stride")
+    return MaskedAutoencoder(
+        hparams["size"],
+        **shape,
+        stride=None if stride is None else tuple(stride),
+        positions=hparams["positions"],
+    )
+
+
+def open_checkpoint(path: Path, *, fresh: int | None = None) -> Encoder:
+    """The encoder of a pretraining run.
+
+    Args:
+        path: RUN/checkpoints/last.ckpt.
+        fresh: Seed of fresh weights in the place of the checkpoint's; None = the checkpoint's.
+
+    Raises:
+        CheckpointError: It is no checkpoint of a pretraining run of `peas`.
+    """
+    state = read_state(path)
+    hparams = state.get("hyper_parameters") or {}
+    if not {"size", "patch", "frames", "mean", "std"} <= set(hparams) or "loss" in hparams:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a pretraining run of peas: give its "
+            "RUN/checkpoints/last.ckpt (a fine-tuned model may have seen the labels asked for here)"
+        )
+    family = "audiomae" if is_audiomae(state) else "ssast"
+    torch.manual_seed(fresh or 0)
+    model = build(hparams, family)
+    if fresh is None:
+        print(load_pretrained(model, path), file=sys.stderr)
+    return Encoder(family, model.eval(), hparams["mean"], hparams["std"])
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, inventory: Inventory) -> Features:
+    """Embeddings `[N, D]` of all clips."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    front_end = LogMel(frames=FRAMES, mean=encoder.mean, std=encoder.std).to(device)
+    model, sounds = encoder.model.to(device), inventory.table.sounds
+    rows = []
+    for first in range(0, len(inventory.table), BATCH):
+        last = min(first + BATCH, len(inventory.table))
+        clips = [sounds.load(row) for row in range(first, last)]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        log_mel = front_end(pad_sequence(clips, batch_first=True).to(device), lengths.to(device))
+        rows.append(model.embedding(log_mel.log_mel).double().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def teacher_features(file: Path, inventory: Inventory) -> Features:
+    """Embeddings `[N, D]` that a teacher made of the clips, by their names.
+
+    Raises:
+        DataError: Clips are missing in the file.
+    """
+    with np.load(file) as found:
+        rows = {str(name): row for row, name in enumerate(found["ids"])}
+        vectors: Features = found["embedding"].astype(np.float64)
+    absent = [name for name in inventory.table.ids if name not in rows]
+    if absent:
+        raise DataError(f"{file} lacks {len(absent)} clips: {some(absent)}")
+    return np.stack([vectors[rows[name]] for name in inventory.table.ids])
+
+
+# --- no leaks -------------------------------------------------------------------------------------
+
+
+def require_disjoint(path: Path, inventory: Inventory) -> str:
+    """What a checkpoint was pretrained on, when that shares no recording with the clips.
+
+    Args:
+        path: RUN/checkpoints/last.ckpt.
+        inventory: The clips of the evaluation.
+
+    Returns:
+        The data set's class and folder, or that they are not known.
+
+    Raises:
+        DataError: The sets share recordings; the message names some.
+    """
+    config = path.parent.parent / "config.yaml"
+    if not config.is_file():
+        return "not known (no config.yaml of its run)"
+    data = yaml.safe_load(config.read_text())["data"]
+    room, _, name = data["class_path"].rpartition(".")
+    module: ClipDataModule = getattr(importlib.import_module(room), name)(**data["init_args"])
+    theirs = module.inventory()
+    if theirs.recordings is None or not all(theirs.recordings):
+        return f"{name} in {module.root}, which tells no recordings"
+    checks = Checks.empty(len(theirs.table)), Checks.empty(len(inventory.table))
+    found = of_two_sets(("pretraining", "evaluation"), (theirs, inventory), checks)
+    shared = sorted({recording for finding in found for recording in finding.shared})
+    if shared:
+        raise DataError(
+            f"{path} was pretrained on {module.root}, which holds {len(shared)} recordings of the "
+            f"clips to classify: {some(shared)}; pretrain without them"
+        )
+    return f"{name} in {module.root}, {len(theirs.table)} clips, no shared recording"
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def knn(train: Features, target: NDArray[Any], test: Features) -> NDArray[Any]:
+    """Classes of test clips by their nearest training clips."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance")
+    return model.fit(train, target).predict(test)  # type: ignore[no-any-return]
+
+
+def regression(c: float) -> Classifier:
+    """A linear probe of some strength."""
+    from sklearn.linear_model import LogisticRegression
+
+    def classify(train: Features, target: NDArray[Any], test: Features) -> NDArray[Any]:
+        model = LogisticRegression(C=c, max_iter=5000).fit(train, target)
+        return model.predict(test)  # type: ignore[no-any-return]
+
+    return classify
+
+
+def accuracy(
+    classify: Classifier, features: Features, target: NDArray[Any], held: NDArray[np.bool_]
+) -> float:
+    """Share of held clips that are classified right after fitting on the others."""
+    train, test = features[~held], features[held]
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    # What never varies tells nothing, and would be divided by zero.
+    std[std == 0] = 1.0
+    found = classify((train - mean) / std, target[~held], (test - mean) / std)
+    return float((found == target[held]).mean())
+
+
+def best_strength(features: Features, target: NDArray[Any], fold: NDArray[Any]) -> float:
+    """The C with the best mean accuracy when each of some training folds is left out."""
+    means = [
+        np.mean([accuracy(regression(c), features, target, fold == out) for out in np.unique(fold)])
+        for c in STRENGTHS
+    ]
+    return STRENGTHS[int(np.argmax(means))]
+
+
+def score(features: Features, target: NDArray[Any], fold: NDArray[Any]) -> dict[str, Any]:
+    """Accuracies of one set of features on each fold, and the C that its training folds chose."""
+    found: dict[str, Any] = {"knn": [], "probe": [], "c": []}
+    for number in np.unique(fold):
+        held = fold == number
+        c = best_strength(features[~held], target[~held], fold[~held])
+        found["knn"].append(accuracy(knn, features, target, held))
+        found["probe"].append(accuracy(regression(c), features, target, held))
+        found["c"].append(c)
+    return found
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row for each kind of features, whose seeds are averaged."""
+    lines = [
+        "| features | seeds | kNN, % | linear probe, % | linear probe by fold |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, seeds in rows.items():
+        cells = []
+        for kind in ("knn", "probe"):
+            values = [100 * statistics.mean(seed[kind]) for seed in seeds]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        folds = 100 * np.mean([seed["probe"] for seed in seeds], axis=0)
+        by_fold = ", ".join(f"{value:.1f}" for value in folds)
+        lines.append(f"| {name} | {len(seeds)} | {cells[0]} | {cells[1]} | {by_fold} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table.
+
+    Args:
+        argv: The command line after the script's name.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("root", help="folder of ESC-10, in ESC-50's layout")
+    add("checkpoints", nargs="*", metavar="NAME=CKPT", help="one NAME several times: its seeds")
+    add("--random-seeds", type=int, default=3, help="fresh encoders of each family (default 3)")
+    add("--teacher", type=Path, help="npz with ids and embedding, such as a teacher's of the clips")
+    add("--out", type=Path, help="folder for frozen.md and frozen.json, beside printing")
+    options = parser.parse_args(argv)
+    named = [
+        (name, Path(path)) for name, _, path in (t.partition("=") for t in options.checkpoints)
+    ]
+    if any(not name or path == Path() for name, path in named):
+        sys.exit(f"give checkpoints as NAME=CKPT: {' '.join(options.checkpoints)}")
+    try:
+        from sklearn import neighbors  # noqa: F401
+    except ImportError:
+        sys.exit("this example needs scikit-learn: pip install scikit-learn")
+    module = ESC50(options.root, esc10=True, cache_dir="")
+    module.setup("fit")
+    inventory = module.inventory()
+    target, fold = inventory.table.targets.classes, inventory.part
+    pretrained_on = {str(path): require_disjoint(path, inventory) for _, path in named}
+    rows: dict[str, list[dict[str, Any]]] = {}
+
+    def add_row(name: str, features: Features, origin: str) -> None:
+        found = {"origin": origin, "width": features.shape[1], **score(features, target, fold)}
+        rows.setdefault(name, []).append(found)
+        mean = {kind: f"{statistics.mean(found[kind]):.1%}" for kind in ("knn", "probe")}
+        print(f"{name} ({origin}): {mean}", file=sys.stderr, flush=True)
+
+    for _, path in named:
+        row = f"random {open_checkpoint(path, fresh=0).family}"
+        if row not in rows:
+            for seed in range(options.random_seeds):
+                add_row(row, embed(open_checkpoint(path, fresh=seed), inventory), f"seed {seed}")
+    # A script beside this one.
+    statistics_of_bands = importlib.import_module("linear_baseline").features
+    add_row("band statistics", statistics_of_bands(inventory.table, FRAMES), "linear_baseline.py")
+    for name, path in named:
+        add_row(name, embed(open_checkpoint(path), inventory), str(path))
+    if options.teacher is not None:
+        vectors = teacher_features(options.teacher, inventory)
+        add_row("teacher alone", vectors, str(options.teacher))
+    text = table(rows)
+    print(text)
+    for file, said in pretrained_on.items():
+        print(f"{file}: pretrained on {said}")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "frozen.md").write_text(text + "\n", encoding="utf-8")
+        facts = {"rows": rows, "pretrained_on": pretrained_on}
+        (options.out / "frozen.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except PeasError as error:
+        sys.exit(str(error))
