@@ -83,14 +83,15 @@ class BaseTask(L.LightningModule):
         """Takes facts from the checkpoint, builds, and refuses one of another shape."""
         where = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
         saved = checkpoint.get("hyper_parameters")
-        if not saved or any(key not in saved for key in self.facts_keys):
+        keys = (*self.facts_keys, *self.shape_keys)
+        if not saved or any(key not in saved for key in keys):
             raise CheckpointError(
                 f"{where}: holds no settings of {type(self).__name__} "
-                f"(`hyper_parameters` with {', '.join(self.facts_keys)}): it was not written by "
+                f"(`hyper_parameters` with {', '.join(keys)}): it was not written by "
                 "this task. Weights of other origin go into `--model.init_args.pretrained`."
             )
         self._require_labels_of_data(saved["labels"], where)
-        for key in (*self.facts_keys, *self.shape_keys):
+        for key in keys:
             ours, theirs = self.hparams[key], saved[key]
             if ours is None:
                 self.hparams[key] = theirs
