@@ -193,6 +193,8 @@ def _new_run_dir(config: Any) -> Path:
 NOISE = (
     # Our own doing: the front end belongs to the task, so that its statistics travel with it.
     "You have overridden `on_after_batch_transfer`",
+    # So do the targets, which belong to a teacher.
+    "You have overridden `on_before_batch_transfer`",
     # Lightning 2.6 on torch 2.14.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Small sets have short epochs, and every epoch is logged anyway.

@@ -9,19 +9,23 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from peas.models.grid import Pair
+from peas.objectives import LabelLoss
 
 
-def valid_patches(valid: Tensor, grid: Pair) -> Tensor:
+def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Tensor:
     """Patches all of whose frames are real sound.
 
     Args:
         valid: `[B, T]` bool, T a multiple of the grid's columns.
         grid: Patches along (frequency, time).
+        time_major: Order of the patches: as AudioMAE's tokens, or SSAST's.
 
     Returns:
-        `[B, N]` bool in frequency-major order.
+        `[B, N]` bool.
     """
     columns = valid.view(len(valid), grid[1], -1).all(dim=2)
+    if time_major:
+        return columns.unsqueeze(2).expand(-1, -1, grid[0]).flatten(1)
     return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
 
 
@@ -74,3 +78,39 @@ class AgainstTrivial(Metric):
             "valid_mse": self.error / self.patches,
             "trivial_mse": self.squares / self.patches - mean.square().mean(),
         }
+
+
+class LabelPrior(Metric):
+    """Loss of a predictor that only knows how often each class comes: the branch's trivial one."""
+
+    full_state_update = False
+    clips: Tensor
+    total: Tensor
+
+    def __init__(self, classes: int, kind: LabelLoss) -> None:
+        """Begin with nothing.
+
+        Args:
+            classes: Number of classes C.
+            kind: The loss, as in `peas.objectives.label_loss`.
+        """
+        super().__init__()
+        self.kind = kind
+        zero = torch.zeros(classes, dtype=torch.float64)
+        self.add_state("clips", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", zero, dist_reduce_fx="sum")
+
+    def update(self, target: Tensor) -> None:
+        """Add targets `[B, C]` of labelled clips."""
+        labels = target.double()
+        if self.kind == "soft":
+            labels = labels / labels.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        self.clips += len(labels)
+        self.total += labels.sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """The least loss that one and the same prediction for all clips can have."""
+        mean = self.total / self.clips
+        if self.kind == "bce":
+            return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).mean()
+        return -torch.xlogy(mean, mean / mean.sum()).sum()

@@ -53,6 +53,9 @@ class ClipOutputs(Callback):
                     old.rename(old.with_name(f"{old.stem}.{count}{old.suffix}"))
 
     def _keep(self, outputs: Any) -> None:
+        # Pretraining scores no clips.
+        if outputs is None:
+            return
         self._rows.append(
             {
                 key: value.detach().float().cpu() if isinstance(value, torch.Tensor) else value
@@ -81,7 +84,7 @@ class ClipOutputs(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the last epoch's logits, and the best epoch's when it is this one."""
         rows = self._gather()
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not rows:
             return
         fitting = trainer.state.fn == TrainerFn.FITTING
         name, mode = pl_module.monitor(pl_module.hparams["multi_label"])  # type: ignore[operator]
@@ -97,7 +100,7 @@ class ClipOutputs(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the test split's logits."""
         rows = self._gather()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and rows:
             self._write(trainer, pl_module, rows, "test")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
         teacher_waveform: `[B, S']` float32, the same clips at the teacher's rate, from the original
             sound. Only where a task has a live teacher, as is:
         teacher_length: `[B]` int64, samples of each clip in `teacher_waveform`.
+        teacher_map: `[B, D, F', T']` float16, cached features of a teacher.
 
         step: Index of the global micro-batch in the epoch, from 0. Training only, as are:
         row: `[B]` int64, row of each clip in the global micro-batch.
@@ -41,6 +42,8 @@ class Batch(TypedDict, total=False):
         roll: `[B]` int64, frames by which the clip was rolled.
         mask: `[B, T, F]` bool, True = hidden.
         mask_plan: Blocks along time and along frequency that made `mask`; pictures read it.
+        hidden_patches: `[B, N]` bool, patches that the encoder does not see, in the model's own
+            order of tokens.
         mask_noise: `[B, T, F]` float32, noise that lies over the masked cells when masks come
             before the noise.
     """
@@ -54,6 +57,7 @@ class Batch(TypedDict, total=False):
 
     teacher_waveform: Tensor
     teacher_length: Tensor
+    teacher_map: Tensor
 
     step: int
     row: Tensor
@@ -65,6 +69,7 @@ class Batch(TypedDict, total=False):
     noise: Tensor
     roll: Tensor
     mask: Tensor
+    hidden_patches: Tensor
     mask_plan: tuple[AxisPlan, AxisPlan]
     mask_noise: Tensor
 

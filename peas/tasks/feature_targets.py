@@ -1,0 +1,124 @@
+"""Where MAM-CLAP's targets come from: a teacher that listens along, or a cache of its maps."""
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from peas.data.batch import Batch
+from peas.data.module import SPLITS, ClipDataModule
+from peas.data.targets import TargetCache
+from peas.errors import ConfigError, DataError
+from peas.models.clap import Teacher
+from peas.models.masked import MaskedModel
+from peas.models.target_grid import Extent, TargetGrid, target_matrix
+from peas.objectives import TargetNorm, feature_targets
+
+
+class FeatureTargets:
+    """The targets T of a batch's patches.
+
+    It is no module: a teacher is never trained, saved or given to an optimiser.
+
+    Args:
+        teacher: Runs on each batch; with a cache it only says whose maps those must be.
+        folder: Folder of a cache.
+        grid: How patches find their cells.
+        norm: What each target gets.
+
+    Attributes:
+        cache: The open cache, or None.
+        fingerprint: Of the teacher's weights and front end, or of the ready maps.
+        width: Width D of the targets.
+
+    Raises:
+        ConfigError: There is neither a teacher nor a cache.
+        DataError: The cache cannot be used, or another teacher made it.
+    """
+
+    def __init__(
+        self, teacher: Teacher | None, folder: str | None, grid: TargetGrid, norm: TargetNorm
+    ) -> None:
+        if teacher is None and folder is None:
+            raise ConfigError(
+                "`model.init_args.distillation` is above 0 and there is nothing to distil: set "
+                "`model.init_args.targets` to a folder of `peas data targets`, or "
+                "`model.init_args.teacher` to a teacher such as peas.models.clap.LaionClapTeacher"
+            )
+        self.teacher, self.grid, self.norm = teacher, grid, norm
+        self.cache = None if folder is None else TargetCache(folder)
+        if self.cache is not None:
+            self.fingerprint, self.width = self.cache.fingerprint, self.cache.shape[2]
+            if teacher is not None and teacher.fingerprint != self.fingerprint:
+                raise DataError(
+                    f"{folder}: holds maps of another teacher ({self.cache.teacher}, "
+                    f"{self.fingerprint[:12]}…) than `model.init_args.teacher` "
+                    f"({teacher.name}, {teacher.fingerprint[:12]}…): write them anew with `peas "
+                    "data targets`, or set `teacher` to null"
+                )
+        else:
+            assert teacher is not None
+            self.fingerprint, self.width = teacher.fingerprint, teacher.width
+        self._matrices: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def name(self) -> str:
+        """What results call the teacher."""
+        source = self.teacher if self.cache is None else None
+        return source.name if source is not None else str(self.cache and self.cache.teacher)
+
+    @property
+    def extent(self) -> Extent:
+        """Where the cells of a map lie."""
+        if self.cache is not None:
+            return self.cache.extent
+        assert self.teacher is not None
+        return self.teacher.extent
+
+    def prepare(self, data: ClipDataModule) -> None:
+        """Before training: checks that every clip has a map, or has clips read for the teacher.
+
+        Raises:
+            DataError: Clips have no map.
+        """
+        if self.cache is None:
+            assert self.teacher is not None
+            data.teacher_rate = self.teacher.rate
+            return
+        for split in SPLITS[:2]:
+            self.cache.require(data.clips(split).ids)
+
+    def move(self, trainer: Trainer) -> None:
+        """Puts the teacher where the batches will be."""
+        if self.teacher is not None and self.cache is None:
+            self.teacher.to(trainer.strategy.root_device)
+
+    def read(self, batch: Batch) -> None:
+        """Adds the cached `teacher_map` to a batch that is still on the CPU."""
+        if self.cache is not None:
+            batch["teacher_map"] = self.cache.take(batch["id"])
+
+    def of(self, batch: Batch, model: MaskedModel) -> Tensor:
+        """Targets `[B, N, D]` float32 of the model's patches, time-major."""
+        if self.cache is None:
+            assert self.teacher is not None
+            maps = self.teacher(batch["teacher_waveform"], batch["teacher_length"])
+        else:
+            maps = batch["teacher_map"]
+        with torch.autocast(maps.device.type, enabled=False):
+            return feature_targets(maps, self._matrix(maps, model), self.norm)
+
+    def _matrix(self, maps: Tensor, model: MaskedModel) -> Tensor:
+        rows, columns = model.grid
+        key = (maps.shape[3], columns, rows)
+        if key not in self._matrices:
+            made = target_matrix(
+                self.extent,
+                maps.shape[3],
+                time_patches=columns,
+                freq_patches=rows,
+                patch_frames=model.patch[1],
+                patch_mels=model.patch[0],
+                method=self.grid,
+            )
+            self._matrices[key] = made.to(maps.device)
+        return self._matrices[key]
