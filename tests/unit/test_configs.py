@@ -8,6 +8,8 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from peas.optim import global_lr
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -54,6 +56,57 @@ NAMES = [f"{data}_{row}" for data in SETUPS for row in ROWS]
 KEYWORDS = ["conventional", "peas_1x1"]
 # SSAST's own recipe for AudioSet: learning rate, epochs and draws of an epoch.
 AUDIOSET = {"20k": (5e-5, 25, None), "2m": (1e-5, 50, 200_000)}
+
+
+class MaeSetup(NamedTuple):
+    """A data set in AudioMAE's recipe, and in the SupMAM-CLAP paper's Table 1."""
+
+    data: str
+    audiomae: float
+    supmam_clap: float
+    ast: float
+    epochs: int
+    warmup: int
+    lr: float
+    batch_size: int
+    rate: float
+    """What comes of the rate at this global batch."""
+    loss: str
+    mixup: float
+    frames: int
+    masks: tuple[int, int]
+    """Frames and mel bins of AudioMAE's SpecAugment."""
+    literal: tuple[int, int]
+    """A fifth of the frames and of the 128 mel bins."""
+    statistics: tuple[float, float]
+
+
+AS, SC = (-4.2677393, 4.5689974), (-6.845978, 5.5654526)
+MAE_SETUPS = {
+    "audioset_2m": MaeSetup(
+        *("AudioSet", 47.3, 48.1, 45.9, 100, 10, 2e-4, 256, 2e-4),
+        *("bce", 0.5, 1024, (192, 48), (204, 25), AS),
+    ),
+    "audioset_20k": MaeSetup(
+        *("AudioSet", 37.1, 38.2, 34.7, 60, 4, 1e-3, 32, 1.25e-4),
+        *("bce", 0.5, 1024, (192, 48), (204, 25), AS),
+    ),
+    "esc50": MaeSetup(
+        *("ESC50", 94.1, 97.2, 88.7, 60, 4, 1e-3, 64, 2.5e-4),
+        *("ce", 0.0, 512, (96, 24), (102, 25), (-6.6268077, 5.358466)),
+    ),
+    "speech_commands": MaeSetup(
+        *("SpeechCommands", 98.3, 98.3, 98.1, 60, 4, 1e-3, 256, 1e-3),
+        *("bce", 0.5, 128, (48, 48), (25, 25), SC),
+    ),
+    "speech_commands_v1_12": MaeSetup(
+        *("SpeechCommands", 96.9, 97.6, 95.5, 10, 1, 1e-3, 256, 1e-3),
+        *("bce", 0.5, 128, (48, 48), (25, 25), (-6.702, 5.448)),
+    ),
+}
+MAE_ROWS = ("audiomae_{}", "supmam_clap_{}", "supmam_clap_{}_specaugment")
+# Rows of no paper.
+SCRATCH = ("audioset_20k", "esc50")
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
 
 Parse = Callable[..., Namespace]
@@ -96,6 +149,8 @@ def overlay(name: str) -> Path:
 def test_no_row_is_missing_and_none_is_too_many() -> None:
     names = NAMES + [f"speech_commands_v1_12_{row}" for row in KEYWORDS]
     names += [f"audioset_{subset}_conventional" for subset in AUDIOSET]
+    names += [row.format(data) for data in MAE_SETUPS for row in (*MAE_ROWS, "ast_imagenet_{}")]
+    names += [f"scratch_{data}" for data in SCRATCH] + ["linear_probe_esc50"]
     assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(names)
     assert all(path.suffix == ".yaml" for path in CONFIGS.rglob("*.*"))
 
@@ -177,6 +232,122 @@ def test_the_rate_of_audioset_halves_every_five_epochs(parse: Parse) -> None:
     model = parse("--config", finetune("audioset_20k_conventional")).model.init_args
     settings = (model.decay_start, model.decay_factor, model.decay_every)
     assert settings == (10, 0.5, 5)
+
+
+@pytest.mark.parametrize("data", MAE_SETUPS)
+@pytest.mark.parametrize("row", MAE_ROWS)
+def test_audiomaes_recipe_and_both_readings_of_supmam_clap(
+    parse: Parse, data: str, row: str
+) -> None:
+    setup, name = MAE_SETUPS[data], row.format(data)
+    config = parse("--config", finetune(name))
+    ours = name.startswith("supmam")
+    literal = name.endswith("specaugment")
+    assert config.paper.table == "SupMAM-CLAP 1"
+    assert config.paper.row == ("SupMAM-CLAP" if ours else "AudioMAE")
+    assert config.paper.accuracy == (setup.supmam_clap if ours else setup.audiomae)
+    assert config.paper.preset == ("literal" if literal else "likely")
+
+    assert config.trainer.max_epochs == setup.epochs
+    clips = config.data.init_args
+    assert config.data.class_path.split(".")[-1] == setup.data
+    assert (clips.batch_size, clips.mixup, clips.frames) == (
+        setup.batch_size,
+        setup.mixup,
+        setup.frames,
+    )
+    model = config.model.init_args
+    assert (model.encoder, model.size, model.pooling) == ("audiomae", "base", "mean")
+    assert (model.patch, model.stride) == ((16, 16), (16, 16))
+    assert model.pretrained == (
+        "runs/supmam_clap/checkpoints/last.ckpt" if ours else "pretrained.pth"
+    )
+    assert (model.lr, model.lr_rule, model.loss) == (setup.lr, "batch256", setup.loss)
+    assert global_lr(model.lr, model.lr_rule, clips.batch_size) == pytest.approx(setup.rate)
+    assert (model.optimizer, model.layer_decay, model.drop_path) == ("adamw", 0.75, 0.1)
+    assert (model.betas, model.weight_decay) == ((0.9, 0.999), 5e-4)
+    assert (model.schedule, model.warmup_epochs, model.min_lr) == ("cosine", setup.warmup, 1e-6)
+    assert (model.freeze, model.noise_roll, model.roll_gain) == (None, False, "official")
+
+    *others, mask = config.trainer.callbacks
+    assert mask.class_path.split(".")[-1] == "SpecAugment"
+    widths = (mask.init_args.max_time, mask.init_args.max_freq)
+    assert widths == (setup.literal if literal else setup.masks)
+    dropping = [one for one in others if one.class_path.endswith("PatchDropping")]
+    assert len(dropping) == (0 if literal else 1)
+    if dropping:
+        assert (dropping[0].init_args.time, dropping[0].init_args.freq) == (0.2, 0.2)
+    if literal:
+        assert widths == (int(0.2 * clips.frames), int(0.2 * 128))
+
+
+@pytest.mark.parametrize("data", MAE_SETUPS)
+@pytest.mark.parametrize("row", [*MAE_ROWS, "ast_imagenet_{}"])
+def test_data_of_a_row_is_the_data_sets_own(parse: Parse, data: str, row: str) -> None:
+    config = parse("--config", finetune(row.format(data)))
+    clips = config.data.init_args
+    mean, std = MAE_SETUPS[data].statistics
+    if data.startswith("speech"):
+        from peas.data.speech_commands.module import STATISTICS
+
+        task = "v1-12" if data.endswith("12") else "v2-35"
+        assert (clips.task, STATISTICS[task]) == (task, (mean, std))
+        sampling = {"v2-35": None, "v1-12": "balanced" if "ast" in row else "repeated"}[task]
+        assert clips.sampling == sampling
+    else:
+        assert (clips.mean, clips.std) == (mean, std)
+    if data == "audioset_2m":
+        drawn = (clips.subset, clips.sampling, clips.epoch_clips, clips.replacement)
+        assert drawn == ("as2m", "balanced", 200_000, True)
+    elif data == "audioset_20k":
+        assert (clips.subset, clips.sampling) == ("as20k", "uniform")
+
+
+@pytest.mark.parametrize("data", MAE_SETUPS)
+def test_ast_is_asts_recipe_from_imagenet(parse: Parse, data: str) -> None:
+    config = parse("--config", finetune(f"ast_imagenet_{data}"))
+    epochs, lr, batch, mixup, warmup, start, factor, every, noise = {
+        "audioset_2m": (50, 1e-5, 12, 0.5, 1000, 20, 0.5, 10, False),
+        "audioset_20k": (25, 5e-5, 12, 0.5, 1000, 10, 0.5, 5, False),
+        "esc50": (25, 1e-4, 48, 0.0, 0, 5, 0.85, 1, False),
+        "speech_commands": (30, 2.5e-4, 128, 0.6, 1000, 5, 0.85, 1, True),
+        "speech_commands_v1_12": (30, 2.5e-4, 128, 0.6, 1000, 5, 0.85, 1, True),
+    }[data]
+    assert config.paper.row == "AST"
+    assert config.paper.accuracy == MAE_SETUPS[data].ast
+    model, clips = config.model.init_args, config.data.init_args
+    assert model.pretrained == "timm:deit_base_distilled_patch16_384.fb_in1k"
+    assert (model.encoder, model.pooling, model.stride) == ("ssast", "cls", (10, 10))
+    assert (config.trainer.max_epochs, model.lr, model.loss) == (
+        epochs,
+        lr,
+        MAE_SETUPS[data].loss,
+    )
+    assert (clips.batch_size, clips.mixup) == (batch, mixup)
+    assert (model.warmup_steps, model.decay_start) == (warmup, start)
+    assert (model.decay_factor, model.decay_every, model.noise_roll) == (factor, every, noise)
+    assert (model.optimizer, model.schedule, model.lr_rule) == ("adam", "staircase", "absolute")
+    mask = config.trainer.callbacks[-1].init_args
+    assert (mask.max_time, mask.max_freq) == MAE_SETUPS[data].masks
+
+
+@pytest.mark.parametrize("data", SCRATCH)
+def test_from_nothing_is_the_same_recipe_without_weights(parse: Parse, data: str) -> None:
+    config = parse("--config", finetune(f"scratch_{data}"))
+    row = parse("--config", finetune(f"audiomae_{data}"))
+    assert (config.data, config.trainer) == (row.data, row.trainer)
+    ours, theirs = vars(config.model.init_args), vars(row.model.init_args)
+    assert {key for key in ours if ours[key] != theirs[key]} == {"pretrained", "layer_decay"}
+    assert (ours["pretrained"], ours["layer_decay"]) == (None, 1.0)
+
+
+def test_linear_probe_trains_the_classifier_on_clips_as_they_are(parse: Parse) -> None:
+    config = parse("--config", finetune("linear_probe_esc50"))
+    model = config.model.init_args
+    assert (model.freeze, model.drop_path, model.weight_decay) == ("encoder", 0.0, 0.0)
+    assert (model.noise_roll, model.roll_gain, config.data.init_args.mixup) == (False, "none", 0.0)
+    assert not config.trainer.callbacks
+    assert (model.lr_rule, model.layer_decay) == ("absolute", 1.0)
 
 
 @pytest.mark.parametrize("data", SETUPS)
