@@ -208,11 +208,13 @@ class SSASTPretraining(BaseTask):
                 "in pretraining: here `model.init_args.masked` says what is hidden"
             )
         h = self.hparams
-        passes = h["passes"] if h["objective"] == "joint" else 1
+        # By what is done with it: an evaluation draws the same patches in one pass and in two.
+        names = {"discriminative": ["told"], "generative": ["drawn"]}
+        masks = names.get(h["objective"], ["told", "drawn"][-h["passes"] :])
         return pretext(
             self.model,
             batch["log_mel"],
-            [self._hidden(batch, stage, f"pass_{index}") for index in range(passes)],
+            [self._hidden(batch, stage, name) for name in masks],
             objective=h["objective"],
             mse_weight=h["mse_weight"],
             nce_axis=h["nce_axis"],

@@ -1,0 +1,370 @@
+"""The pretraining task of SSAST: settings, figures that compare, resumption, hand-over."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import FACTS, StandIn, clips, data, heard, quiet_trainer
+
+from peas.callbacks import PEAS, SpecAugment
+from peas.data.esc50 import ESC50
+from peas.data.librispeech import LibriSpeech
+from peas.data.mixture import Mixture
+from peas.errors import CheckpointError, ConfigError, NoReconstruction
+from peas.models.checkpoints import load_pretrained
+from peas.models.checkpoints.ssast import to_official
+from peas.models.ssast import SSAST
+from peas.tasks import Classification, SSASTPretraining
+
+FEW: dict[str, Any] = {"size": "toy", "masked": 20, "eval_masked": None, "warmup_steps": 0}
+KEYS = {"loss", "nce", "nce_accuracy", "mse", "valid_mse", "trivial_mse"}
+
+
+def small(**settings: Any) -> SSASTPretraining:
+    return SSASTPretraining(**{**FEW, "lr": 1e-3, **settings})
+
+
+def built(**settings: Any) -> SSASTPretraining:
+    torch.manual_seed(3)
+    task = small(**{**FACTS, **settings})
+    task.build(initialise=False)
+    task._trainer = StandIn()  # type: ignore[assignment]
+    task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    return task
+
+
+def fit(
+    sounds: Path, folder: Path, *callbacks: Any, start: Path | None = None, **settings: Any
+) -> tuple[SSASTPretraining, Trainer]:
+    trainer_keys = ("max_epochs", "val_check_interval", "limit_train_batches")
+    given = {key: settings.pop(key) for key in trainer_keys if key in settings}
+    torch.manual_seed(0)
+    task = small(**settings)
+    trainer = quiet_trainer(
+        folder,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+        num_sanity_val_steps=0,
+        **{"max_epochs": 1, **given},
+    )
+    trainer.fit(task, datamodule=data(sounds), ckpt_path=start, weights_only=True)
+    return task, trainer
+
+
+# --- settings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"masked": 0}, r"model\.init_args\.masked`: 0 patches.*1 to 62"),
+        ({"masked": 64}, r"model\.init_args\.masked`: 64 patches.*8 x 8.*1 to 62"),
+        ({"eval_masked": 400}, r"eval_masked`: 400 patches.*null = as many as `masked`"),
+        ({"sampler": "some"}, "unknown sampler 'some'"),
+        ({"sides": (0,)}, "sides of clusters"),
+        ({"frames": 100}, r"`frames` is 100, which is no multiple of the patch's 16 frames"),
+        ({"size": "huge"}, "unknown model size 'huge'"),
+        ({"patch": (16, 0)}, "no multiple of the patch's 0 frames"),
+    ],
+)
+def test_impossible_shapes_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "both"}, "objective` is 'both': choose one of joint"),
+        ({"nce_axis": "row"}, "nce_axis` is 'row': choose one of code, paper"),
+        ({"passes": 3}, "passes` is 3: choose one of 1, 2"),
+        ({"lr": 0.0}, r"lr` is 0\.0: it must be positive"),
+        ({"mse_weight": -1.0}, r"mse_weight` is -1\.0: give 0 or more"),
+        ({"plateau_every": 0}, "plateau_every` is 0: give 1 or more, or null"),
+        ({"plateau_factor": 0.0}, r"plateau_factor` is 0\.0"),
+    ],
+)
+def test_impossible_settings_name_the_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**settings)
+
+
+def test_unbiased_masks_may_hide_all_but_one() -> None:
+    assert built(masked=63, sampler="unbiased").samplers["val"].count == 63
+    assert built(patch=(128, 2), masked=63).samplers["train"].grid == (1, 64)
+
+
+def test_the_best_checkpoint_is_chosen_by_what_is_trained() -> None:
+    assert small().monitor() == ("val/nce_accuracy", "max")
+    assert small(objective="discriminative").monitor() == ("val/nce_accuracy", "max")
+    assert small(objective="generative").monitor(True) == ("val/mse", "min")
+
+
+def test_masks_of_fine_tuning_are_refused(sounds: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no place in pretraining"):
+        fit(sounds, tmp_path, SpecAugment(20, 24))
+
+
+# --- the rate ------------------------------------------------------------------------------
+
+
+def test_the_rate_climbs_stairs_and_falls_on_plateaus() -> None:
+    task = built(warmup_steps=1000, plateau_every=4000)
+    rate, wanted = 1.0, []
+    for step in range(1200):
+        # The official loop sets the rate at every 50th step up to the 1000th.
+        if step <= 1000 and step % 50 == 0:
+            rate = step / 1000
+        wanted.append(rate)
+    assert [task.lr_factor(step, 0) for step in range(1200)] == pytest.approx(wanted, abs=1e-12)
+    task.plateau = task.plateau._replace(factor=0.25)
+    assert task.lr_factor(5000, 9) == 0.25
+
+
+def test_a_plateau_halves_the_rate(sounds: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"plateau_every": 2, "plateau_patience": 0, "val_check_interval": 2}
+    # At a rate of nearly zero nothing gets better: the first of six evaluations stays the best.
+    task, trainer = fit(sounds, tmp_path, max_epochs=3, lr=1e-12, **settings)
+    assert task.plateau.factor == 0.5**5
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-12 * 0.5**4
+    task, _ = fit(sounds, tmp_path, max_epochs=3, lr=1e-12, **settings | {"plateau_every": None})
+    assert task.plateau.factor == 1.0
+
+
+# --- the pretext task ----------------------------------------------------------------------
+
+
+def test_two_passes_have_masks_of_their_own() -> None:
+    task = built()
+    batch, seen = heard(task, clips(4)), []
+    forward = task.model.forward_features
+
+    def spy(log_mel: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        return forward(log_mel, hidden)
+
+    task.model.forward_features = spy  # type: ignore[method-assign, assignment]
+    task.pretext(batch, "train")
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    task.hparams["passes"] = 1
+    task.pretext(batch, "train")
+    assert len(seen) == 3
+    assert torch.equal(seen[2], seen[1])
+    assert all((hidden.sum(1) == 20).all() for hidden in seen)
+
+
+def test_the_loss_is_info_nce_and_ten_times_the_error() -> None:
+    task = built()
+    batch = heard(task, clips(4))
+    joint = task.pretext(batch, "train").values
+    torch.testing.assert_close(joint["loss"], joint["nce"] + 10 * joint["mse"])
+    for objective, key in (("discriminative", "nce"), ("generative", "mse")):
+        alone = built(objective=objective).pretext(batch, "train").values
+        torch.testing.assert_close(alone["loss"], joint[key])
+        torch.testing.assert_close(alone[key], joint[key])
+
+
+def test_hidden_patches_are_not_seen() -> None:
+    task = built(passes=1)
+    batch = heard(task, clips(2))
+    drawn = task.pretext(batch, "train").drawn
+    assert drawn is not None
+    hidden = torch.zeros(2, 64).scatter(1, drawn.ids, 1.0).view(2, 8, 8)
+    cells = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2).transpose(1, 2).bool()
+    before = task.model.reconstruct(batch["log_mel"], hidden.flatten(1).bool())
+    other = torch.where(cells, torch.randn_like(batch["log_mel"]), batch["log_mel"])
+    after = task.model.reconstruct(other, hidden.flatten(1).bool())
+    torch.testing.assert_close(before, after)
+    wanted = (before - batch["log_mel"])[cells].square().mean()
+    torch.testing.assert_close(drawn.errors.mean(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_of_evaluation_belong_to_the_clip() -> None:
+    task = built()
+    whole = heard(task, clips(4))
+    ids = task.pretext(whole, "val").drawn.ids  # type: ignore[union-attr]
+    task.trainer.current_epoch = 7
+    alone = heard(task, clips(4))
+    for key in ("log_mel", "row"):
+        alone[key] = alone[key][2:]  # type: ignore[literal-required]
+    alone["id"] = alone["id"][2:]
+    assert torch.equal(task.pretext(alone, "val").drawn.ids, ids[2:])  # type: ignore[union-attr]
+    train = [task.pretext(whole, "train").drawn.ids for _ in range(2)]  # type: ignore[union-attr]
+    assert torch.equal(*train)
+    task.trainer.current_epoch = 8
+    assert not torch.equal(task.pretext(whole, "train").drawn.ids, train[0])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("sampler", ["official", "batched", "unbiased"])
+@pytest.mark.parametrize("patch", [(16, 16), (128, 2)])
+def test_every_sampler_serves_both_shapes(sampler: str, patch: tuple[int, int]) -> None:
+    task = built(sampler=sampler, patch=patch, sides=(2, 3))
+    loss = task.training_step(heard(task, clips(3)), 0)
+    loss.backward()
+    assert all(p.grad is not None for p in task.model.parameters() if p.requires_grad)
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+def test_it_learns_and_says_how_well(sounds: Path, tmp_path: Path) -> None:
+    before, trainer = fit(sounds, tmp_path, lr=1e-12)
+    first = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert {f"val/{key}" for key in KEYS} <= first.keys()
+    assert {f"train/{key}" for key in ("loss", "nce", "accuracy", "mse")} <= first.keys()
+    assert first["val/nce"] == pytest.approx(np.log(20), abs=0.3)
+    # The same clips with the same masks give the same figures.
+    again = trainer.validate(before, datamodule=data(sounds, eval_batch_size=3), verbose=False)[0]
+    for key in KEYS:
+        assert again[f"val/{key}"] == pytest.approx(first[f"val/{key}"], rel=1e-4, abs=1e-6)
+    _, trainer = fit(sounds, tmp_path, max_epochs=12, passes=1)
+    last = trainer.callback_metrics
+    assert float(last["val/nce"]) < first["val/nce"] - 0.1
+    assert float(last["val/valid_mse"]) < first["val/valid_mse"]
+    assert float(last["val/trivial_mse"]) == pytest.approx(first["val/trivial_mse"], rel=1e-3)
+    tested = trainer.test(datamodule=data(sounds), ckpt_path=None, verbose=False)[0]
+    assert tested["test/nce_accuracy"] == pytest.approx(float(last["val/nce_accuracy"]))
+    with pytest.raises(ConfigError, match="nothing to predict"):
+        trainer.predict(datamodule=data(sounds))
+
+
+@pytest.mark.parametrize("place", ["epoch", "inside"])
+def test_a_resumed_run_equals_the_unbroken_one(place: str, sounds: Path, tmp_path: Path) -> None:
+    inside = place == "inside"
+    settings: dict[str, Any] = {
+        "max_epochs": 3,
+        "plateau_every": 2,
+        "plateau_patience": 0,
+        "val_check_interval": 2,
+        "lr": 0.02,
+    }
+
+    def keeper(folder: Path) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            folder,
+            "{step}",
+            save_top_k=-1,
+            monitor="val/mse",
+            save_on_train_epoch_end=not inside,
+        )
+
+    whole, first = fit(sounds, tmp_path / "whole", keeper(tmp_path / "whole"), **settings)
+    start = tmp_path / "whole" / f"step={2 if inside else 4}.ckpt"
+    torch.manual_seed(99)
+    again, second = fit(
+        sounds, tmp_path / "again", keeper(tmp_path / "again"), start=start, **settings
+    )
+    # The schedule has something to remember, or this would test nothing.
+    assert 0 < whole.plateau.factor < 1
+    assert again.plateau == whole.plateau
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    for key, value in first.callback_metrics.items():
+        assert float(second.callback_metrics[key]) == float(value), key
+
+
+def test_clips_need_no_classes(tmp_path: Path) -> None:
+    for subset in ("train-clean-100", "dev-clean"):
+        folder = tmp_path / subset / "1" / "2"
+        folder.mkdir(parents=True)
+        for clip in range(4):
+            noise = np.random.default_rng(clip).uniform(-0.5, 0.5, 10_240)
+            soundfile.write(folder / f"1-2-{clip:04}.wav", noise, 16_000)
+    keys: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "cache_dir": ""}
+    speech = {"subsets": ("train-clean-100",), "test": (), "frames": 64, **keys}
+    for module in (
+        LibriSpeech(str(tmp_path), **speech),
+        Mixture([LibriSpeech(str(tmp_path), **speech)], num_workers=0, batch_size=2),
+    ):
+        task = small()
+        trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
+        trainer.fit(task, datamodule=module)
+        assert task.hparams["labels"] == []
+        assert float(trainer.callback_metrics["val/mse"]) > 0
+
+
+def test_data_of_other_classes_is_scored_too(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, trainer = fit(sounds, tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    wanted = trainer.validate(task, datamodule=data(sounds), verbose=False)[0]
+    monkeypatch.setattr(ESC50, "labels", ["p", "q", "r", "s"])
+    found = quiet_trainer(tmp_path).validate(
+        small(),
+        datamodule=data(sounds),
+        ckpt_path=tmp_path / "last.ckpt",
+        weights_only=True,
+        verbose=False,
+    )[0]
+    assert found == pytest.approx(wanted)
+
+
+# --- hand-over -----------------------------------------------------------------------------
+
+
+def test_what_was_pretrained_is_fine_tuned_with_peas(sounds: Path, tmp_path: Path) -> None:
+    task, trainer = fit(sounds, tmp_path)
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    tuned = Classification(pretrained=str(file), size="toy", stride=(10, 10), lr=1e-3)
+    tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PEAS(1, 1, 20, 24, ramp="off")])
+    tuner.fit(tuned, datamodule=data(sounds))
+    assert float(tuner.callback_metrics["peas/e_rec"]) > 0
+    # Before a step of fine-tuning, it draws what the pretraining model draws.
+    fresh = SSAST("toy", num_classes=4, frames=64, stride=(10, 10))
+    load_pretrained(fresh, file)
+    x = torch.randn(2, 64, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.reconstruct(x), task.model.reconstruct(x))
+
+
+def test_a_head_that_was_not_trained_draws_nothing(sounds: Path, tmp_path: Path) -> None:
+    task, trainer = fit(sounds, tmp_path, objective="discriminative")
+    assert "val/mse" not in trainer.callback_metrics
+    assert not any(p.requires_grad for p in task.model.generative_head.parameters())
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    tuned = SSAST("toy", num_classes=4, frames=64, stride=(10, 10))
+    load_pretrained(tuned, file)
+    torch.testing.assert_close(tuned.encoder.norm.weight, task.model.encoder.norm.weight)
+    for model in (task.model, tuned):
+        with pytest.raises(NoReconstruction, match="no trained generative head"):
+            model.reconstruct(torch.randn(1, 64, 128))
+    # It is trained as soon as an objective asks for it.
+    _, trainer = fit(sounds, tmp_path, objective="generative", pretrained=str(file))
+    assert "val/nce" not in trainer.callback_metrics
+    assert float(trainer.callback_metrics["val/mse"]) > 0
+
+
+def test_pretraining_goes_on_from_an_official_file(sounds: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = SSAST("toy", frames=1024)
+    state = to_official(source.state_dict())
+    torch.save(state, tmp_path / "official.pth")
+    task, _ = fit(sounds, tmp_path, lr=1e-12, pretrained=str(tmp_path / "official.pth"))
+    ours = task.model.encoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(ours, source.encoder.blocks[0].attn.qkv.weight)
+    # Positions are cut from the middle of 64 columns to the 4 of 64 frames.
+    table = source.encoder.pos_embed[:, 2:].view(1, 8, 64, 32)[:, :, 30:34].reshape(1, 32, 32)
+    torch.testing.assert_close(task.model.encoder.pos_embed[:, 2:], table)
+
+
+def test_checkpoints_of_other_tasks_are_refused(sounds: Path, tmp_path: Path) -> None:
+    _, trainer = fit(sounds, tmp_path)
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    content = torch.load(file, weights_only=True)
+    classifier = Classification(pretrained=None, size="toy", stride=(16, 16))
+    with pytest.raises(CheckpointError, match=r"no settings of Classification.*pretrained"):
+        classifier.on_load_checkpoint(content)
+    with pytest.raises(CheckpointError, match=r"objective` is 'generative'.*pretrained"):
+        small(objective="generative").on_load_checkpoint(content)
+    with pytest.raises(CheckpointError, match="no settings of SSASTPretraining"):
+        small().on_load_checkpoint({"hyper_parameters": {**FACTS, "size": "toy"}})
