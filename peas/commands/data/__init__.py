@@ -1,4 +1,4 @@
-"""`peas data`: fetch, check, measure and pack a data set."""
+"""`peas data`: fetch, check, measure and pack a data set, and cache a teacher's targets."""
 
 import importlib
 
@@ -9,6 +9,7 @@ VERBS = {
     "verify": "decode every clip; report what is missing, broken, doubled or shared across splits",
     "stats": "mean and std of the log-mel, class counts, lengths",
     "pack": "write the set into shards that are read at random without a file per clip",
+    "targets": "run a teacher over the set once, or take ready maps, as targets of pretraining",
 }
 
 

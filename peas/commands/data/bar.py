@@ -8,7 +8,7 @@ from types import TracebackType
 
 from peas.data.fetch.download import Progress
 
-_COUNTED = {"decoding": "clips"}
+_COUNTED = {"decoding": "clips", "targets": "clips"}
 """Stages that do not count bytes, and what they count."""
 
 
