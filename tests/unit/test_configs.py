@@ -107,6 +107,13 @@ MAE_SETUPS = {
 MAE_ROWS = ("audiomae_{}", "supmam_clap_{}", "supmam_clap_{}_specaugment")
 # Rows of no paper.
 SCRATCH = ("audioset_20k", "esc50")
+# Of SSAST's pretraining: size, patch, batch, rate and iterations between two evaluations.
+SSAST_PRETRAINING: dict[str, tuple[str, tuple[int, int], int, float, int]] = {
+    "ssast": ("base", (16, 16), 24, 1e-4, 4000),
+    "ssast_frame": ("base", (128, 2), 24, 1e-4, 4000),
+    "ssast_tiny": ("tiny", (16, 16), 120, 5e-4, 800),
+}
+PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("*.yaml"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
 
 Parse = Callable[..., Namespace]
@@ -152,7 +159,8 @@ def test_no_row_is_missing_and_none_is_too_many() -> None:
     names += [row.format(data) for data in MAE_SETUPS for row in (*MAE_ROWS, "ast_imagenet_{}")]
     names += [f"scratch_{data}" for data in SCRATCH] + ["linear_probe_esc50"]
     assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(names)
-    assert all(path.suffix == ".yaml" for path in CONFIGS.rglob("*.*"))
+    others = [path.name for path in CONFIGS.rglob("*.*") if path.suffix != ".yaml"]
+    assert others == ["README.md"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -356,6 +364,45 @@ def test_numbers_of_classes(data: str) -> None:
 
     names = {"esc50": "esc50", "speech_commands": "speech_commands_v2"}
     assert len(read_labels(names[data])) == CLASSES[data]
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_is_read(parse: Parse, name: str) -> None:
+    config = parse("--config", CONFIGS / "pretrain" / f"{name}.yaml")
+    assert config.model.class_path.startswith("peas.tasks.")
+
+
+@pytest.mark.parametrize("name", SSAST_PRETRAINING)
+def test_pretraining_has_the_recipe_of_ssast(parse: Parse, name: str) -> None:
+    size, patch, clips, lr, every = SSAST_PRETRAINING[name]
+    config = parse("--config", CONFIGS / "pretrain" / f"{name}.yaml")
+    model, clip_sets = config.model.init_args, config.data.init_args
+    assert config.model.class_path.split(".")[-1] == "SSASTPretraining"
+    assert (model.size, model.patch, model.lr) == (size, patch, lr)
+    assert (model.masked, model.eval_masked, model.sides) == (400, 400, (3, 4, 5))
+    assert (model.objective, model.mse_weight) == ("joint", 10.0)
+    assert (model.nce_axis, model.passes, model.pretrained) == ("code", 2, None)
+    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (model.warmup_steps, model.plateau_factor, model.plateau_patience) == (1000, 0.5, 2)
+    assert model.plateau_every == config.trainer.val_check_interval == every
+    assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (10, None)
+    assert (clip_sets.batch_size, clip_sets.mixup) == (clips, 0.0)
+    sets = [one.class_path.split(".")[-1] for one in clip_sets.sets]
+    assert sets == ["AudioSet", "LibriSpeech"]
+
+
+def test_rows_of_ssasts_pretraining_are_overrides(parse: Parse) -> None:
+    base = ("--config", CONFIGS / "pretrain" / "ssast.yaml")
+    for flag, key, value in (
+        ("masked=250", "masked", 250),
+        ("masked=100", "masked", 100),
+        ("objective=discriminative", "objective", "discriminative"),
+        ("objective=generative", "objective", "generative"),
+        ("patch=[128,2]", "patch", (128, 2)),
+        ("passes=1", "passes", 1),
+    ):
+        model = parse(*base, f"--model.init_args.{flag}").model.init_args
+        assert model[key] == value
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

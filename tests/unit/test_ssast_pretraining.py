@@ -214,24 +214,24 @@ def test_every_sampler_serves_both_shapes(sampler: str, patch: tuple[int, int]) 
 
 
 def test_it_learns_and_says_how_well(sounds: Path, tmp_path: Path) -> None:
-    before, trainer = fit(sounds, tmp_path, lr=1e-12)
+    begun, trainer = fit(sounds, tmp_path, lr=1e-12)
     first = {key: float(value) for key, value in trainer.callback_metrics.items()}
     assert {f"val/{key}" for key in KEYS} <= first.keys()
     assert {f"train/{key}" for key in ("loss", "nce", "accuracy", "mse")} <= first.keys()
     assert first["val/nce"] == pytest.approx(np.log(20), abs=0.3)
     # The same clips with the same masks give the same figures.
-    again = trainer.validate(before, datamodule=data(sounds, eval_batch_size=3), verbose=False)[0]
+    again = trainer.validate(begun, datamodule=data(sounds, eval_batch_size=3), verbose=False)[0]
     for key in KEYS:
         assert again[f"val/{key}"] == pytest.approx(first[f"val/{key}"], rel=1e-4, abs=1e-6)
-    _, trainer = fit(sounds, tmp_path, max_epochs=12, passes=1)
+    learnt, trainer = fit(sounds, tmp_path, max_epochs=12, passes=1)
     last = trainer.callback_metrics
     assert float(last["val/nce"]) < first["val/nce"] - 0.1
     assert float(last["val/valid_mse"]) < first["val/valid_mse"]
     assert float(last["val/trivial_mse"]) == pytest.approx(first["val/trivial_mse"], rel=1e-3)
-    tested = trainer.test(datamodule=data(sounds), ckpt_path=None, verbose=False)[0]
+    tested = trainer.test(learnt, datamodule=data(sounds), verbose=False)[0]
     assert tested["test/nce_accuracy"] == pytest.approx(float(last["val/nce_accuracy"]))
     with pytest.raises(ConfigError, match="nothing to predict"):
-        trainer.predict(datamodule=data(sounds))
+        trainer.predict(learnt, datamodule=data(sounds))
 
 
 @pytest.mark.parametrize("place", ["epoch", "inside"])
