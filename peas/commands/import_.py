@@ -8,8 +8,8 @@ import torch
 
 from peas.data.labels import read_labels
 from peas.errors import CheckpointError, PeasError
-from peas.models.checkpoints.reading import read_state
-from peas.models.checkpoints.ssast import describe, load_pretrained
+from peas.models.checkpoints import load_pretrained, read_state
+from peas.models.checkpoints.ssast import describe
 from peas.tasks.classification import Classification
 
 STATISTICS = {
