@@ -44,8 +44,10 @@ class Peer:
         peak_mib: Peak resident memory before the latest step.
     """
 
-    def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("official_step.py"))]
+    def __init__(
+        self, options: argparse.Namespace, work: Path, worker: str = "official_step.py"
+    ) -> None:
+        command = [sys.executable, str(Path(__file__).with_name(worker))]
         command += ["--peer", str(options.peer), "--work", str(work), "--size", options.size]
         command += ["--device", options.device, "--clock", options.clock]
         if options.peer_timm:

@@ -24,7 +24,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     # Scripts import `timing` as their neighbour; under that name other tests may mean another.
     yield runner
-    sys.modules.pop("timing", None)
+    for name in ("timing", "training_step"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,17 @@ def test_training_step_without_the_official_code(run) -> None:
 def test_training_step_refuses_another_folder(run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no src/models/ast_models\.py there"):
         run("training_step.py", *TINY, "--peer", str(tmp_path))
+
+
+def test_pretraining_step_without_the_official_code(run) -> None:
+    printed = run("ssast_pretraining_step.py", *TINY)
+    assert "| peas, one shared pass (s) |" in printed
+    assert "says nothing about the official code" in printed
+
+
+def test_pretraining_step_refuses_another_folder(run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no src/models/ast_models\.py there"):
+        run("ssast_pretraining_step.py", *TINY, "--peer", str(tmp_path))
 
 
 def test_peas_step(run) -> None:

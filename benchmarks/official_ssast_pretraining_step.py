@@ -1,0 +1,94 @@
+"""Joint pretraining step of the official SSAST code, in a process of its own.
+
+A worker of `ssast_pretraining_step.py`, and no script to call: the official model demands timm
+0.4.5, which cannot be imported beside the timm that `peas` needs. It reads a line a command from
+its standard input and answers each with a line of JSON. Nothing of `peas` is imported here, and
+the loop's work is that of the official `traintest_mask.py`: two passes, optimiser, loss and order.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def main() -> None:
+    """Build, save weights and losses for the comparison, then step whenever asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--peer-timm", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--clock", choices=("wall", "cpu"), required=True)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+
+    # The official code prints while it builds; only answers may reach the pipe.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    sys.path.insert(0, str(options.peer / "src" / "models"))
+    if options.peer_timm is not None:
+        sys.path.insert(0, str(options.peer_timm))
+    from ast_models import ASTModel
+
+    given = torch.load(options.work / "inputs.pt")
+    log_mel, count = given["log_mel"].to(options.device), given["masked"]
+    torch.manual_seed(0)
+    model = ASTModel(input_tdim=log_mel.shape[1], model_size=options.size, fshape=16, tshape=16,
+                     fstride=16, tstride=16, pretrain_stage=True)  # fmt: skip
+    audio_model = nn.DataParallel(model).to(options.device)
+    trainables = [p for p in audio_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainables, 1e-4, weight_decay=5e-7, betas=(0.95, 0.999))
+    audio_model.train()
+
+    def losses() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        acc, nce = audio_model(log_mel, "pretrain_mpc", mask_patch=count, cluster=True)
+        acc, nce = acc.mean(), nce.mean()
+        mse = audio_model(log_mel, "pretrain_mpg", mask_patch=count, cluster=True).mean()
+        return acc, nce, mse
+
+    random.seed(0)
+    with torch.no_grad():
+        torch.save(torch.stack(losses()).cpu(), options.work / "losses.pt")
+    torch.save(audio_model.state_dict(), options.work / "peer.pth")
+    trained = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad and not name.startswith("v.head")
+    )
+
+    now = time.process_time if options.clock == "cpu" else time.perf_counter
+
+    def step() -> float:
+        start = now()
+        acc, nce, mse = losses()
+        loss = nce + 10 * mse
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        # As the official loop reads them for its log; on CUDA this also waits for the device.
+        acc.item()
+        loss.item()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return now() - start
+
+    print(json.dumps({"parameters": trained}), file=answers)
+    for line in sys.stdin:
+        if line.strip() == "step":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"seconds": step(), "peak_mib": peak}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
