@@ -23,7 +23,8 @@ class TransformersClapTeacher(ClapTeacher):
 
     Args:
         checkpoint: A hub's model folder (`config.json` and weights) or LAION's `.pt` file, both
-            unfused. Null gives random weights, for tests alone, with a warning.
+            unfused. It must be given: null, when typed, gives random weights, for tests alone,
+            with a warning.
         arch: Size of the tower: HTSAT-tiny (31 M weights, D = 768) or HTSAT-base (72 M, 1024). It
             must be the file's.
         space: `map`: the map itself. `joint`: each cell through the audio projection into the
@@ -33,19 +34,21 @@ class TransformersClapTeacher(ClapTeacher):
         seed: Of random weights.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged or of another kind.
-        ConfigError: If transformers cannot be imported, or a setting is none of those above.
+        CheckpointError: When the network is made: the checkpoint is missing, damaged or of another
+            kind.
+        ConfigError: A setting is none of those above; and when the network is made: no checkpoint
+            is given, or transformers cannot be imported.
     """
 
     def __init__(
         self,
-        checkpoint: str | None,
+        checkpoint: str | None = "",
         arch: Arch = "HTSAT-tiny",
         space: Space = "map",
         fill: Fill = "silence",
         seed: int = 0,
     ) -> None:
-        super().__init__(checkpoint, arch, space, fill, seed, build_tower)
+        super().__init__(checkpoint, arch, space, fill, seed)
 
     def cells(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
@@ -61,8 +64,12 @@ class TransformersClapTeacher(ClapTeacher):
             and (self.space == "joint" or not key.startswith(PROJECTION))
         }
 
-    @staticmethod
-    def _load(network: nn.Module, weights: ClapWeights) -> None:
+    def tower(self) -> nn.Module:
+        """See `build_tower`."""
+        return build_tower(self.arch)
+
+    def load(self, network: nn.Module, weights: ClapWeights) -> None:
+        """Put a file's weights into the network."""
         network.load_state_dict(weights.fitted(network.state_dict()))
 
 

@@ -32,7 +32,8 @@ class LaionClapTeacher(ClapTeacher):
 
     Args:
         checkpoint: LAION's `.pt` file, for instance 630k-audioset-best.pt (HTSAT-tiny), or a
-            hub's model folder. Null gives random weights, for tests alone, with a warning.
+            hub's model folder. It must be given: null, when typed, gives random weights, for tests
+            alone, with a warning.
         arch: Size of the tower: HTSAT-tiny (31 M weights, D = 768) or HTSAT-base (72 M, 1024; the
             files named music_…). It must be the file's.
         space: `map`: the map itself. `joint`: each cell through the audio projection into the
@@ -42,19 +43,21 @@ class LaionClapTeacher(ClapTeacher):
         seed: Of random weights.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged or of another kind.
-        ConfigError: If `laion-clap` cannot be imported, or a setting is none of those above.
+        CheckpointError: When the network is made: the checkpoint is missing, damaged or of another
+            kind.
+        ConfigError: A setting is none of those above; and when the network is made: no checkpoint
+            is given, or laion-clap cannot be imported.
     """
 
     def __init__(
         self,
-        checkpoint: str | None,
+        checkpoint: str | None = "",
         arch: Arch = "HTSAT-tiny",
         space: Space = "map",
         fill: Fill = "silence",
         seed: int = 0,
     ) -> None:
-        super().__init__(checkpoint, arch, space, fill, seed, build_tower)
+        super().__init__(checkpoint, arch, space, fill, seed)
 
     def cells(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
@@ -77,8 +80,12 @@ class LaionClapTeacher(ClapTeacher):
             and (self.space == "joint" or not key.startswith(PROJECTION))
         }
 
-    @staticmethod
-    def _load(network: nn.Module, weights: ClapWeights) -> None:
+    def tower(self) -> nn.Module:
+        """See `build_tower`."""
+        return build_tower(self.arch)
+
+    def load(self, network: nn.Module, weights: ClapWeights) -> None:
+        """Put a file's weights into the network."""
         own = network.state_dict()
         # Kept from the network: masks of shifted windows, which follow from the architecture.
         network.load_state_dict(own | clap_keys.to_laion(weights.fitted(clap_keys.to_hub(own))))

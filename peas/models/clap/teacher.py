@@ -1,5 +1,6 @@
 """What a teacher is: a frozen network that turns sound into a map of features."""
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -18,27 +19,23 @@ class Teacher(ABC):
 
     A teacher is no `nn.Module`: the model that holds one does not train it, move it, save it or
     give it to an optimiser. Its network is frozen, and put into eval before each call, whatever
-    was done to it between; it runs in float32 with autocast off.
+    was done to it between; it runs in float32 with autocast off. The network is made when it is
+    first asked for: the command line's parser would bury an error of its files among its own.
 
     Args:
-        network: All weights. They are frozen here.
         rate: Samples per second of the sound that it takes.
         width: Number of features D of a cell.
         extent: Where the cells lie.
         name: What results call it.
 
     Attributes:
-        network: As given.
         rate: As given.
         width: As given.
         extent: As given.
         name: As given.
     """
 
-    def __init__(
-        self, network: nn.Module, *, rate: int, width: int, extent: Extent, name: str
-    ) -> None:
-        self.network = network.requires_grad_(False).eval()
+    def __init__(self, *, rate: int, width: int, extent: Extent, name: str) -> None:
         self.rate = rate
         self.width = width
         self.extent = extent
@@ -76,6 +73,16 @@ class Teacher(ABC):
             )
         return maps
 
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """All weights, frozen, in eval.
+
+        Raises:
+            CheckpointError: If they cannot be had from their file.
+            ConfigError: If a setting or a missing package forbids it.
+        """
+        return self.build().requires_grad_(False).eval()
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and settings that decide a map: equal on every device and run."""
@@ -93,6 +100,10 @@ class Teacher(ABC):
     def weights(self) -> Mapping[str, Tensor]:
         """All tensors that decide a map, by name."""
         return self.network.state_dict()
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network with its weights, on the CPU."""
 
     @abstractmethod
     def settings(self) -> Mapping[str, object]:

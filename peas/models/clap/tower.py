@@ -24,22 +24,16 @@ class ClapTeacher(Teacher):
     in time. Cells behind a clip's end are there too: a target grid reads by place and leaves them.
 
     Args:
-        checkpoint: LAION's `.pt` file or a hub's model folder; null for random weights.
+        checkpoint: LAION's `.pt` file or a hub's model folder; null for random weights; "" is not
+            given.
         arch: Size of the tower.
         space: `map` or `joint`.
         fill: `silence` or `repeat`.
         seed: Of random weights.
-        build: Makes the network of a size, with random weights.
     """
 
     def __init__(
-        self,
-        checkpoint: str | None,
-        arch: Arch,
-        space: Space,
-        fill: Fill,
-        seed: int,
-        build: Callable[[Arch], nn.Module],
+        self, checkpoint: str | None, arch: Arch, space: Space, fill: Fill, seed: int
     ) -> None:
         for name, value, known in (
             ("arch", arch, get_args(Arch)),
@@ -48,32 +42,42 @@ class ClapTeacher(Teacher):
         ):
             if value not in known:
                 raise ConfigError(f"teacher: {name} is {value!r}; choose one of {', '.join(known)}")
-        weights = None if checkpoint is None else read_clap(checkpoint)
-        if weights is not None and weights.arch != arch:
-            raise CheckpointError(
-                f"{weights.path}: holds {weights.arch}, but the teacher's arch is {arch}; set "
-                f"arch: {weights.arch}, or give a file of {arch}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            network = build(arch)
-        if weights is None:
-            warnings.warn(
-                "the teacher's checkpoint is null: its weights are random and its targets mean "
-                "nothing; give checkpoint: FILE for anything but a test",
-                stacklevel=3,
-            )
-        else:
-            self._load(network, weights)
         source = "random weights" if checkpoint is None else Path(checkpoint).name
         super().__init__(
-            network,
             rate=front_end.RATE,
             width=JOINT if space == "joint" else SHAPES[arch].width,
             extent=front_end.extent(),
             name=f"CLAP {arch}, {source}{', joint space' if space == 'joint' else ''}",
         )
-        self.space, self.fill = space, fill
+        self.checkpoint, self.seed = checkpoint, seed
+        self.arch, self.space, self.fill = arch, space, fill
+
+    def build(self) -> nn.Module:
+        """Make the tower and fill it from its file."""
+        # The parser makes null of an argument without a default, and null must be typed.
+        if self.checkpoint == "":
+            raise ConfigError(
+                "teacher: checkpoint is not given; give checkpoint: FILE (or null, when typed, for "
+                "random weights that serve tests alone)"
+            )
+        weights = None if self.checkpoint is None else read_clap(self.checkpoint)
+        if weights is not None and weights.arch != self.arch:
+            raise CheckpointError(
+                f"{weights.path}: holds {weights.arch}, but the teacher's arch is {self.arch}; "
+                f"set arch: {weights.arch}, or give a file of {self.arch}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            network = self.tower()
+        if weights is None:
+            warnings.warn(
+                "the teacher's checkpoint is null: its weights are random and its targets mean "
+                "nothing; give checkpoint: FILE for anything but a test",
+                stacklevel=2,
+            )
+        else:
+            self.load(network, weights)
+        return network
 
     def settings(self) -> Mapping[str, object]:
         """Front end, filling and space."""
@@ -98,7 +102,10 @@ class ClapTeacher(Teacher):
     def cells(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
 
-    @staticmethod
     @abstractmethod
-    def _load(network: nn.Module, weights: ClapWeights) -> None:
+    def tower(self) -> nn.Module:
+        """Tower and projection of the size, with random weights."""
+
+    @abstractmethod
+    def load(self, network: nn.Module, weights: ClapWeights) -> None:
         """Put a file's weights into the network."""
