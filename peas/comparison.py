@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Test = Literal["sign-flip", "t"]
 
-ANGLES = 200_001
+ANGLES = 50_001
 """Points of the grid on which Student's distribution is integrated."""
 LARGE = 1e4
 """Degrees of freedom from which on Student's distribution is taken as it is here."""
