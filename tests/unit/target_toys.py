@@ -11,6 +11,7 @@ from torch import nn
 from peas.data.columns import Strings
 from peas.data.targets.manifest import Recipe
 from peas.data.targets.writing import Block, ids_sum, write_targets
+from peas.errors import CheckpointError
 from peas.models.clap.teacher import Teacher
 from peas.models.target_grid import Extent
 
@@ -96,7 +97,7 @@ def ready_files(folder: Path, ids, maps, **said):
 
 
 class Windows(nn.Module):
-    """Mean and spread of windows of 800 samples."""
+    """One weight."""
 
     def __init__(self, gain):
         super().__init__()
@@ -109,18 +110,24 @@ class ToyTeacher(Teacher):
     Args:
         gain: What it multiplies by.
         width: D that it states.
-        bad: Sample value at which its map is NaN.
+        bad: Length in samples of a clip whose map is too large for float16.
     """
 
     def __init__(self, gain: float = 1.0, width: int = 3, bad: float | None = None) -> None:
+        if gain == 0:
+            raise CheckpointError("gain.pt: gives no gain")
         super().__init__(
-            Windows(gain),
             rate=8_000,
             width=width,
             extent=Extent(0.05, 0.1, (0.0, 1000.0, 4000.0)),
             name=f"Toy {gain:g}",
         )
+        self.gain = gain
         self.bad = bad
+
+    def build(self):
+        """The gain, as a network."""
+        return Windows(self.gain)
 
     def settings(self):
         """What decides a map beside the gain."""

@@ -191,14 +191,23 @@ def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) 
 
 
 def _teacher(spec: Any) -> Teacher:
-    """The teacher of a class and its arguments."""
+    """The teacher of a class and its arguments.
+
+    Raises:
+        ConfigError: The class refuses an argument.
+    """
     from jsonargparse import ArgumentParser
 
+    from peas.cli_errors import cause
     from peas.models.clap import Teacher
 
     maker = ArgumentParser(exit_on_error=False)
     maker.add_subclass_arguments(Teacher, "teacher", required=True)
-    teacher = maker.instantiate_classes(maker.parse_object({"teacher": spec})).teacher
+    try:
+        teacher = maker.instantiate_classes(maker.parse_object({"teacher": spec})).teacher
+    except ValueError as error:
+        # The parser wraps whatever a constructor raised, and keeps its text only.
+        raise ConfigError(f"--teacher: {cause(str(error))}") from error
     assert isinstance(teacher, Teacher)
     return teacher
 
