@@ -6,6 +6,27 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("train/loss",), "loss {:.4f}"),
+    (("train/accuracy",), "train acc {:.1%}"),
+    (("val/accuracy",), "val acc {:.2%}"),
+    (("val/mAP",), "val mAP {:.4f}"),
+    (("val/clips",), "on {:,.0f} clips"),
+    (("val/loss",), "val loss {:.4f}"),
+    (("val/valid_mse", "val/trivial_mse"), "mse {:.4f} (trivial {:.4f})"),
+    (("val/feature_mse", "val/trivial_feature_mse"), "features {:.3g} (trivial {:.3g})"),
+    (("val/classification", "val/trivial_classification"), "classes {:.4f} (trivial {:.4f})"),
+    (("val/nce_accuracy",), "nce acc {:.1%}"),
+    (("knn/accuracy",), "knn {:.2%}"),
+    (("mask/fraction",), "masked {:.1%}"),
+    (("mask/adaptive_share",), "adaptive {:.0%}"),
+)
+"""What the line tells when all of its figures are there: of fine-tuning, of pretraining, of masks.
+
+The trivial predictor, which is one and the same for all clips, stands beside each objective.
+"""
 
 
 class Rate:
@@ -61,16 +82,21 @@ class Progress(RichProgressBar):
 
 
 class EpochLine(Callback):
-    """Prints a line at each epoch's end, so that a log file tells the run's story."""
+    """Prints a line at each epoch's end, so that a log file tells the run's story.
+
+    A figure that was not measured in the epoch is left out: evaluations may be rarer.
+    """
 
     def __init__(self) -> None:
+        self._known: dict[str, Tensor] = {}
         self._clips = 0
         self._training = 0.0
         self._since = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock, and notes the figures of earlier epochs."""
         self._clips, self._training = 0, 0.0
+        self._known = dict(trainer.callback_metrics)
 
     def on_train_batch_start(
         self,
@@ -105,17 +131,10 @@ class EpochLine(Callback):
         """Prints epoch, losses, metrics and rate."""
         metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-        for key, form in (
-            ("train/loss", "loss {:.4f}"),
-            ("train/accuracy", "train acc {:.1%}"),
-            ("val/accuracy", "val acc {:.2%}"),
-            ("val/mAP", "val mAP {:.4f}"),
-            ("val/clips", "on {:,.0f} clips"),
-            ("mask/fraction", "masked {:.1%}"),
-            ("mask/adaptive_share", "adaptive {:.0%}"),
-        ):
-            if key in metrics:
-                parts.append(form.format(float(metrics[key])))
+        for keys, form in FIGURES:
+            # Lightning keeps the figures of earlier epochs, as the very tensors that they were.
+            if all(key in metrics and metrics[key] is not self._known.get(key) for key in keys):
+                parts.append(form.format(*(float(metrics[key]) for key in keys)))
         if self._training > 0:
             parts.append(f"{self._clips / self._training:.1f} clips/s")
         rank_zero_info("  ".join(parts))

@@ -270,8 +270,16 @@ class ClipDataModule(LightningDataModule, ABC):
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> ClipLoader:
+        return self.loader(self.clips(split))
+
+    def loader(self, table: ClipTable) -> ClipLoader:
+        """Loader of any clips of this set as they are, each once, shared among the processes.
+
+        Args:
+            table: The clips, with classes of this set.
+        """
         rank, world = self._place()
-        dataset = self._dataset(self.clips(split))
+        dataset = self._dataset(table)
         return ClipLoader(
             dataset,
             self.odd_clips,

@@ -1,0 +1,170 @@
+"""How much a pretraining model knows of classes that it is never told: kNN on a labelled set."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from peas.data.clips import ClipTable
+from peas.data.columns import Rows
+from peas.data.module import SPLITS, ClipDataModule
+from peas.errors import ConfigError
+from peas.frontend import LogMel
+from peas.neighbours import nearest_classes
+from peas.tasks.base import BaseTask
+
+
+class KNN(Callback):
+    """Logs `knn/accuracy`: a vote of the nearest clips by the encoder's frozen embeddings.
+
+    Every clip of a labelled set is embedded (`embedding`: mean of the patch tokens after the
+    encoder's last norm) in evaluation mode, with the pretraining run's statistics and the labelled
+    set's own length, and classified by `peas.neighbours.nearest_classes`. Processes share the
+    clips. The run itself does not change: neither its weights nor its random numbers.
+
+    The figure is for watching. A run that is to be reported with it must not be chosen by it, and
+    the labelled set must share no recording with the pretraining set.
+
+    Args:
+        data: The labelled set, one class a clip. Its batch sizes and workers are used; its `mean`
+            and `std` are not.
+        k: Voters of a clip.
+        every_n_epochs: Epochs between two measurements; the first and the last epoch have one.
+        split: `validation` or `test`: those clips by the training clips; `folds`: each fold by the
+            others, for sets that have folds, such as ESC-50.
+
+    Raises:
+        ConfigError: A value is impossible; the message names the key.
+    """
+
+    def __init__(
+        self,
+        data: ClipDataModule,
+        k: int = 10,
+        every_n_epochs: int = 10,
+        split: Literal["validation", "test", "folds"] = "validation",
+    ) -> None:
+        for key, value in (("k", k), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ConfigError(f"`KNN.init_args.{key}` is {value}: give 1 or more")
+        if split not in ("validation", "test", "folds"):
+            raise ConfigError(
+                f"`KNN.init_args.split` is {split!r}: choose validation, test or folds"
+            )
+        self.data, self.k, self.every, self.split = data, k, every_n_epochs, split
+        self._clips: _Clips | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before training: makes the set where it makes itself, and reads its tables.
+
+        Raises:
+            ConfigError: The set has no classes, several a clip, no folds, or too few clips.
+            DataError: The set is missing or contradicts itself.
+        """
+        if stage != "fit":
+            return
+        if trainer.local_rank == 0:
+            self.data.prepare_data()
+        trainer.strategy.barrier("knn")
+        self.data.trainer = trainer
+        if self.data.multi_label:
+            raise ConfigError(
+                "`KNN.init_args.data` has clips of several classes, and a vote finds one: give a "
+                "set with one class a clip"
+            )
+        self._clips = self._read()
+
+    def _read(self) -> "_Clips":
+        if self.split == "folds":
+            # Asked for its checks: an inventory also holds clips whose sound is missing.
+            self.data.clips("train")
+            inventory = self.data.inventory()
+            if len(inventory.parts) < 2 or set(inventory.parts) <= set(SPLITS):
+                raise ConfigError(
+                    "`KNN.init_args.split` is folds, and `KNN.init_args.data` has none (its parts "
+                    f"are {', '.join(inventory.parts)}): choose validation or test"
+                )
+            table, part = inventory.table, inventory.part
+        else:
+            tables = [self.data.clips("train"), self.data.clips(self.split)]
+            table = ClipTable.concatenate(tables)
+            part = np.repeat([0, 1], [len(one) for one in tables])
+        labelled = np.flatnonzero(table.targets.sizes == 1)
+        table, part = table.take(labelled), part[labelled]
+        sizes = np.bincount(part, minlength=2)
+        least = int(sizes[0]) if self.split != "folds" else len(part) - int(sizes.max())
+        if least < self.k or sizes.min() == 0:
+            raise ConfigError(
+                f"`KNN.init_args.data` has {least} labelled clips to vote and {sizes.min()} in its "
+                f"smallest part, and `KNN.init_args.k` is {self.k}: give a labelled set, or a "
+                "smaller k"
+            )
+        held = range(len(sizes)) if self.split == "folds" else (1,)
+        return _Clips(table, part, tuple(held))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Embeds the set and logs the share of clips that the vote finds."""
+        epoch = trainer.current_epoch
+        if epoch % self.every and epoch != (trainer.max_epochs or 0) - 1:
+            return
+        assert isinstance(pl_module, BaseTask)
+        assert self._clips is not None
+        # Loaders draw a seed for their workers, which must not move the run's own draws.
+        with isolate_rng():
+            features, classes, part = self._embed(trainer, pl_module, self._clips)
+        right = held = 0
+        for number in self._clips.held:
+            out = part == number
+            known = part != number
+            found = nearest_classes(features[known], classes[known], features[out], self.k)
+            right += int((found == classes[out]).sum())
+            held += int(out.sum())
+        pl_module.log("knn/accuracy", torch.tensor(right / max(held, 1)), sync_dist=False)
+
+    @torch.no_grad()
+    def _embed(
+        self, trainer: Trainer, task: BaseTask, clips: "_Clips"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings `[N, D]`, classes `[N]` and parts `[N]` of all processes' clips."""
+        front_end = LogMel(
+            frames=self.data.frames, mean=task.hparams["mean"], std=task.hparams["std"]
+        ).to(task.device)
+        parts = dict(zip(clips.table.ids, clips.part.tolist(), strict=True))
+        training = [(module, module.training) for module in task.model.modules()]
+        task.model.eval()
+        rows: list[tuple[Tensor, Tensor, list[int]]] = []
+        try:
+            for batch in self.data.loader(clips.table):
+                waveform = batch["waveform"].to(task.device)
+                log_mel = front_end(waveform, batch["length"].to(task.device)).log_mel
+                with trainer.precision_plugin.forward_context():
+                    embedded = task.model.embedding(log_mel)
+                part = [parts[clip] for clip in batch["id"]]
+                rows.append((embedded.float().cpu(), batch["target"], part))
+        finally:
+            for module, mode in training:
+                module.training = mode
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shares: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, rows)
+            rows = [row for share in shares for row in share]
+        embeddings, classes, numbers = zip(*rows, strict=True)
+        flat = [number for some in numbers for number in some]
+        return torch.cat(embeddings), torch.cat(classes), torch.tensor(flat)
+
+
+class _Clips(NamedTuple):
+    """The labelled clips.
+
+    Attributes:
+        table: All of them.
+        part: `[N]`, number of each clip's part.
+        held: Parts that are classified, each by the clips of all others.
+    """
+
+    table: ClipTable
+    part: Rows
+    held: tuple[int, ...]
