@@ -154,16 +154,21 @@ class PeasCLI(LightningCLI):
         if multi_label is None:
             multi_label = getattr(self.datamodule, "multi_label", False)
         monitor, mode = self.model.monitor(multi_label)
+        per_epoch = self._get(self.config_init, "trainer").check_val_every_n_epoch
         common: dict[str, Any] = {
             "dirpath": self.run_dir / "checkpoints",
-            "save_on_train_epoch_end": True,
+            # Where validations count steps, an epoch may be 100,000 of them.
+            "save_on_train_epoch_end": per_epoch is not None,
             # A new run beside an older one's checkpoints leaves those alone: best-v1.ckpt.
             "enable_version_counter": not self._get(self.config_init, "ckpt_path"),
         }
         # Lightning's `save_last` writes only when the best has improved: an interrupted run would
         # go back to its best epoch. The second one saves always, and after the best was chosen.
+        # Between two validations nothing is known that could be better.
         return [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
+            ModelCheckpoint(
+                filename="best", monitor=monitor, mode=mode, every_n_epochs=per_epoch or 1, **common
+            ),
             ModelCheckpoint(filename="last", **common),
         ]
 

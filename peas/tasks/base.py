@@ -195,7 +195,7 @@ class BaseTask(L.LightningModule):
     @property
     def global_batch(self) -> int | None:
         """Clips of one optimiser step, over all processes; None without a data module."""
-        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        batch = getattr(getattr(self._trainer, "datamodule", None), "batch_size", None)
         if batch is None:
             return None
         return int(batch * self.trainer.world_size * self.trainer.accumulate_grad_batches)
