@@ -8,6 +8,8 @@ from peas.models.grid import Pair
 
 MASKED = -100.0
 """Added to the logits of two tokens that a window must keep apart, as Swin has it."""
+LEAST = 1e-6
+"""Least product of two norms, as in the official code: a token may be zero."""
 
 
 class WindowMap:
@@ -98,6 +100,9 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, relative: Tensor, mask: Tensor | None) -> Tensor:
         """Attend inside each window.
 
+        Written out, since the fused kernel of a CPU knows no bias that has a gradient. The norms
+        divide the scores, of which there are half as many as queries and keys.
+
         Args:
             windows: `[B, windows, L, D]`.
             relative: `[L, L, 2]`.
@@ -107,24 +112,18 @@ class WindowAttention(nn.Module):
             `[B, windows, L, D]`.
         """
         batch, count, cells, width = windows.shape
-        parts = self.qkv(windows).view(batch, count, cells, 3, self.heads, width // self.heads)
-        q, k, v = parts.permute(3, 0, 1, 4, 2, 5).unbind(0)
-        # The temperature goes onto the queries, so that the products need no further pass.
-        scale = self.tau.clamp(min=0.01).reciprocal()[:, None, None]
-        q = functional.normalize(q.float(), dim=-1) * scale
-        k = functional.normalize(k.float(), dim=-1)
-        bias = self.bias(relative).to(q.dtype)
+        shape = (batch * count, cells, 3, self.heads, width // self.heads)
+        q, k, v = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        tau = self.tau.clamp(min=0.01)[:, None, None]
+        rows = torch.linalg.vector_norm(q.float(), dim=-1, keepdim=True) * tau
+        columns = torch.linalg.vector_norm(k.float(), dim=-1, keepdim=True).transpose(2, 3)
+        scores = (q @ k.transpose(2, 3)) / (rows * columns).clamp(min=LEAST)
+        bias = self.bias(relative)
         if mask is not None:
             bias = bias + mask[:, None]
-        mixed = functional.scaled_dot_product_attention(
-            q.to(v.dtype).flatten(1, 2),
-            k.to(v.dtype).flatten(1, 2),
-            v.flatten(1, 2),
-            bias.to(v.dtype).expand(count, -1, -1, -1).flatten(0, 1),
-            scale=1.0,
-        )
-        mixed = mixed.view(batch, count, self.heads, cells, -1).transpose(2, 3)
-        return self.proj(mixed.flatten(3))  # type: ignore[no-any-return]
+        weights = (scores.view(batch, count, *scores.shape[1:]) + bias).softmax(dim=-1)
+        mixed = (weights.flatten(0, 1).to(v.dtype) @ v).transpose(1, 2)
+        return self.proj(mixed.reshape(windows.shape))  # type: ignore[no-any-return]
 
 
 class LocalBlock(nn.Module):
@@ -189,9 +188,8 @@ class LocalBlocks(nn.ModuleList):
         for index, block in enumerate(self):
             placed = self.placed(grid, bool((index + self.first_shift) % 2), tokens.device)
             if placed is not cut:
-                # Two blocks with one map could stay in windows; the official pattern alternates.
-                tokens = tokens if cut is None else cut.join(tokens)
-                tokens, cut = placed.cut(tokens), placed
+                tokens = placed.cut(tokens) if cut is None else placed.recut(tokens, cut)
+                cut = placed
             tokens = block(tokens, placed.relative, placed.mask)
         assert cut is not None
         return cut.join(tokens)
@@ -213,7 +211,7 @@ class _Placed:
         self.places = windows.places.to(device)
         self.back = windows.back.to(device)
         self.mask = None if windows.mask is None else windows.mask.to(device)
-        self.full = bool((windows.places < windows.back.numel()).all())
+        self.count = windows.back.numel()
         high, wide = windows.sides
         place = torch.stack(
             torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij"), dim=-1
@@ -223,10 +221,17 @@ class _Placed:
 
     def cut(self, tokens: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, windows, L, D]`."""
-        if not self.full:
+        if self.places.numel() > self.count:
             tokens = functional.pad(tokens, (0, 0, 0, 1))
-        return tokens[:, self.places]
+        return tokens.index_select(1, self.places.flatten()).unflatten(1, self.places.shape)
 
     def join(self, windows: Tensor) -> Tensor:
         """The inverse of `cut`."""
-        return windows.flatten(1, 2)[:, self.back]
+        return windows.flatten(1, 2).index_select(1, self.back)
+
+    def recut(self, windows: Tensor, other: "_Placed") -> Tensor:
+        """`cut` of what lies in other windows; in one pass where no window has fillers."""
+        if other.places.numel() > self.count or self.places.numel() > self.count:
+            return self.cut(other.join(windows))
+        order = other.back[self.places.flatten()]
+        return windows.flatten(1, 2).index_select(1, order).unflatten(1, self.places.shape)
