@@ -71,9 +71,9 @@ def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str
         test: Name of the test.
     """
     base, units = arms[0], CLUSTERS[kind][1]
-    groups, seeds = rows[0].spread.groups, len(base.seeds)
+    groups, seeds, folds = rows[0].spread.groups, len(base.seeds), len(set(base.fold))
     lines = [
-        f"{len(base.ids)} clips of {groups} {units}, {len(set(base.fold))} folds, "
+        f"{len(base.ids)} clips of {groups} {units}, {folds} fold{'s' * (folds > 1)}, "
         f"{seeds} seed{'s' * (seeds > 1)} ({', '.join(map(str, base.seeds))}); the last of "
         f"{base.epochs} epochs.",
         "",

@@ -104,7 +104,9 @@ def _settings(run: Path) -> tuple[dict[str, Any], str]:
     if not (run / DONE).is_file():
         raise DataError(f"{run} is not finished: call its `peas kfold` again, which goes on")
     environment = json.loads((run / "environment.json").read_text())
-    commit = (environment["commit"] or "no commit")[:7]
+    full = environment["commit"] or "unknown"
+    # A plus at its end tells of local changes.
+    commit = full[:7] + "+" * full.endswith("+")
     packages = ("peas", "torch", "lightning", "timm", "numpy")
     versions = ", ".join(f"{key} {environment['versions'][key]}" for key in packages)
     settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())

@@ -49,7 +49,7 @@ def write(folder, chance, seeds=(0, 1, 2), change=lambda config: None, draw=0, i
             change(config)
             (run / "config.yaml").write_text(yaml.safe_dump(config))
             versions = dict.fromkeys(("peas", "torch", "lightning", "timm", "numpy"), "1.0")
-            facts = {"commit": "0123456789ab", "versions": versions}
+            facts = {"commit": "0123456789ab+", "versions": versions}
             (run / "environment.json").write_text(json.dumps(facts))
             (run / "done.json").write_text("{}")
             source = np.random.default_rng([seed, fold, draw])
@@ -127,7 +127,7 @@ def test_the_tables(arms, capsys):
     assert rows[5][-1] == "better"
     assert rows[6][-1] == "no difference shown"
     assert float(rows[0][1]) > 2.8 * float(rows[0][2]) > 0
-    assert "commit 0123456; peas 1.0" in text
+    assert "commit 0123456+; peas 1.0" in text
 
 
 def test_order_of_clips_and_arms_does_not_matter(arms, capsys):
