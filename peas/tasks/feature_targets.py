@@ -3,10 +3,12 @@
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.nn import functional
 
 from peas.data.batch import Batch
 from peas.data.module import SPLITS, ClipDataModule
 from peas.data.targets import TargetCache
+from peas.data.targets.teaching import heard_samples
 from peas.errors import ConfigError, DataError
 from peas.models.clap import Teacher
 from peas.models.masked import MaskedModel
@@ -58,6 +60,7 @@ class FeatureTargets:
         else:
             assert teacher is not None
             self.fingerprint, self.width = teacher.fingerprint, teacher.width
+        self._samples = 0
         self._matrices: dict[tuple[int, ...], Tensor] = {}
 
     @property
@@ -78,11 +81,18 @@ class FeatureTargets:
         """Before training: checks that every clip has a map, or has clips read for the teacher.
 
         Raises:
+            ConfigError: Clips are mixed, so that no map belongs to them.
             DataError: Clips have no map.
         """
+        if data.mixup > 0:
+            raise ConfigError(
+                f"data.init_args.mixup is {data.mixup}, and a teacher's features belong to clips "
+                "as they are: set it to 0"
+            )
         if self.cache is None:
             assert self.teacher is not None
             data.teacher_rate = self.teacher.rate
+            self._samples = heard_samples(data.frames, self.teacher.rate)
             return
         for split in SPLITS[:2]:
             self.cache.require(data.clips(split).ids)
@@ -101,7 +111,10 @@ class FeatureTargets:
         """Targets `[B, N, D]` float32 of the model's patches, time-major."""
         if self.cache is None:
             assert self.teacher is not None
-            maps = self.teacher(batch["teacher_waveform"], batch["teacher_length"])
+            # A map's columns follow from the samples: always those that the student hears.
+            sound = batch["teacher_waveform"][:, : self._samples]
+            sound = functional.pad(sound, (0, self._samples - sound.shape[1]))
+            maps = self.teacher(sound, batch["teacher_length"].clamp(max=self._samples))
         else:
             maps = batch["teacher_map"]
         with torch.autocast(maps.device.type, enabled=False):
