@@ -115,15 +115,20 @@ class WindowAttention(nn.Module):
         shape = (batch * count, cells, 3, self.heads, width // self.heads)
         q, k, v = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
         tau = self.tau.clamp(min=0.01)[:, None, None]
-        rows = torch.linalg.vector_norm(q.float(), dim=-1, keepdim=True) * tau
-        columns = torch.linalg.vector_norm(k.float(), dim=-1, keepdim=True).transpose(2, 3)
+        rows, columns = _norms(q) * tau, _norms(k).transpose(2, 3)
         scores = (q @ k.transpose(2, 3)) / (rows * columns).clamp(min=LEAST)
-        bias = self.bias(relative)
+        bias = self.bias(relative.to(tau.dtype))
         if mask is not None:
             bias = bias + mask[:, None]
         weights = (scores.view(batch, count, *scores.shape[1:]) + bias).softmax(dim=-1)
         mixed = (weights.flatten(0, 1).to(v.dtype) @ v).transpose(1, 2)
         return self.proj(mixed.reshape(windows.shape))  # type: ignore[no-any-return]
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Lengths of `[..., D]`, `[..., 1]`, in float32 or better."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide)  # type: ignore[no-any-return]
 
 
 class LocalBlock(nn.Module):
@@ -223,7 +228,7 @@ class _Placed:
         """`[B, N, D]` to `[B, windows, L, D]`."""
         if self.places.numel() > self.count:
             tokens = functional.pad(tokens, (0, 0, 0, 1))
-        return tokens.index_select(1, self.places.flatten()).unflatten(1, self.places.shape)
+        return self._windows(tokens, self.places.flatten())
 
     def join(self, windows: Tensor) -> Tensor:
         """The inverse of `cut`."""
@@ -234,4 +239,7 @@ class _Placed:
         if other.places.numel() > self.count or self.places.numel() > self.count:
             return self.cut(other.join(windows))
         order = other.back[self.places.flatten()]
-        return windows.flatten(1, 2).index_select(1, order).unflatten(1, self.places.shape)
+        return self._windows(windows.flatten(1, 2), order)
+
+    def _windows(self, tokens: Tensor, order: Tensor) -> Tensor:
+        return tokens.index_select(1, order).view(len(tokens), *self.places.shape, -1)
