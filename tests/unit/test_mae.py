@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+import toys  # noqa: F401 - the size `toy`
 from torch.nn import functional
 
-import toys  # noqa: F401 - the size `toy`
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.mae import MaskedAutoencoder, decoder_of, normalised
 from peas.models.mae_decoder import DecoderShape
