@@ -200,6 +200,8 @@ NOISE = (
     "You have overridden `on_after_batch_transfer`",
     # So do the targets, which belong to a teacher.
     "You have overridden `on_before_batch_transfer`",
+    # Means and scores come from metrics, which are of all processes already.
+    r"It is recommended to use `self.log\(.*sync_dist=True",
     # Lightning 2.6 on torch 2.14.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Small sets have short epochs, and every epoch is logged anyway.

@@ -413,6 +413,7 @@ class MaskedAudioModeling(BaseTask):
                 on_step=False,
                 on_epoch=True,
                 batch_size=clips,
+                sync_dist=True,
             )
         return losses.total
 
