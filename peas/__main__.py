@@ -22,8 +22,8 @@ OWN_VERBS = {
     "kfold": "folds x seeds of one config in fresh processes, and one table",
     "data": "fetch, check, measure and pack a data set",
     "tag": "labels for sound files, from a checkpoint alone",
-    "export": "a checkpoint of peas in the official SSAST layout",
-    "import": "an official SSAST file as a checkpoint of peas, with a report of its keys",
+    "export": "a checkpoint of peas in the official layout of SSAST or AudioMAE",
+    "import": "an official file of SSAST or AudioMAE as a checkpoint of peas; reports its keys",
     "doctor": "versions, devices, decoders, and what is missing",
 }
 

@@ -2,14 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
 
 from peas.data.labels import read_labels
 from peas.errors import CheckpointError, PeasError
-from peas.models.checkpoints import load_pretrained, read_state
-from peas.models.checkpoints.ssast import describe
+from peas.models.checkpoints import audiomae, load_pretrained, read_state, ssast
+from peas.models.checkpoints.audiomae_keys import is_audiomae
+from peas.models.grid import Pair
 from peas.tasks.classification import Classification
 
 STATISTICS = {
@@ -27,12 +29,14 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__ + " Without --out it only reports the file's keys. An official "
         "pretrained file needs no import: give it to `--model.init_args.pretrained`.",
     )
-    p.add_argument("file", help="official SSAST file")
+    p.add_argument("file", help="official file of SSAST or AudioMAE")
     p.add_argument("--out", help="checkpoint to write, for `peas test`, `peas tag` and the like")
     p.add_argument(
         "--dataset", choices=tuple(STATISTICS), default="esc50", help="labels and statistics"
     )
-    p.add_argument("--stride", nargs=2, type=int, metavar=("MELS", "FRAMES"), help="default 10 10")
+    p.add_argument(
+        "--stride", nargs=2, type=int, metavar=("MELS", "FRAMES"), help="of SSAST; default 10 10"
+    )
     p.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     p.add_argument("--loss", choices=("ce", "bce"), default="ce", help="softmax or sigmoid scores")
     return p
@@ -41,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    facts = describe(read_state(args.file), args.file)
+    state = read_state(args.file)
+    family: Literal["ssast", "audiomae"] = "audiomae" if is_audiomae(state) else "ssast"
+    facts, stride = _ssast(state, args) if family == "ssast" else _audiomae(state, args)
     mean, std, frames = STATISTICS[args.dataset]
     labels = read_labels(args.dataset)
     if facts.num_classes and facts.num_classes != len(labels):
@@ -49,12 +55,12 @@ def main(argv: list[str]) -> None:
             f"{args.file} has {facts.num_classes} classes and {args.dataset} {len(labels)}: "
             "choose another --dataset"
         )
-    default = (10, 10) if facts.patch == (16, 16) else (facts.patch[0], 1)
     task = Classification(
         pretrained=None,
+        encoder=family,
         size=facts.size,  # type: ignore[arg-type]
         patch=facts.patch,
-        stride=tuple(args.stride) if args.stride else default,
+        stride=stride,
         pooling=args.pooling,
         loss=args.loss,
         labels=labels,
@@ -85,3 +91,20 @@ def main(argv: list[str]) -> None:
         out,
     )
     print(f"written: {out}")
+
+
+def _ssast(state: dict[str, Any], args: argparse.Namespace) -> tuple[ssast.Description, Pair]:
+    """What the file is, and the step between patches, which an SSAST file does not tell."""
+    facts = ssast.describe(state, args.file)
+    default = (10, 10) if facts.patch == (16, 16) else (facts.patch[0], 1)
+    return facts, tuple(args.stride) if args.stride else default
+
+
+def _audiomae(state: dict[str, Any], args: argparse.Namespace) -> tuple[audiomae.Description, Pair]:
+    facts = audiomae.describe(audiomae.unwrap(state, args.file)[0], args.file)
+    if args.stride and tuple(args.stride) != facts.stride:
+        raise CheckpointError(
+            f"{args.file} has patches at steps of {facts.stride} (mel bins, frames), and --stride "
+            f"is {tuple(args.stride)}: leave --stride out"
+        )
+    return facts, facts.stride
