@@ -4,18 +4,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peas.callbacks.knn import KNN
     from peas.callbacks.patch_dropping import PatchDropping
     from peas.callbacks.peas import PEAS
     from peas.callbacks.pictures import Pictures
+    from peas.callbacks.reconstructions import Reconstructions
     from peas.callbacks.spec_augment import RandomMasking, SpecAugment
 
-__all__ = ["PEAS", "PatchDropping", "Pictures", "RandomMasking", "SpecAugment"]
+__all__ = [
+    "KNN",
+    "PEAS",
+    "PatchDropping",
+    "Pictures",
+    "RandomMasking",
+    "Reconstructions",
+    "SpecAugment",
+]
 
 _ROOMS = {
+    "KNN": "peas.callbacks.knn",
     "PEAS": "peas.callbacks.peas",
     "PatchDropping": "peas.callbacks.patch_dropping",
     "Pictures": "peas.callbacks.pictures",
     "RandomMasking": "peas.callbacks.spec_augment",
+    "Reconstructions": "peas.callbacks.reconstructions",
     "SpecAugment": "peas.callbacks.spec_augment",
 }
 

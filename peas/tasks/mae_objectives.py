@@ -87,11 +87,13 @@ class Losses(NamedTuple):
     tokens: Tensor
     """`[B, 1 + V, D]`, the encoder's output."""
     labelled: Tensor | None = None
-    """`[L, C]` targets of the labelled clips, with a classification branch."""
+    """`[L, C]` targets of the clips that a classification branch took."""
     unlabelled: Tensor | None = None
-    """Number of clips that the branch left out."""
+    """Number of clips that it left out."""
     patches: Rows | None = None
     features: Rows | None = None
+    predicted_features: Tensor | None = None
+    """`[B, N, D]` Y, with distillation."""
 
     def gradient_norms(self) -> dict[str, Tensor]:
         """Norm of each weighted objective's gradient at the encoder's output."""
@@ -115,7 +117,8 @@ def compose(
     features: Tensor | None,
     keep_padding: bool,
     pooled: Tensor | None,
-    total_labelled: Callable[[Tensor], Tensor],
+    all_processes: Callable[[Tensor], Tensor],
+    processes: int,
 ) -> Losses:
     """Encode the visible patches and take every objective.
 
@@ -129,7 +132,8 @@ def compose(
         features: T, `[B, N, D]`, for distillation.
         keep_padding: Whether patches without sound count in the feature loss.
         pooled: `[B, K]` indices among the visible patches that the branch pools; None = all.
-        total_labelled: Number of labelled clips here to its mean over all processes.
+        all_processes: A number here to its sum over all processes.
+        processes: How many they are.
     """
     hidden, weights = batch["hidden_patches"], parts.weights
     patches = model.encoder.patches(batch["log_mel"])
@@ -140,6 +144,7 @@ def compose(
     sound = _sound(model, batch["valid"])
     terms: dict[str, Tensor] = {}
     rows: dict[str, Rows] = {}
+    y: Tensor | None = None
     if "reconstruction" in weights:
         assert decoded is not None
         assert model.decoder is not None
@@ -162,10 +167,9 @@ def compose(
     if "classification" in weights:
         assert heads.label is not None
         seen = tokens[:, 1:] if pooled is None else gather_tokens(tokens[:, 1:], pooled)
-        terms["classification"], labelled = _classify(
-            heads.label, seen.mean(dim=1), batch, parts, total_labelled
+        terms["classification"], labelled, unlabelled = _classify(
+            heads.label, seen.mean(dim=1), batch, parts, all_processes, processes
         )
-        unlabelled = (~batch["labelled"]).sum().float()
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return Losses(
         total,
@@ -176,6 +180,7 @@ def compose(
         unlabelled,
         rows.get("patches"),
         rows.get("features"),
+        None if y is None else y.detach(),
     )
 
 
@@ -212,16 +217,26 @@ def _classify(
     pooled: Tensor,
     batch: Batch,
     parts: Composition,
-    total_labelled: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """The branch's loss over the labelled clips of all processes, and their targets here."""
+    all_processes: Callable[[Tensor], Tensor],
+    processes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The branch's loss over the labelled clips of all processes, their targets here, and how many
+    clips here it left out.
+    """
     known = batch["labelled"]
     target = as_soft(batch["target"], branch.fc2.out_features)[known]
     count = known.sum().float()
-    everywhere = total_labelled(count)
+    everywhere = all_processes(count)
+    # A BatchNorm cannot do with one clip. One over all processes waits for each of them, so all
+    # take part, or none.
     needed = 2 if branch.training and not isinstance(branch.norm, nn.Identity) else 1
-    if int(count) < needed:
-        return branch.nothing() + 0.0 * pooled.sum(), target
-    loss = label_loss(branch(pooled[known]), target, parts.label_loss, parts.temperature)
+    enough = everywhere if isinstance(branch.norm, nn.SyncBatchNorm) else count
+    if int(enough) < needed:
+        left_out = torch.full_like(count, len(known))
+        return branch.nothing() + 0.0 * pooled.sum(), target[:0], left_out
+    logits = branch(pooled[known])
+    if not len(target):
+        return branch.nothing() + 0.0 * (logits.sum() + pooled.sum()), target, len(known) - count
+    loss = label_loss(logits, target, parts.label_loss, parts.temperature)
     # DDP averages over processes: so each clip weighs the same, whichever process has it.
-    return loss * count / everywhere, target
+    return loss * count * processes / everywhere, target, len(known) - count

@@ -214,14 +214,20 @@ class SSASTPretraining(BaseTask):
         return pretext(
             self.model,
             batch["log_mel"],
-            [self._hidden(batch, stage, name) for name in masks],
+            [self.hide(batch, stage, name) for name in masks],
             objective=h["objective"],
             mse_weight=h["mse_weight"],
             nce_axis=h["nce_axis"],
         )
 
-    def _hidden(self, batch: Batch, stage: str, stream: str) -> Tensor:
-        """Patches that one pass hides, `[B, N]` bool on the CPU."""
+    def hide(self, batch: Batch, stage: Literal["train", "val"], stream: str = "drawn") -> Tensor:
+        """Patches that one pass hides, `[B, N]` bool on the CPU, frequency-major.
+
+        Args:
+            batch: With the clips' names, or their place in training.
+            stage: As in `pretext`.
+            stream: `drawn` of the generative objective, or `told` of the discriminative one.
+        """
         sampler = self.samplers[stage]
         if stage == "train":
             return sampler(self.draws(batch, stream, (sampler.draws,)))
