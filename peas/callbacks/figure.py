@@ -40,7 +40,13 @@ def draw(view: "ClipView") -> Figure:
         axes.text(0.5, 0.5, "this model has no reconstruction head", ha="center")
         axes.axis("off")
     else:
-        _map(figure, grid[0, 1], view.reconstruction, "(i) reconstruction G(E(x))", **level)
+        _map(
+            figure,
+            grid[0, 1],
+            view.reconstruction,
+            f"(i) reconstruction by {view.drawn_by}",
+            **level,
+        )
         _map(
             figure, grid[1, 1], view.e_rec, "e_rec, equation 1", cmap="viridis", **_top(view.e_rec)
         )

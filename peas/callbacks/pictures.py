@@ -1,11 +1,9 @@
 """Pictures that explain a masking strategy: the PEAS paper's Figure 2 for clips of the run."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from peas.augment.blocks import AxisPlan, Selection, random_plan
@@ -14,6 +12,7 @@ from peas.augment.peas import error_maps
 from peas.augment.spectrogram import roll_time
 from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
+from peas.callbacks.picture_files import save_picture
 from peas.callbacks.spec_augment import Masking
 from peas.data.batch import Batch
 from peas.tasks.base import BaseTask
@@ -32,6 +31,8 @@ class ClipView(NamedTuple):
     time: AxisPlan
     """Plan of this clip, one row."""
     freq: AxisPlan
+    drawn_by: str = "G(E(x))"
+    """What made the reconstruction."""
     reconstruction: Tensor | None = None
     """`[T, F]`, None when the model cannot reconstruct."""
     e_rec: Tensor | None = None
@@ -90,25 +91,11 @@ class Pictures(Callback):
         for index, clip in enumerate(batch["id"]):
             if clip in self._ids:
                 view = _view(trainer, pl_module, strategy, batch, index)
-                self._save(trainer, view, clip)
+                save_picture(trainer, draw(view), clip)
 
     def _due(self, trainer: Trainer) -> bool:
         epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1
         return epoch == last or epoch % self.every == 0
-
-    def _save(self, trainer: Trainer, view: ClipView, clip: str) -> None:
-        folder = Path(trainer.default_root_dir) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        # The whole id: in some data sets only the folder tells two clips apart.
-        name = Path(clip).with_suffix("").as_posix().replace("/", "_")
-        stem = f"epoch_{trainer.current_epoch:03d}_{name}"
-        figure = draw(view)
-        figure.savefig(folder / f"{stem}.png", dpi=130)
-        figure.savefig(folder / f"{stem}.pdf")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                path = str(folder / f"{stem}.png")
-                logger.log_image(f"pictures/{name}", [path], step=trainer.global_step)
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:
@@ -153,7 +140,7 @@ def _view(
         time,
         freq,
     )
-    if not task.model.reconstructs:
+    if not task.model.can_reconstruct:
         return view
     training = task.model.training
     task.model.eval()
@@ -166,7 +153,9 @@ def _view(
     time_ok, freq_ok = strategy.countable(task, x, valid)
     lines = marginals(maps.e_pred, time_ok, freq_ok)
     some = None if freq_ok is None else freq_ok[None]
+    probe = task.model.pixel_probe is not None
     return view._replace(
+        drawn_by="a linear pixel probe" if probe else "G(E(x))",
         reconstruction=drawn[0].float().cpu(),
         e_rec=maps.e_rec[0].cpu(),
         e_pred=maps.e_pred[0].cpu(),

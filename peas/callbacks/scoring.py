@@ -79,8 +79,10 @@ class Scoring:
             ConfigError: The patches cannot be hidden in turn.
         """
         if self.passes:
+            task.prepare_reconstruction()
             task.model.require_reconstruction()
         if self.aux_input_mask == "complementary":
+            task.model.require_head_for(torch.ones(1, 1, dtype=torch.bool))
             model, frames = task.model, task.hparams["frames"]
             grid = model.token_grid(frames, self.aux_grid)
             groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)

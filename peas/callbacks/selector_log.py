@@ -85,24 +85,22 @@ class SelectorLog:
         x = log_mel[:CLIPS]
         model = task.model
         maps = error_maps(model.reconstruct, x, score="pred")
-        grid = model.token_grid(x.shape[1], "nonoverlap")
-        # The same groups in every epoch, so that only the model changes.
-        u = torch.rand(len(x), grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
-        hidden = complementary(
-            model.reconstruct,
-            u.to(x.device),
-            PASSES,
-            patch=model.patch,
-            grid=grid,
-        )
         assert maps.e_rec is not None
         assert maps.e_pred is not None
         scores = {
             "rec": maps.e_rec,
             "pred": maps.e_pred,
-            "complementary": squared_error(hidden(x), x),
             "energy": x.float().square(),
         }
+        # A pixel probe draws no hidden patch.
+        if model.pixel_probe is None:
+            grid = model.token_grid(x.shape[1], "nonoverlap")
+            # The same groups in every epoch, so that only the model changes.
+            u = torch.rand(len(x), grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
+            hidden = complementary(
+                model.reconstruct, u.to(x.device), PASSES, patch=model.patch, grid=grid
+            )
+            scores["complementary"] = squared_error(hidden(x), x)
         lines = {name: marginals(score) for name, score in scores.items()}
         for a, b in (
             ("rec", "pred"),
@@ -110,6 +108,8 @@ class SelectorLog:
             ("pred", "complementary"),
             ("pred", "energy"),
         ):
+            if a not in lines or b not in lines:
+                continue
             for axis, width in zip(("time", "freq"), widths, strict=True):
                 first, second = (getattr(lines[name], axis) for name in (a, b))
                 agree = spearman(window_scores(first, width), window_scores(second, width))

@@ -150,6 +150,13 @@ def write_tables(out: Path, name: str, config: dict[str, Any], results: list[Res
     return markdown
 
 
+def _reading(config: dict[str, Any]) -> str:
+    """How silent choices were read, and what drew spectrograms if no pretrained head did."""
+    read = (config.get("paper") or {}).get("preset") or "-"
+    model = (config.get("model") or {}).get("init_args") or {}
+    return f"{read}, pixel probe" if model.get("reconstruction") == "probe" else read
+
+
 def _cells(name: str, config: dict[str, Any], results: list[Result]) -> dict[str, str]:
     row, paper = summarise(results), config.get("paper") or {}
     seeds = sorted({result.seed for result in results})
@@ -157,7 +164,7 @@ def _cells(name: str, config: dict[str, Any], results: list[Result]) -> dict[str
     cells = {
         "config": name,
         "paper row": " ".join(filter(None, (paper.get("table"), paper.get("row")))) or "-",
-        "reading": paper.get("preset") or "-",
+        "reading": _reading(config),
         "metric": results[0].metric,
         "clips": str(sum(r.clips for r in results if r.seed == seeds[0])),
         "seeds": ", ".join(map(str, seeds)),

@@ -155,3 +155,33 @@ def resize_positions(table: Tensor, special: int, source: Pair, target: Pair) ->
             size = (new, places.shape[3]) if axis == 2 else (places.shape[2], new)
             places = functional.interpolate(places, size=size, mode="bilinear")
     return torch.cat((table[:, :special], places.flatten(2).transpose(1, 2)), dim=1)
+
+
+def sample_positions(
+    table: Tensor, source: Pair, target: Pair, *, special: int, step: tuple[float, float]
+) -> Tensor:
+    """Read a table of positions at the places of patches of another stride.
+
+    Patch i of an axis lies at `i * step` of the table's, and its position is interpolated linearly
+    between its two neighbours. Beyond the last one stands the last.
+
+    Args:
+        table: `[1, K + N, D]`, K special tokens first, which are kept.
+        source: Grid of the table, (frequency, time).
+        target: Grid that is wanted.
+        special: Number of special tokens K.
+        step: The wanted grid's stride over the table's, (frequency, time).
+
+    Returns:
+        `[1, K + N', D]`.
+    """
+    width = table.shape[2]
+    places = table[:, special:].transpose(1, 2).reshape(1, width, *source)
+    rows, columns = (
+        2 * torch.arange(count, device=table.device, dtype=table.dtype) * one / max(size - 1, 1) - 1
+        for count, one, size in zip(target, step, source, strict=True)
+    )
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    where = torch.stack((x, y), dim=-1).unsqueeze(0)
+    read = functional.grid_sample(places, where, padding_mode="border", align_corners=True)
+    return torch.cat((table[:, :special], read.flatten(2).transpose(1, 2)), dim=1)

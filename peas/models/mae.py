@@ -212,21 +212,25 @@ class MaskedAutoencoder(MaskedModel):
             ConfigError: The grid is unknown, or the clip shorter than a patch.
         """
         self.require_reconstruction()
+        self.require_head_for(hidden)
         check_grid(grid)
-        assert self.decoder is not None
         _, frames, mels = log_mel.shape
         whole = self.stride == self.patch
-        padded = pad_to_patch(log_mel, self.patch) if whole else log_mel
+        padded = self._whole(log_mel)
         rows, columns = self.encoder.grid_of(padded.shape[1])
         patches = self.encoder.patches(padded)
         visible = None
         if hidden is not None:
             visible = visible_places(hidden.view(-1, rows, columns).transpose(1, 2).flatten(1))
         tokens = self.encoder.norm(self.encoder(patches, visible))
-        drawn = self.decoder.pred(self.decoder(tokens, visible, rows * columns))
-        if self.norm_pix:
-            _, mean, deviation = normalised(patches)
-            drawn = drawn * deviation + mean
+        if self.pixel_probe is not None:
+            drawn = self.pixel_probe(tokens[:, 1:])
+        else:
+            assert self.decoder is not None
+            drawn = self.decoder.pred(self.decoder(tokens, visible, rows * columns))
+            if self.norm_pix:
+                _, mean, deviation = normalised(patches)
+                drawn = drawn * deviation + mean
         high, wide = self.patch
         cells = drawn.view(-1, columns, rows, wide, high).transpose(1, 2).transpose(3, 4)
         cells = cells.flatten(3).flatten(1, 2)
@@ -236,9 +240,24 @@ class MaskedAutoencoder(MaskedModel):
         time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
         return torch.where(time[:, None] & freq, folded, log_mel)
 
+    def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
+        """Tokens `[B, N, D]` after the final norm and patches `[B, N, P]`, time-major.
+
+        Args:
+            log_mel: `[B, T, F]` normalised; T may differ from the model's.
+            grid: Both are the model's own patches.
+        """
+        check_grid(grid)
+        patches = self.encoder.patches(self._whole(log_mel))
+        return self.encoder.norm(self.encoder(patches))[:, 1:], patches
+
+    def _whole(self, log_mel: Tensor) -> Tensor:
+        """The input, padded to whole patches where they do not overlap."""
+        return pad_to_patch(log_mel, self.patch) if self.stride == self.patch else log_mel
+
     def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when the model has no trained pixel head."""
-        if self.decoder is None or not self.reconstructs:
+        """Raises NoReconstruction when there is neither a trained pixel head nor a probe."""
+        if self.pixel_probe is None and (self.decoder is None or not self.reconstructs):
             raise NoReconstruction(
                 "this model has no pixel head, so it cannot reconstruct a spectrogram (MAM-CLAP, "
                 "SupMAM-CLAP and official fine-tuned files have none): start from a checkpoint "

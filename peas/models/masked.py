@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from peas.errors import ConfigError
+from peas.errors import ConfigError, NoReconstruction
 from peas.models.grid import Pair
+from peas.models.pixel_probe import PixelProbe
 
 Grid = Literal["nonoverlap", "finetune"]
 """Patches of `reconstruct`: those of pretraining, or the model's own in fine-tuning."""
@@ -23,12 +24,22 @@ class MaskedModel(nn.Module, ABC):
         width: Width D of a token.
         num_classes: Number of classes C; 0 without a classifier.
         grid: Patches along (frequency, time) of the model's own input.
+        reconstructs: Scalar bool, whether the model has a trained pixel head of its own.
+        pixel_probe: A linear pixel head that was fitted afterwards, and draws in the place of any
+            other; None = there is none.
     """
 
     time_major: ClassVar[bool]
     patch: Pair
     stride: Pair
     num_classes: int
+    reconstructs: Tensor
+    pixel_probe: PixelProbe | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixel_probe = None
+        self.register_load_state_dict_pre_hook(_adopt_probe)  # type: ignore[no-untyped-call]
 
     @property
     @abstractmethod
@@ -74,8 +85,38 @@ class MaskedModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
+        """Tokens of every patch with nothing hidden, and the patches that they stand for.
+
+        Args:
+            log_mel: `[B, T, F]` normalised; T may differ from the model's.
+            grid: Which patches.
+
+        Returns:
+            `[B, N, D]` after the final norm and `[B, N, P]`, in the model's own order.
+        """
+
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether `reconstruct` has something to draw with."""
+        return self.pixel_probe is not None or bool(self.reconstructs)
+
+    @abstractmethod
     def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when the weights came without a trained pixel head."""
+        """Raises NoReconstruction when there is neither a trained pixel head nor a probe."""
+
+    def require_head_for(self, hidden: Tensor | None) -> None:
+        """Refuses hidden patches where a probe draws: it knows visible tokens alone.
+
+        Raises:
+            NoReconstruction: Patches are hidden from a probe.
+        """
+        if hidden is not None and self.pixel_probe is not None:
+            raise NoReconstruction(
+                "a linear pixel probe (`model.init_args.reconstruction: probe`) draws visible "
+                "patches alone: hide none (`PEAS` with `aux_input_mask: none`), or start from a "
+                "checkpoint pretrained with reconstruction and `reconstruction: head`"
+            )
 
     @abstractmethod
     def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
@@ -86,6 +127,19 @@ class MaskedModel(nn.Module, ABC):
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Frames `[T]` and mel bins `[F]`, boolean, that the grid's patches cover."""
+
+
+def _adopt_probe(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    prefix: str,
+    *_: object,
+) -> None:
+    """Give the model the probe that the state has, before the weights are copied."""
+    weight = state.get(prefix + "pixel_probe.weight")
+    if weight is not None and isinstance(module, MaskedModel) and module.pixel_probe is None:
+        cells, width = weight.shape
+        module.pixel_probe = PixelProbe(width, cells).to(module.reconstructs.device)
 
 
 def check_grid(grid: str) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.encoder import SpectrogramTransformer
@@ -14,7 +15,9 @@ from peas.models.grid import (
     fold_average,
     grid_shape,
     pad_to_patch,
+    patchify,
     resize_positions,
+    sample_positions,
     unpatchify,
 )
 from peas.models.masked import (
@@ -236,30 +239,39 @@ class SSAST(MaskedModel):
             ConfigError: If the grid is unknown or the clip shorter than a patch of it.
         """
         self.require_reconstruction()
-        check_grid(grid)
+        self.require_head_for(hidden)
         _, frames, mels = log_mel.shape
+        tokens, shape = self._tokens(log_mel, hidden, grid)
+        head = self.generative_head if self.pixel_probe is None else self.pixel_probe
+        patches = head(tokens)
         if grid == "finetune":
-            shape = grid_shape(frames, mels, self.patch, self.stride)
-            positions = self._positions(self.encoder.pos_embed, self.encoder.grid, shape)
-            patches = self._draw(log_mel, hidden, self.stride, positions)
             drawn = fold_average(patches, self.patch, self.stride, frames, mels)
             time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
             return torch.where(time[:, None] & freq, drawn, log_mel)
-        padded = pad_to_patch(log_mel, self.patch)
-        shape = grid_shape(padded.shape[1], padded.shape[2], self.patch, self.patch)
-        table = self.encoder.pos_embed if self.pretraining else self.pretrain_pos_embed
-        positions = self._positions(table, self.pretraining_grid, shape)
-        patches = self._draw(padded, hidden, self.patch, positions)
         return unpatchify(patches, self.patch, shape)[:, :frames, :mels]
 
+    def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
+        """Tokens `[B, N, D]` after the final norm and patches `[B, N, P]`, frequency-major.
+
+        Args:
+            log_mel: `[B, T, F]` normalised; T may differ from the model's.
+            grid: As in `reconstruct`.
+        """
+        tokens, _ = self._tokens(log_mel, None, grid)
+        if grid == "finetune":
+            image = log_mel.transpose(1, 2).unsqueeze(1)
+            return tokens, functional.unfold(image, self.patch, stride=self.stride).transpose(1, 2)
+        return tokens, patchify(pad_to_patch(log_mel, self.patch), self.patch)
+
     def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when the weights came without a trained generative head."""
-        if not self.reconstructs:
+        """Raises NoReconstruction when there is neither a trained generative head nor a probe."""
+        if not self.can_reconstruct:
             raise NoReconstruction(
                 "this model has no trained generative head, so it cannot reconstruct a "
                 "spectrogram (official fine-tuned SSAST files hold none): start from a pretrained "
-                "SSAST checkpoint, or choose a strategy that needs none (`SpecAugment`, "
-                "`RandomMasking`, or `PEAS` with `score: energy`)"
+                "SSAST checkpoint, train a linear pixel head on the frozen encoder "
+                "(`model.init_args.reconstruction: probe`), or choose a strategy that needs none "
+                "(`SpecAugment`, `RandomMasking`, or `PEAS` with `score: energy`)"
             )
 
     def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
@@ -298,12 +310,27 @@ class SSAST(MaskedModel):
             return patches
         return torch.where(hidden.unsqueeze(-1), self.mask_embed.to(patches.dtype), patches)
 
-    def _draw(
-        self, log_mel: Tensor, hidden: Tensor | None, stride: Pair, positions: Tensor
-    ) -> Tensor:
+    def _tokens(self, log_mel: Tensor, hidden: Tensor | None, grid: Grid) -> tuple[Tensor, Pair]:
+        """Tokens `[B, N, D]` of the chosen grid's patches, and its shape."""
+        check_grid(grid)
+        stride = self.patch
+        if grid == "finetune":
+            stride = self.stride
+        else:
+            log_mel = pad_to_patch(log_mel, self.patch)
+        shape = grid_shape(log_mel.shape[1], log_mel.shape[2], self.patch, stride)
+        own = (self.encoder.pos_embed, self.encoder.grid, shape)
+        if stride == self.stride and (grid == "finetune" or not self.reconstructs):
+            positions = self._positions(*own)
+        elif self.pretraining or self.reconstructs:
+            table = self.encoder.pos_embed if self.pretraining else self.pretrain_pos_embed
+            positions = self._positions(table, self.pretraining_grid, shape)
+        else:
+            # No table was trained for this grid: a probe's patches lie between the model's own.
+            step = (self.patch[0] / self.stride[0], self.patch[1] / self.stride[1])
+            positions = sample_positions(*own, special=self.encoder.special, step=step)
         patches = self._hide(self.encoder.embed(log_mel, stride), hidden)
-        tokens = self.encoder.encode(patches, positions)[:, self.encoder.special :]
-        return self.generative_head(tokens)  # type: ignore[no-any-return]
+        return self.encoder.encode(patches, positions)[:, self.encoder.special :], shape
 
 
 def _prediction_head(width: int, cells: int) -> nn.Sequential:

@@ -131,6 +131,12 @@ class BaseTask(L.LightningModule):
             "checkpoint was trained on (its run's config.yaml), or use `peas predict`."
         )
 
+    def prepare_reconstruction(self) -> None:
+        """Callbacks call it when `fit` starts, before they ask the model to reconstruct.
+
+        Theirs is the earlier hook. Here there is nothing to do.
+        """
+
     def require_weights(self) -> None:
         """Raises ConfigError when evaluation starts without a checkpoint."""
         if not self.built:

@@ -25,6 +25,7 @@ from peas.tasks.classifier import (
     make_optimizer,
     train_drawing,
 )
+from peas.tasks.pixel_probe import fit_pixel_probe
 
 
 class Classification(BaseTask):
@@ -85,6 +86,9 @@ class Classification(BaseTask):
             (the data set's mean).
         aux_loss_weight: Weight of the mean errors of PEAS's auxiliary tasks (equations 1 and 2) in
             the loss. The paper updates the model by the classification loss alone: 0.
+        reconstruction: What draws spectrograms for PEAS: the pretrained `head`, or `probe`, a
+            linear pixel head that is fitted on the encoder as it starts, for weights that came
+            without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.pixel_probe`.
         labels: Names of the classes; null takes them from the data.
         mean: Mean of the log-mel; null takes it from the data.
         std: Standard deviation of the log-mel; null takes it from the data.
@@ -96,7 +100,7 @@ class Classification(BaseTask):
             names the key.
     """
 
-    shape_keys = ("encoder", "size", "patch", "stride", "pooling")
+    shape_keys = ("encoder", "size", "patch", "stride", "pooling", "reconstruction")
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric
@@ -133,6 +137,7 @@ class Classification(BaseTask):
         roll_gain: Literal["none", "official", "paper"] = "none",
         fill: Literal["raw_zero", "zero"] = "raw_zero",
         aux_loss_weight: float = 0.0,
+        reconstruction: Literal["head", "probe"] = "head",
         labels: list[str] | None = None,
         mean: float | None = None,
         std: float | None = None,
@@ -189,8 +194,10 @@ class Classification(BaseTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in `BaseTask`; a decoder is made before the optimiser asks for its weights."""
-        # Checkpoints written before there were two families.
-        checkpoint.get("hyper_parameters", {}).setdefault("encoder", "ssast")
+        # Checkpoints written before there were two families, and probes.
+        saved = checkpoint.get("hyper_parameters", {})
+        saved.setdefault("encoder", "ssast")
+        saved.setdefault("reconstruction", "head")
         super().on_load_checkpoint(checkpoint)
         if isinstance(self.model, MaskedAutoencoder) and self.hparams["aux_loss_weight"] > 0:
             state = checkpoint["state_dict"]
@@ -207,6 +214,16 @@ class Classification(BaseTask):
         return ("val/mAP" if multi_label else "val/accuracy"), "max"
 
     # --- training ---------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """As in `BaseTask`; a new run fits its pixel probe."""
+        super().on_fit_start()
+        self.prepare_reconstruction()
+
+    def prepare_reconstruction(self) -> None:
+        """Fits the pixel probe, unless the run goes on and its checkpoint has brought it."""
+        if self.hparams["reconstruction"] == "probe" and self.model.pixel_probe is None:
+            fit_pixel_probe(self)
 
     def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of normalised log-mels `[B, T, F]`.

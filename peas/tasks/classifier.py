@@ -63,6 +63,15 @@ def check_settings(h: Mapping[str, Any]) -> None:
             f"{key('warmup_steps')} is {h['warmup_steps']}, which belongs to `schedule: "
             "staircase`, and `schedule` is cosine: use `warmup_epochs`"
         )
+    if h["reconstruction"] not in ("head", "probe"):
+        raise ConfigError(
+            f"{key('reconstruction')} is {h['reconstruction']!r}: choose head or probe"
+        )
+    if h["reconstruction"] == "probe" and h["aux_loss_weight"]:
+        raise ConfigError(
+            f"{key('reconstruction')} is probe, which is fitted once and never trained, and "
+            f"{key('aux_loss_weight')} is {h['aux_loss_weight']}: set that to 0"
+        )
     if h["freeze"] and h["aux_loss_weight"]:
         raise ConfigError(
             f"{key('freeze')}: {h['freeze']} trains the classifier alone, so an auxiliary loss has "

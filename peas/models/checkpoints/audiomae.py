@@ -10,6 +10,7 @@ from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints.audiomae_keys import (
     BOOKKEEPING,
     CLASSIFIER,
+    PROBE,
     Description,
     State,
     describe,
@@ -59,6 +60,7 @@ def load_pretrained(
     report = ImportReport(where, f"{facts.layout} {facts.kind} AudioMAE ({facts.size})")
     ignored = report.ignored
     ignored.update(dict.fromkeys(outside, "belongs to the training run, not to the model"))
+    _leave(new, ignored, PROBE, official, "a pixel probe belongs to the encoder as it was")
     optional: dict[str, str] = {}
     if facts.num_classes != model.num_classes:
         theirs, mine = (count or "no" for count in (facts.num_classes, model.num_classes))

@@ -32,6 +32,7 @@ PREFIXES = {
     "encoder.": "",
 }
 CLASSIFIER = ("fc_norm.", "head.")
+PROBE = ("pixel_probe.",)
 BOOKKEEPING = ("geometry", "reconstructs")
 _OFFICIAL = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 _MELS = 128
@@ -226,7 +227,7 @@ def to_official(state: Mapping[str, Tensor], layout: Layout = "pretrained") -> S
     return {
         file_key(key, official=True): value.detach().cpu().clone()
         for key, value in state.items()
-        if key not in BOOKKEEPING and not key.startswith(left)
+        if key not in BOOKKEEPING and not key.startswith((*left, *PROBE))
     }
 
 

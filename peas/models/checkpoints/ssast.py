@@ -14,6 +14,7 @@ from peas.models.checkpoints.ssast_keys import (
     BOOKKEEPING,
     CLASSIFIER,
     HEADS,
+    PROBE,
     SPECIAL,
     UNUSED,
     Description,
@@ -70,6 +71,7 @@ def load_pretrained(
             ignored[key] = "ImageNet head that SSAST never uses"
 
     new = {key: value for key, value in source.items() if key not in BOOKKEEPING}
+    _leave(new, ignored, PROBE, facts, "a pixel probe belongs to the encoder as it was")
     optional: dict[str, str] = {}
     if not trained:
         _leave(new, ignored, HEADS, facts, "the file's pretraining heads were never trained")

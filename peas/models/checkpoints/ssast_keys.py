@@ -31,6 +31,7 @@ PREFIXES = {
 }
 HEADS = ("mask_embed", "contrastive_head.", "generative_head.")
 CLASSIFIER = ("fc_norm.", "head.")
+PROBE = ("pixel_probe.",)
 BOOKKEEPING = ("pretrain_pos_embed", "reconstructs", "geometry")
 UNUSED = ("v.head.", "v.head_dist.")
 _IMAGENET_CLASSES = 1000
