@@ -1,5 +1,6 @@
 """Pretraining on visible patches: AudioMAE, MAM-CLAP, SupMAM and SupMAM-CLAP by composition."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -371,14 +372,15 @@ class MaskedAudioModeling(BaseTask):
             features=None if self._targets is None else self._targets.of(batch, self.model),
             keep_padding=self.hparams["feature_padding"] == "keep",
             pooled=pooled,
-            total_labelled=self._all_processes,
+            all_processes=self._all_processes,
+            processes=self.trainer.world_size if self.trainer.training else 1,
         )
 
     def _all_processes(self, count: Tensor) -> Tensor:
-        """Mean over the processes of a number of labelled clips."""
+        """Sum over the processes of a number of labelled clips; in evaluation each is by itself."""
         if self.trainer.world_size == 1 or not self.trainer.training:
             return count
-        return self.trainer.strategy.reduce(count, reduce_op="mean")
+        return self.trainer.strategy.reduce(count, reduce_op="sum")
 
     # --- training ---------------------------------------------------------------------------
 
@@ -441,6 +443,18 @@ class MaskedAudioModeling(BaseTask):
 
     # --- evaluation -------------------------------------------------------------------------
 
+    def on_validation_start(self) -> None:
+        """Checks that there are weights, and moves the teacher beside them."""
+        super().on_validation_start()
+        if self._targets is not None:
+            self._targets.move(self.trainer)
+
+    def on_test_start(self) -> None:
+        """As `on_validation_start`."""
+        super().on_test_start()
+        if self._targets is not None:
+            self._targets.move(self.trainer)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Takes the objectives with the clips' own fixed masks."""
         self.meters.evaluate(self.objectives(batch, "val"), len(batch["id"]))
@@ -476,13 +490,13 @@ class MaskedAudioModeling(BaseTask):
 def _check(h: Any) -> None:
     """Refuses settings that are impossible; the message names the key."""
     key = "`model.init_args.{}`".format
+    for name in OBJECTIVES:
+        if not 0 <= h[name] < math.inf:
+            raise ConfigError(f"{key(name)} is {h[name]}: give 0 or more")
     if not any(h[name] > 0 for name in OBJECTIVES):
         raise ConfigError(
             f"{', '.join(key(name) for name in OBJECTIVES)} are all 0: give one of them a weight"
         )
-    for name in OBJECTIVES:
-        if h[name] < 0:
-            raise ConfigError(f"{key(name)} is {h[name]}: give 0 or more")
     for name in ("mask_ratio", "time_ratio", "freq_ratio"):
         if not 0 < h[name] < 1:
             raise ConfigError(
@@ -492,7 +506,7 @@ def _check(h: Any) -> None:
     if not 0 < h["visible_fraction"] <= 1:
         raise ConfigError(f"{key('visible_fraction')} is {h['visible_fraction']}: 0 < it <= 1")
     for name in ("lr", "temperature"):
-        if h[name] <= 0:
+        if not h[name] > 0:
             raise ConfigError(f"{key(name)} is {h[name]}: it must be positive")
     if h["distillation"] > 0 and h["roll_gain"] != "none":
         raise ConfigError(

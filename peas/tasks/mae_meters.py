@@ -51,16 +51,13 @@ class MaeMeters(nn.Module):
             mean = cast(MeanMetric, self.training_means[name])
             if first:
                 mean.reset()
-            mean.update(value.detach(), clips)
+            mean.update(value.detach(), _weight(name, losses, clips))
             yield name, mean, value.detach()
 
     def evaluate(self, losses: Losses, clips: int) -> None:
         """Counts a batch of evaluation."""
         for name, value in {"loss": losses.total, **losses.terms}.items():
-            weight = clips
-            if name == "classification" and losses.labelled is not None:
-                weight = len(losses.labelled)
-            if weight:
+            if weight := _weight(name, losses, clips):
                 cast(MeanMetric, self.evaluation_means[name]).update(value, weight)
         if self.patches is not None and losses.patches is not None:
             self.patches.update(*losses.patches)
@@ -87,3 +84,10 @@ class MaeMeters(nn.Module):
             found["trivial_classification"] = self.prior.compute()
             self.prior.reset()
         return found
+
+
+def _weight(name: str, losses: Losses, clips: int) -> int:
+    """Clips that an objective's value stands for."""
+    if name == "classification" and losses.labelled is not None:
+        return len(losses.labelled)
+    return clips

@@ -220,9 +220,7 @@ def _classify(
     all_processes: Callable[[Tensor], Tensor],
     processes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The branch's loss over the labelled clips of all processes, their targets here, and how many
-    clips here it left out.
-    """
+    """The branch's loss, targets `[L, C]` of the clips that it took, and number of the others."""
     known = batch["labelled"]
     target = as_soft(batch["target"], branch.fc2.out_features)[known]
     count = known.sum().float()
