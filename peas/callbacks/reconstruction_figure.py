@@ -41,7 +41,7 @@ def draw(view: "ReconstructionView") -> Figure:
     _map(figure, grid[0, 3:], seen, title, unit, view, mels, **level)
     if view.drawn is not None:
         pasted = torch.where(view.hidden, view.drawn, view.log_mel)
-        title = "(c) prediction in the hidden patches (outlined), input elsewhere"
+        title = "(c) prediction in the hidden patches, input in the others; white lines part them"
         if view.own_level:
             title += "\nlevel and contrast of each drawn patch are the input's own (norm_pix)"
         axes = _map(figure, grid[1, :3], pasted, title, unit, view, mels, **level)
