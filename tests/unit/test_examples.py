@@ -238,3 +238,26 @@ def test_more_mixtures_than_pairs(esc, tmp_path):
 def test_mixtures_of_an_unknown_fold(esc, tmp_path):
     said = _refused("esc10_mixtures", esc, tmp_path, "--test-fold", 5)
     assert "--test-fold is 5: there is fold 1, fold 2, fold 3" in said
+
+
+def _metrics(run, name, rows):
+    folder = run / "logs" / name
+    folder.mkdir(parents=True)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "step", "val/valid_mse", "val/trivial_mse"])
+        writer.writerows(rows)
+
+
+def test_loss_curves_go_on_over_the_starts_of_a_run(tmp_path):
+    _metrics(tmp_path / "run", "version_0", [[0, 9, 0.5, 1.0], [0, 9, "", ""]])
+    _metrics(tmp_path / "run", "version_1", [[1, 19, 0.2, 0.8]])
+    script = _script("loss_curves")
+    assert script.read_run(tmp_path / "run") == {"hidden patches drawn": [(1, 0.5), (2, 0.25)]}
+    _run("loss_curves", f"A={tmp_path / 'run'}", "--out", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_loss_curves_need_a_run_of_pretraining(tmp_path):
+    said = _refused("loss_curves", f"A={tmp_path}", "--out", tmp_path / "curves.png")
+    assert "figures of pretraining" in said
