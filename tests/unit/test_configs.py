@@ -1,5 +1,6 @@
 """Every YAML is what the command line can read, and the paper's rows hold the paper's numbers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,8 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from jsonargparse import Namespace
+from toys import data, quiet_trainer
 
 from peas.optim import global_lr
+from peas.tasks import MaskedAudioModeling
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -115,6 +118,53 @@ SSAST_PRETRAINING: dict[str, tuple[str, tuple[int, int], int, float, int]] = {
 }
 PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("*.yaml"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
+
+
+class Pretraining(NamedTuple):
+    """A file of configs/pretrain for the SupMAM-CLAP paper's Table 1."""
+
+    row: str
+    weights: dict[str, float]
+    mask_ratio: float
+    decoder: tuple[str, int, int, int]
+    """Kind, width, depth, heads."""
+    epochs: int
+    warmup: int
+    batch_size: int
+    rate: float
+    """What comes of the rate at this global batch."""
+
+
+LOCAL = ("local", 512, 16, 16)
+ONE_BLOCK = ("local", 512, 1, 16)
+PRETRAINING = {
+    "audiomae": Pretraining("AudioMAE", {"reconstruction": 1.0}, 0.8, LOCAL, 33, 3, 512, 4e-4),
+    "audiomae_rerun": Pretraining(
+        "AudioMAE†", {"reconstruction": 1.0}, 0.8, LOCAL, 32, 3, 128, 1e-4
+    ),
+    "mam_clap": Pretraining("MAM-CLAP", {"distillation": 1.0}, 0.2, ONE_BLOCK, 32, 3, 128, 1e-4),
+    "supmam": Pretraining(
+        *("SupMAM", {"reconstruction": 1.0, "classification": 0.01}, 0.4, LOCAL),
+        *(32, 3, 128, 1e-4),
+    ),
+    "supmam_clap": Pretraining(
+        *("SupMAM-CLAP", {"distillation": 1.0, "classification": 1e-4}, 0.2, ONE_BLOCK),
+        *(32, 3, 128, 1e-4),
+    ),
+    "mae_ast": Pretraining(
+        *("MAE-AST", {"reconstruction": 10.0, "contrastive": 1.0}, 0.75, ("global", 768, 2, 12)),
+        *(32, 3, 52, 1e-4),
+    ),
+    "maskspec": Pretraining(
+        *("MaskSpec", {"reconstruction": 1.0}, 0.75, ("global", 512, 8, 16)),
+        *(400, 40, 512, 2e-3),
+    ),
+    "msm_mae": Pretraining(
+        *("MSM-MAE", {"reconstruction": 1.0}, 0.75, ("global", 384, 4, 6)),
+        *(32, 3, 512, 4e-4),
+    ),
+}
+WEIGHTS = ("reconstruction", "distillation", "classification", "contrastive")
 
 Parse = Callable[..., Namespace]
 
@@ -405,10 +455,128 @@ def test_rows_of_ssasts_pretraining_are_overrides(parse: Parse) -> None:
         assert model[key] == value
 
 
+def pretrain(name: str) -> Path:
+    return CONFIGS / "pretrain" / f"{name}.yaml"
+
+
+def test_no_pretraining_is_missing_and_none_is_too_many() -> None:
+    names = [*PRETRAINING, "ssast", "ssast_frame", "ssast_tiny"]
+    assert sorted(path.stem for path in (CONFIGS / "pretrain").glob("*")) == sorted(names)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_masked_audio_modeling_has_the_papers_numbers(parse: Parse, name: str) -> None:
+    row = PRETRAINING[name]
+    config = parse("--config", pretrain(name))
+    assert config.paper.table == "SupMAM-CLAP 1"
+    assert config.paper.row == f"{row.row}, pretraining"
+    assert config.paper.preset == "likely"
+    assert config.model.class_path.split(".")[-1] == "MaskedAudioModeling"
+    model, clips = config.model.init_args, config.data.init_args
+    weights = {key: model[key] for key in WEIGHTS if model[key]}
+    assert weights == row.weights
+    assert (model.size, model.patch, model.pretrained) == ("base", (16, 16), None)
+    assert (model.mask_ratio, model.masking) == (row.mask_ratio, "random")
+    decoder = (model.decoder, model.decoder_width, model.decoder_depth, model.decoder_heads)
+    assert decoder == row.decoder
+    assert (config.trainer.max_epochs, model.warmup_epochs) == (row.epochs, row.warmup)
+    assert (clips.batch_size, clips.mixup) == (row.batch_size, 0.0)
+    assert global_lr(model.lr, model.lr_rule, row.batch_size) == pytest.approx(row.rate)
+    assert model.min_lr == 0.0
+    # The papers' own runs have AudioMAE's optimiser, and its augmentation is AudioMAE's alone.
+    if name not in ("mae_ast", "maskspec"):
+        assert (model.betas, model.weight_decay) == ((0.9, 0.95), 1e-4)
+    assert model.roll_gain == ("official" if name == "audiomae" else "none")
+    assert model.positions == ("geometric" if row.decoder[0] == "global" else "stored")
+    if model.distillation:
+        assert model.teacher.class_path.split(".")[-1] == "LaionClapTeacher"
+        assert model.teacher.init_args.checkpoint == "630k-audioset-best.pt"
+        assert (model.target_norm, model.feature_loss) == ("l2", "mse")
+        assert (model.visible_path, model.feature_padding) == ("direct", "exclude")
+    if model.classification:
+        assert (model.label_loss, model.temperature, model.label_hidden) == ("soft", 10.0, 3072)
+    if "AudioSet" in config.data.class_path:
+        assert (clips.subset, clips.sampling, clips.frames) == ("as2m", "uniform", 1024)
+
+
+@pytest.mark.parametrize("name", ["audiomae", "supmam", "mae_ast", "maskspec", "msm_mae"])
+def test_a_recipe_trains_a_small_model_on_small_sounds(
+    parse: Parse, name: str, sounds: Path, tmp_path: Path
+) -> None:
+    config = parse("--config", pretrain(name))
+    recipe = config.model.init_args.as_dict()
+    task = MaskedAudioModeling(**{**recipe, "size": "mini", "decoder_width": 96})
+    trainer = quiet_trainer(tmp_path, max_epochs=config.trainer.max_epochs, max_steps=2)
+    trainer.fit(task, datamodule=data(sounds))
+    trained = {key for key in trainer.callback_metrics if key.startswith("train/")}
+    assert trained >= {f"train/{key}" for key in PRETRAINING[name].weights}
+    assert task.model.decoder is not None
+    assert len(task.model.decoder.blocks) == PRETRAINING[name].decoder[2]
+
+
+def test_every_row_of_the_papers_ablations_is_an_override(parse: Parse) -> None:
+    """Each command line of the tables in configs/README.md is one that `peas fit` reads."""
+    text = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`(pretrain/[a-z_]+\.yaml(?: --[^`]*)?)`", text)
+    found: dict[str, set[Any]] = {}
+    for line in lines:
+        alternatives = re.search(r"\{([\d.,]+)\}", line)
+        for value in alternatives[1].split(",") if alternatives else [""]:
+            filled = line if alternatives is None else line.replace(alternatives[0], value)
+            file, *flags = filled.split()
+            model = parse("--config", CONFIGS / file, *flags).model.init_args
+            for key, wanted in zip(flags[::2], flags[1::2], strict=True):
+                assert _plain(model[key.rpartition(".")[2]]) == yaml.safe_load(wanted)
+            if "mask_ratio" in model:
+                figures = (model.mask_ratio, model.reconstruction, model.classification)
+                found.setdefault(file.removeprefix("pretrain/"), set()).add(figures)
+    assert {ratio for ratio, *_ in found["mam_clap.yaml"]} == {0.1, 0.2, 0.3, 0.4}
+    supmam = found["supmam.yaml"]
+    assert {r for r, rec, cls in supmam if (rec, cls) == (1.0, 0.01)} == {
+        *(0.2, 0.3, 0.4, 0.5, 0.6),
+        0.8,
+    }
+    assert {cls for r, rec, cls in supmam if (r, rec) == (0.4, 1.0)} == {
+        *(0.05, 0.02, 0.01, 0.005),
+        0.0,
+    }
+    assert {(r, cls) for r, rec, cls in supmam if rec == 0} == {(0.8, 1.0), (0.4, 1.0)}
+
+
+@pytest.mark.parametrize("name", ["mam_clap", "supmam", "supmam_clap"])
+def test_presets_of_supmam(parse: Parse, name: str) -> None:
+    base = ("--config", pretrain(name))
+    row, likely, literal = (
+        parse(*base, *overlaid).model.init_args
+        for overlaid in (
+            (),
+            ("--config", overlay("supmam_likely")),
+            ("--config", overlay("supmam_literal")),
+        )
+    )
+    assert row == likely
+    different = {key for key in vars(likely) if likely[key] != literal[key]}
+    assert different == {
+        *("decoder_first_shift", "lr_rule", "target_norm", "feature_loss"),
+        *("feature_padding", "label_loss"),
+    }
+    assert global_lr(literal.lr, literal.lr_rule, 128) == 2e-4
+
+
+def test_targets_in_the_place_of_the_teacher(parse: Parse) -> None:
+    model = parse(
+        *("--config", pretrain("mam_clap"), "--model.init_args.targets", "maps"),
+        *("--model.init_args.teacher", "null"),
+    ).model.init_args
+    assert (model.targets, model.teacher) == ("maps", None)
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
-    base = "esc50_peas_1x1"
-    config = parse("--config", finetune(base), "--config", overlay(name))
+    base = finetune("esc50_peas_1x1")
+    if name.startswith("supmam"):
+        base = pretrain("supmam_clap")
+    config = parse("--config", base, "--config", overlay(name))
 
     # What the overlay names has its value; the rest is the row's.
     def check(given: dict[str, Any], got: Any, where: str) -> None:
@@ -424,7 +592,7 @@ def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
                 assert _plain(got[key]) == value, f"{where}.{key}"
 
     check(yaml.safe_load(overlay(name).read_text()), config, name)
-    row = parse("--config", finetune(base))
+    row = parse("--config", base)
     assert config.data.class_path == row.data.class_path
     assert config.model.init_args.lr == row.model.init_args.lr
     assert config.data.init_args.batch_size == row.data.init_args.batch_size
