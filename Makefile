@@ -25,12 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install  ## fine-tune with PEAS on sounds that it makes itself, evaluate, tag a clip
+demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, evaluate, tag a clip
 	rm -rf runs/demo
+	$(BIN)/peas fit --config configs/demo_pretrain.yaml --trainer.default_root_dir runs/demo/pretrain
 	$(BIN)/peas fit --config configs/demo.yaml --trainer.default_root_dir runs/demo
 	$(BIN)/peas test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
-	@echo "pictures:" && ls runs/demo/pictures/*.png
+	@echo "pictures:" && ls runs/demo/pretrain/pictures/*.png runs/demo/pictures/*.png
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
