@@ -70,10 +70,10 @@ class Peer:
         self._process.communicate()
         self._errors.close()
 
-    def step(self) -> float:
-        """Seconds of one training step."""
+    def step(self, command: str = "step") -> float:
+        """Seconds of one training step, or of another that the worker knows."""
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         answer = self._answer()
         self.peak_mib = answer["peak_mib"]

@@ -64,6 +64,24 @@ def test_pretraining_step_refuses_another_folder(run, tmp_path: Path) -> None:
         run("ssast_pretraining_step.py", *TINY, "--peer", str(tmp_path))
 
 
+def test_masked_audio_modeling_without_the_official_code(run) -> None:
+    printed = run("mae_pretraining_step.py", *TINY, "--parts", "autoencoder")
+    assert "| peas (s) |" in printed
+    assert "says nothing about the official code" in printed
+    assert "- peas: " in printed
+
+
+def test_masked_audio_modeling_with_targets(run) -> None:
+    printed = run("mae_pretraining_step.py", *TINY, "--parts", "distillation")
+    assert "| cached / constant |" in printed
+    assert "A live teacher's share of its step" in printed
+
+
+def test_masked_audio_modeling_refuses_another_folder(run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no models_mae\.py there"):
+        run("mae_pretraining_step.py", *TINY, "--peer", str(tmp_path))
+
+
 def test_peas_step(run) -> None:
     few = ("--epochs", "1", "--batches", "1", "--memory-repeats", "0")
     printed = run("peas_step.py", *TINY, *few)
