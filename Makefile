@@ -9,6 +9,7 @@ STAMP := $(VENV)/.installed
 PEER ?=
 PEER_TIMM ?=
 PEER_MAE ?=
+PEER_MAE_TIMM ?=
 CLIPS ?=
 
 .PHONY: install demo test lint types format bench clean help
@@ -47,9 +48,11 @@ format: install  ## mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## ratios on this machine; PEER=DIR, PEER_TIMM=DIR, PEER_MAE=DIR: official SSAST, its timm 0.4.5, AudioMAE; CLIPS=DIR: recordings
+bench: install  ## ratios on this machine; PEER=DIR, PEER_TIMM=DIR: official SSAST, its timm 0.4.5; PEER_MAE=DIR, PEER_MAE_TIMM=DIR: AudioMAE, its timm 0.3.2; CLIPS=DIR: recordings
 	$(BIN)/python benchmarks/frontend.py
 	$(BIN)/python benchmarks/training_step.py $(if $(PEER),--peer $(PEER)) $(if $(PEER_TIMM),--peer-timm $(PEER_TIMM))
+	$(BIN)/python benchmarks/ssast_pretraining_step.py $(if $(PEER),--peer $(PEER)) $(if $(PEER_TIMM),--peer-timm $(PEER_TIMM))
+	$(BIN)/python benchmarks/mae_pretraining_step.py $(if $(PEER_MAE),--peer $(PEER_MAE)) $(if $(PEER_MAE_TIMM),--peer-timm $(PEER_MAE_TIMM))
 	$(BIN)/python benchmarks/peas_step.py
 	$(BIN)/python benchmarks/data_scale.py $(if $(CLIPS),--clips $(CLIPS))
 	$(if $(CLIPS),$(BIN)/python benchmarks/loading.py --clips $(CLIPS) $(if $(PEER_MAE),--peer $(PEER_MAE)))

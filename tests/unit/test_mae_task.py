@@ -384,8 +384,16 @@ class Unlabel(Callback):
 def test_clips_without_labels_are_skipped_counted_and_logged(
     keep: int, left_out: int, sounds: Path, tmp_path: Path
 ) -> None:
+    without: set[str] = set()
+
+    class Watch(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+            without.update(n for n, p in pl_module.named_parameters() if p.grad is None)
+
     task = system("supmam")
-    train(task, sounds, tmp_path, Unlabel(keep), epochs=1)
+    train(task, sounds, tmp_path, Unlabel(keep), Watch(), epochs=1)
+    # DistributedDataParallel would wait for a weight without a gradient.
+    assert not without
     assert logged(tmp_path, "train/unlabelled") == [4 * left_out]
     (mean,) = logged(tmp_path, "train/classification") or [float("nan")]
     # A BatchNorm cannot do with one clip, so a lone label is left out too.
@@ -432,6 +440,31 @@ def test_each_clip_weighs_the_same_on_whichever_process_it_is() -> None:
     whole = dict(batch)
     whole.pop("hidden_patches", None)
     torch.testing.assert_close(sum(values) / 2, task.objectives(whole, "train").total)
+
+
+@pytest.mark.parametrize(("everywhere", "takes_part"), [(5.0, True), (1.0, False)])
+def test_a_shared_batch_norm_waits_for_processes_without_labels(
+    everywhere: float, takes_part: bool
+) -> None:
+    """One process has no labels; the others wait for its part of the statistics, or none does."""
+    task = built(classification=1.0, label_norm="sync", mask_ratio=0.4)
+    assert isinstance(task.heads.label.norm, nn.SyncBatchNorm)
+    rows: list[int] = []
+
+    def shared(x: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return x
+
+    task.heads.label.norm.forward = shared  # type: ignore[method-assign]
+    task._trainer.world_size = 2
+    task._trainer.strategy = SimpleNamespace(reduce=lambda *_, **__: torch.tensor(everywhere))
+    batch = heard(task, labelled=torch.zeros(6, dtype=torch.bool))
+    losses = task.objectives(batch, "train")
+    assert rows == ([0] if takes_part else [])
+    assert losses.terms["classification"] == 0
+    assert losses.unlabelled == 6
+    losses.total.backward()
+    assert all(p.grad is not None for p in task.heads.parameters())
 
 
 def test_a_batch_of_one_and_a_batch_norm(sounds: Path, tmp_path: Path) -> None:
