@@ -98,9 +98,9 @@ def our_step(
             given["teacher_map"] = given["teacher_map"].to(options.device)
         with torch.autocast(options.device, torch.bfloat16) if half else nullcontext():
             loss = task.training_step(given, 1)  # type: ignore[arg-type]
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
     return lambda: seconds_of(step, options.device, options.clock)
 

@@ -1,10 +1,12 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -245,6 +247,20 @@ class BaseTask(L.LightningModule):
                 self.global_rank,
             )
         )
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Steps, and lets go of the gradients: Lightning would keep them through the next forward.
+
+        At the forward's end, where a step needs the most memory, they would lie there unused.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def on_fit_start(self) -> None:
         """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""

@@ -778,6 +778,19 @@ def test_test_of_a_checkpoint_hears_the_teacher(sounds: Path, tmp_path: Path) ->
         assert scores[key] == pytest.approx(float(trainer.callback_metrics[key]), rel=1e-6)
 
 
+def test_gradients_are_let_go_after_a_step_and_kept_while_they_gather(
+    sounds: Path, tmp_path: Path
+) -> None:
+    held: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            held.append(any(p.grad is not None for p in pl_module.parameters()))
+
+    train(small(), sounds, tmp_path, Watch(), epochs=1, accumulate_grad_batches=2)
+    assert held == [True, False, True, False]
+
+
 # --- rate and precision ---------------------------------------------------------------------
 
 
