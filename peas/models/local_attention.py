@@ -50,7 +50,9 @@ class WindowMap:
         self.back = self.places.flatten().argsort()[:count]
         parts = _cut(region, sides)
         apart = (parts[:, :, None] != parts[:, None]) | (self.places == count)[:, None]
-        self.mask = torch.where(apart, MASKED, 0.0) if bool(apart.any()) else None
+        # Told from the sizes: asking the tensor would break a compiled graph.
+        needed = any(shift) or self.places.numel() > count
+        self.mask = torch.where(apart, MASKED, 0.0) if needed else None
 
 
 def _cut(field: Tensor, sides: Pair) -> Tensor:
@@ -205,7 +207,9 @@ class LocalBlocks(nn.ModuleList):
         if key not in self._maps:
             # Official: two patches, whatever the window.
             shift = (min(2, self.window // 2), 0) if shifted else (0, 0)
-            self._maps[key] = _Placed(WindowMap(grid, self.window, shift), device)
+            # What an evaluation makes must serve training too.
+            with torch.inference_mode(False):
+                self._maps[key] = _Placed(WindowMap(grid, self.window, shift), device)
         return self._maps[key]
 
 

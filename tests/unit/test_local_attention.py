@@ -227,3 +227,24 @@ def test_dropout_of_the_bias_acts_in_training_alone():
     still = [blocks.eval()(tokens, (4, 4)) for _ in range(2)]
     assert not torch.equal(*drawn)
     assert torch.equal(*still)
+
+
+def test_windows_made_in_an_evaluation_serve_training():
+    blocks = LocalBlocks(16, 2, 2)
+    tokens = torch.randn(1, 32, 16)
+    with torch.inference_mode():
+        blocks(tokens, (8, 4))
+    blocks(tokens, (8, 4)).sum().backward()
+    assert all(p.grad is not None for p in blocks.parameters())
+
+
+@pytest.mark.parametrize("grid", [(8, 4), (7, 3)])
+@torch.no_grad()
+def test_blocks_are_one_graph_for_the_compiler(grid):
+    blocks = LocalBlocks(16, 3, 2).eval()
+    tokens = torch.randn(1, grid[0] * grid[1], 16)
+    traced = torch.compile(blocks, backend="eager", fullgraph=True)
+    expected = LocalBlocks(16, 3, 2).eval()
+    expected.load_state_dict(blocks.state_dict())
+    for _ in range(2):
+        torch.testing.assert_close(traced(tokens, grid), expected(tokens, grid))
