@@ -115,7 +115,10 @@ class WindowAttention(nn.Module):
         """
         batch, count, cells, width = windows.shape
         shape = (batch * count, cells, 3, self.heads, width // self.heads)
-        q, k, v = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        # Copied once, so that products and norms keep the copies for the backward pass, and not
+        # the rows of all three as well.
+        parts = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4)
+        q, k, v = (part.contiguous() for part in parts)
         tau = self.tau.clamp(min=0.01)[:, None, None]
         rows, columns = _norms(q) * tau, _norms(k).transpose(2, 3)
         scores = (q @ k.transpose(2, 3)) / (rows * columns).clamp(min=LEAST)
