@@ -54,7 +54,7 @@ def test_make_demo_runs_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     recipe = demo_recipe()
-    assert [command[0] for command in recipe] == ["fit", "test", "tag"]
+    assert [command[0] for command in recipe] == ["fit", "fit", "test", "tag"]
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     for command in recipe:
         expanded = [
@@ -68,3 +68,4 @@ def test_make_demo_runs_end_to_end(tmp_path, monkeypatch, capsys):
     assert "%  " in shown
     assert list((tmp_path / "runs/demo/pictures").glob("*.png"))
     assert list((tmp_path / "runs/demo/pictures").glob("*.pdf"))
+    assert list((tmp_path / "runs/demo/pretrain/pictures").glob("*.png"))

@@ -1,5 +1,6 @@
 """Fixtures of the unit tests."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,18 @@ def peas_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     strategy = PEAS(2, 1, 20, 24, ramp="off", refresh_every=2, aux_encoder="ema", ema_decay=0.5)
     folder = tmp_path_factory.mktemp("peas_run")
     return fit(sounds, folder, strategy, Pictures(clips=1), epochs=2)
+
+
+@pytest.fixture
+def printed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What `rank_zero_info` prints.
+
+    Lightning's logger hands nothing on when it was imported before pytest's own handler.
+    """
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "lightning.pytorch")
+    return caplog

@@ -1,7 +1,6 @@
 """AudioMAE's recipe, frozen encoders, and every strategy on both families."""
 
 import csv
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,14 @@ def test_strides_of_the_families() -> None:
     assert small(stride=(12, 12), encoder="audiomae").hparams["stride"] == (12, 12)
 
 
-def test_rate_of_every_step(sounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        run = fit(sounds, tmp_path, epochs=3, **RECIPE)
+def test_rate_of_every_step(
+    sounds: Path, tmp_path: Path, printed: pytest.LogCaptureFixture
+) -> None:
+    run = fit(sounds, tmp_path, epochs=3, **RECIPE)
     rate = 0.1 * 8 / 256
     assert (
         f"base lr 0.1, global batch 8 = 8 clips x 1 processes x 1 accumulated, resulting lr {rate}"
-        in caplog.text
+        in printed.text
     )
     with next(tmp_path.rglob("metrics.csv")).open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]

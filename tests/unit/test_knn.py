@@ -1,6 +1,5 @@
 """kNN while pretraining: the vote, what it leaves alone, and what it refuses."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +112,11 @@ def test_folds_are_left_out_in_turn(sounds: Path, longer: Path, tmp_path: Path) 
 
 
 def test_epochs_and_the_line(
-    sounds: Path, longer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sounds: Path, longer: Path, tmp_path: Path, printed: pytest.LogCaptureFixture
 ) -> None:
     knn = KNN(labelled(longer), k=3, every_n_epochs=3)
-    with caplog.at_level(logging.INFO):
-        fit(ssast(), sounds, tmp_path, knn, EpochLine(), epochs=6)
-    lines = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    fit(ssast(), sounds, tmp_path, knn, EpochLine(), epochs=6)
+    lines = [record.message for record in printed.records if record.message.startswith("epoch ")]
     assert ["knn" in line for line in lines] == [True, False, False, True, False, True]
     for line in lines:
         for part in ("val loss ", "mse ", "(trivial ", "nce acc ", "clips/s"):

@@ -1,6 +1,5 @@
 """The pixel probe: what it is, who keeps it, and PEAS on weights without a pixel head."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +168,20 @@ def test_official_layouts_have_no_probe() -> None:
 
 
 def test_peas_on_weights_without_a_pixel_head(
-    sounds: Path, headless: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sounds: Path, headless: Path, tmp_path: Path, printed: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(NoReconstruction, match=r"model\.init_args\.reconstruction: probe"):
         fit(sounds, tmp_path / "head", strategy(), pretrained=str(headless), **MAE)
     keys = {"pretrained": str(headless), "reconstruction": "probe", **MAE}
-    with caplog.at_level(logging.INFO):
-        run = fit(
-            sounds,
-            tmp_path / "probe",
-            Pictures(clips=1),
-            strategy(aux_encoder="frozen"),
-            epochs=2,
-            **keys,
-        )
-    assert "reconstruction: errors of a linear pixel probe" in caplog.text
+    run = fit(
+        sounds,
+        tmp_path / "probe",
+        Pictures(clips=1),
+        strategy(aux_encoder="frozen"),
+        epochs=2,
+        **keys,
+    )
+    assert "reconstruction: errors of a linear pixel probe" in printed.text
     assert len(list((tmp_path / "probe" / "pictures").glob("*.png"))) == 2
     probe = run.task.model.pixel_probe
     assert probe is not None
