@@ -1,6 +1,5 @@
 """Pretraining on visible patches: AudioMAE, MAM-CLAP, SupMAM and SupMAM-CLAP by composition."""
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +13,28 @@ from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints.audiomae import load_pretrained
 from peas.models.clap import Teacher
 from peas.models.mae import MaskedAutoencoder
-from peas.models.mae_decoder import DecoderShape
-from peas.models.mam_heads import FeatureHead, LabelBranch, LabelNorm
+from peas.models.mam_heads import LabelNorm
 from peas.models.masked import visible_places
 from peas.models.patch_masking import random_patches, times_and_bands
 from peas.models.positions import Raster
 from peas.models.target_grid import TargetGrid
 from peas.objectives import FeatureLoss, LabelLoss, NCEAxis, TargetNorm
 from peas.optim import LrRule, cosine_factor, decay_groups
-from peas.randomness import run_seed, uniform_by_name
-from peas.tasks.base import BaseTask
 from peas.tasks.feature_targets import FeatureTargets
 from peas.tasks.mae_meters import MaeMeters
+from peas.tasks.mae_model import (
+    OBJECTIVES,
+    build_heads,
+    build_model,
+    check_settings,
+    kept_counts,
+    visible_count,
+)
 from peas.tasks.mae_objectives import Composition, Heads, Losses, compose
+from peas.tasks.pretraining import PretrainingTask, Stage
 
-OBJECTIVES = ("reconstruction", "distillation", "classification", "contrastive")
 
-
-class MaskedAudioModeling(BaseTask):
+class MaskedAudioModeling(PretrainingTask):
     """Pretrains a `MaskedAutoencoder` with any sum of four objectives.
 
     Each objective has a weight, and 0 leaves it out:
@@ -171,7 +174,7 @@ class MaskedAudioModeling(BaseTask):
         # In a tuple, where no module, optimiser, DDP or checkpoint finds it.
         self._teacher = (teacher,)
         self._targets: FeatureTargets | None = None
-        _check(self.hparams)
+        check_settings(self.hparams)
 
     # --- building ---------------------------------------------------------------------------
 
@@ -216,82 +219,19 @@ class MaskedAudioModeling(BaseTask):
     def build(self, *, initialise: bool) -> None:
         """Makes front end, model, heads and meters, and loads `pretrained`."""
         h = self.hparams
-        patch = tuple(h["patch"])
-        stride = patch if h["stride"] is None else tuple(h["stride"])
-        if h["frames"] % patch[1] and stride == patch:
-            raise ConfigError(
-                f"`frames` is {h['frames']}, which is no multiple of the patch's {patch[1]} frames "
-                "(`model.init_args.patch`): set `data.init_args.frames` to a multiple"
-            )
-        if h["classification"] > 0 and not h["labels"]:
-            raise ConfigError(
-                "`model.init_args.classification` is above 0, and the data has no classes: choose "
-                "data with labels, or set it to 0"
-            )
         self.build_front_end()
-        needs = h["reconstruction"] > 0 or h["distillation"] > 0 or h["contrastive"] > 0
-        shape = DecoderShape(
-            h["decoder"],
-            h["decoder_width"],
-            h["decoder_depth"],
-            h["decoder_heads"],
-            h["decoder_window"],
-            h["decoder_first_shift"],
-        )
-        self.model = MaskedAutoencoder(
-            h["size"],
-            frames=h["frames"],
-            mels=self.front_end.n_mels,
-            patch=patch,
-            stride=stride,
-            positions=h["positions"],
-            decoder=shape if needs else None,
-            pixels=h["reconstruction"] > 0,
-            norm_pix=h["norm_pix"],
-            drop_path=h["drop_path"],
-        )
-        self.heads = self._heads()
-        self.visible = self._visible_count()
+        self.model = build_model(h, self.front_end.n_mels)
+        self.heads = build_heads(h, self.model.width)
+        self.visible = visible_count(h, self.model.grid)
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(self.model, Path(h["pretrained"]))))
         self.meters = MaeMeters(
             list(self.composition.weights),
-            cells=patch[0] * patch[1],
+            cells=h["patch"][0] * h["patch"][1],
             features=h.get("feature_width", 0),
             classes=len(h["labels"]),
             label_loss=h["label_loss"],
         )
-
-    def _heads(self) -> Heads:
-        h, width = self.hparams, self.model.width
-        cells = h["patch"][0] * h["patch"][1]
-        heads = Heads()
-        if h["distillation"] > 0:
-            unit = h["target_norm"] == "l2"
-            heads.feature = FeatureHead(h["decoder_width"], h["feature_width"], unit=unit)
-        if h["classification"] > 0:
-            hidden = h["label_hidden"] or 4 * width
-            heads.label = LabelBranch(width, hidden, len(h["labels"]), h["label_norm"])
-        if h["contrastive"] > 0:
-            heads.contrastive = nn.Linear(h["decoder_width"], cells)
-        return heads
-
-    def _visible_count(self) -> int:
-        h = self.hparams
-        rows, columns = self.model.grid
-        count = rows * columns
-        if h["masking"] == "structured":
-            visible = int(columns * (1 - h["time_ratio"])) * int(rows * (1 - h["freq_ratio"]))
-            keys = "time_ratio and model.init_args.freq_ratio"
-        else:
-            visible = int(count * (1 - h["mask_ratio"]))
-            keys = "mask_ratio"
-        if not 0 < visible < count:
-            raise ConfigError(
-                f"`model.init_args.{keys}` leave {visible} of {count} patches visible: some must "
-                "be seen and some hidden"
-            )
-        return visible
 
     def monitor(self, multi_label: bool = False) -> tuple[str, Literal["min", "max"]]:  # type: ignore[override]
         """The total loss of evaluation."""
@@ -324,43 +264,30 @@ class MaskedAudioModeling(BaseTask):
             self._targets.read(batch)
         return batch
 
-    def hide(self, batch: Batch, stage: Literal["train", "val"]) -> Tensor:
+    def hide(self, batch: Batch, stage: Stage) -> Tensor:
         """Patches to hide, `[B, N]` bool on the CPU, time-major."""
-        h = self.hparams
         rows, columns = self.model.grid
-        if h["masking"] == "random":
-            return random_patches(
-                self._draws(batch, stage, "patches", rows * columns), self.visible
-            )
-        return times_and_bands(
-            self._draws(batch, stage, "times", columns),
-            self._draws(batch, stage, "bands", rows),
-            int(columns * (1 - h["time_ratio"])),
-            int(rows * (1 - h["freq_ratio"])),
-        ).flatten(1)
+        if self.hparams["masking"] == "random":
+            u = self.mask_draws(batch, stage, "patches", rows * columns)
+            return random_patches(u, self.visible)
+        bands, times = kept_counts(self.hparams, (rows, columns))
+        u_time = self.mask_draws(batch, stage, "times", columns)
+        u_freq = self.mask_draws(batch, stage, "bands", rows)
+        return times_and_bands(u_time, u_freq, times, bands).flatten(1)
 
-    def _draws(self, batch: Batch, stage: str, stream: str, count: int) -> Tensor:
-        if stage == "train":
-            return self.draws(batch, stream, (count,))
-        return uniform_by_name(batch["id"], run_seed(), stream, (count,))
-
-    def objectives(self, batch: Batch, stage: Literal["train", "val"]) -> Losses:
+    def objectives(self, batch: Batch, stage: Stage) -> Losses:
         """Hides patches of a batch, encodes the others and takes every objective.
 
         Raises:
             ConfigError: A masking strategy of fine-tuning is among the callbacks.
         """
-        if "mask" in batch or "hidden_patches" in batch:
-            raise ConfigError(
-                "`trainer.callbacks` holds a masking strategy of fine-tuning, which has no place "
-                "in pretraining: here `model.init_args.mask_ratio` says what is hidden"
-            )
+        self.require_no_masking(batch, "mask_ratio")
         hidden = self.hide(batch, stage)
         visible = visible_places(hidden)
         pooled = None
         if self.hparams["visible_fraction"] < 1 and self.hparams["classification"] > 0:
             taken = max(1, round(self.visible * self.hparams["visible_fraction"]))
-            u = self._draws(batch, stage, "pooled", self.visible)
+            u = self.mask_draws(batch, stage, "pooled", self.visible)
             pooled = visible_places(random_patches(u, taken)).to(self.device)
         batch["hidden_patches"] = hidden.to(self.device)
         return compose(
@@ -463,17 +390,6 @@ class MaskedAudioModeling(BaseTask):
         """As `validation_step`, on the test split."""
         self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """There is nothing to predict.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(
-            "a pretraining run knows no classes, so there is nothing to predict: fine-tune it "
-            "first, with `peas.tasks.Classification` and `pretrained: RUN/checkpoints/last.ckpt`"
-        )
-
     def on_validation_epoch_end(self) -> None:
         """Logs the means and the trivial predictors."""
         self._log_evaluation("val")
@@ -485,31 +401,3 @@ class MaskedAudioModeling(BaseTask):
     def _log_evaluation(self, stage: str) -> None:
         for name, value in self.meters.compute().items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss", sync_dist=False)
-
-
-def _check(h: Any) -> None:
-    """Refuses settings that are impossible; the message names the key."""
-    key = "`model.init_args.{}`".format
-    for name in OBJECTIVES:
-        if not 0 <= h[name] < math.inf:
-            raise ConfigError(f"{key(name)} is {h[name]}: give 0 or more")
-    if not any(h[name] > 0 for name in OBJECTIVES):
-        raise ConfigError(
-            f"{', '.join(key(name) for name in OBJECTIVES)} are all 0: give one of them a weight"
-        )
-    for name in ("mask_ratio", "time_ratio", "freq_ratio"):
-        if not 0 < h[name] < 1:
-            raise ConfigError(
-                f"{key(name)} is {h[name]}: give a share between 0 and 1, both excluded; with "
-                "nothing hidden or nothing seen there is nothing to learn"
-            )
-    if not 0 < h["visible_fraction"] <= 1:
-        raise ConfigError(f"{key('visible_fraction')} is {h['visible_fraction']}: 0 < it <= 1")
-    for name in ("lr", "temperature"):
-        if not h[name] > 0:
-            raise ConfigError(f"{key(name)} is {h[name]}: it must be positive")
-    if h["distillation"] > 0 and h["roll_gain"] != "none":
-        raise ConfigError(
-            f"{key('roll_gain')} is {h['roll_gain']}, and {key('distillation')} is above 0: the "
-            "teacher's targets belong to the clip as it is; set roll_gain to none"
-        )

@@ -19,13 +19,12 @@ from peas.models.ssast import SSAST
 from peas.objectives import NCEAxis
 from peas.optim import staircase_warmup
 from peas.plateau import Plateau, next_plateau
-from peas.randomness import run_seed, uniform_by_name
-from peas.tasks.base import BaseTask
+from peas.tasks.pretraining import PretrainingTask, Stage
 from peas.tasks.ssast_pretext import Objective, Pretext, pretext
 from peas.trivial import AgainstTrivial, valid_patches
 
 
-class SSASTPretraining(BaseTask):
+class SSASTPretraining(PretrainingTask):
     """Pretrains SSAST (Gong et al., 2022) on spectrograms alone; clips need no classes.
 
     A share of the patches is hidden behind one learnt embedding. The discriminative objective
@@ -192,7 +191,7 @@ class SSASTPretraining(BaseTask):
 
     # --- the pretext task ---------------------------------------------------------------------
 
-    def pretext(self, batch: Batch, stage: Literal["train", "val"]) -> Pretext:
+    def pretext(self, batch: Batch, stage: Stage) -> Pretext:
         """Hides patches of a batch and does the objectives.
 
         Args:
@@ -202,11 +201,7 @@ class SSASTPretraining(BaseTask):
         Raises:
             ConfigError: A masking strategy of fine-tuning is among the callbacks.
         """
-        if "mask" in batch:
-            raise ConfigError(
-                "`trainer.callbacks` holds a masking strategy of fine-tuning, which has no place "
-                "in pretraining: here `model.init_args.masked` says what is hidden"
-            )
+        self.require_no_masking(batch, "masked")
         h = self.hparams
         # By what is done with it: an evaluation draws the same patches in one pass and in two.
         names = {"discriminative": ["told"], "generative": ["drawn"]}
@@ -220,7 +215,7 @@ class SSASTPretraining(BaseTask):
             nce_axis=h["nce_axis"],
         )
 
-    def hide(self, batch: Batch, stage: Literal["train", "val"], stream: str = "drawn") -> Tensor:
+    def hide(self, batch: Batch, stage: Stage, stream: str = "drawn") -> Tensor:
         """Patches that one pass hides, `[B, N]` bool on the CPU, frequency-major.
 
         Args:
@@ -229,9 +224,7 @@ class SSASTPretraining(BaseTask):
             stream: `drawn` of the generative objective, or `told` of the discriminative one.
         """
         sampler = self.samplers[stage]
-        if stage == "train":
-            return sampler(self.draws(batch, stream, (sampler.draws,)))
-        return sampler(uniform_by_name(batch["id"], run_seed(), stream, (sampler.draws,)))
+        return sampler(self.mask_draws(batch, stage, stream, sampler.draws))
 
     # --- training -----------------------------------------------------------------------------
 
@@ -287,17 +280,6 @@ class SSASTPretraining(BaseTask):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, on the test split."""
         self._evaluate(batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """There is nothing to predict.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(
-            "a pretraining run knows no classes, so there is nothing to predict: fine-tune it "
-            "first, with `peas.tasks.Classification` and `pretrained: RUN/checkpoints/last.ckpt`"
-        )
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means, and lets the plateau schedule see them."""
