@@ -47,7 +47,7 @@ systems() { # each line is a run; two go on at once
             echo rec80 audiomae $seed
             echo rec_cls40 supmam $seed
             echo rec40 audiomae $seed --model.init_args.mask_ratio 0.4
-            echo cls40 supmam $seed --model.init_args.reconstruction 0
+            echo cls40 supmam $seed --model.init_args.reconstruction 0 --model.init_args.classification 1
         done
         echo mam_efficientat mam_teacher 0 --model.init_args.targets $out/targets
         echo supmam_efficientat supmam_teacher 0 --model.init_args.targets $out/targets
