@@ -121,6 +121,10 @@ class PeasCLI(LightningCLI):
                 raise
             raise ConfigError(cause(str(error))) from error
 
+    def before_fit(self) -> None:
+        """Tells the task whether its weights come from a checkpoint of the run."""
+        self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""
         config = self._get(self.config_init, "trainer")

@@ -37,6 +37,9 @@ class BaseTask(L.LightningModule):
     """Hyperparameters that the data module knows."""
     shape_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
+    resumes: bool = False
+    """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
+    the command line: Lightning tells a task only after `setup`."""
     front_end: LogMel
     model: MaskedModel
 
@@ -79,7 +82,7 @@ class BaseTask(L.LightningModule):
                     )
                 value = getattr(facts, key)
                 self.hparams[key] = list(value) if isinstance(value, tuple) else value
-        self.build(initialise=self.trainer.ckpt_path is None)
+        self.build(initialise=not self.resumes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes facts from the checkpoint, builds, and refuses one of another shape."""

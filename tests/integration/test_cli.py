@@ -67,6 +67,21 @@ def test_a_run_leaves_its_files(trained: Run) -> None:
     assert shares[0] == 0 < shares[1] < shares[2]
 
 
+def test_a_resumed_run_does_not_ask_for_the_weights_it_began_with(
+    trained: Run, sounds: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.ckpt"
+    weights.write_bytes(trained.last.read_bytes())
+    argv = ["--model.init_args.pretrained", str(weights), "--trainer.max_epochs", "1"]
+    run, done = fit(tmp_path / "run", sounds, *argv)
+    assert done.code == 0, done.err
+    weights.unlink()
+    argv = ["--trainer.max_epochs", "2", "--ckpt_path", str(run.last)]
+    resumed = call("fit", "--config", tmp_path / "run" / "config.yaml", *argv)
+    assert resumed.code == 0, resumed.err
+    assert checkpoint(run.last)["epoch"] == 1
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["at_epoch_start", "inside_an_epoch"])
 def test_a_resumed_run_equals_the_unbroken_one(
     trained: Run, sounds: Path, tmp_path: Path, inside: bool
