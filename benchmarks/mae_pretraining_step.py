@@ -29,10 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from official_mae_step import resident_peak
+from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
-from training_step import Peer
 
 from peas.allocator import keep_freed_memory
 from peas.data.columns import Strings
@@ -327,11 +326,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peer and not (options.peer / "models_mae.py").is_file():
-        raise SystemExit(
-            f"--peer {options.peer}: no models_mae.py there; give a checkout of the official "
-            "AudioMAE repository"
-        )
+    require_checkout(options.peer, "models_mae.py", "AudioMAE")
     prepare(options)
     if options.device == "cpu":
         keep_freed_memory()

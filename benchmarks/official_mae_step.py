@@ -7,13 +7,9 @@ input and answers each with a line of JSON. Nothing of `peas` is imported here, 
 is that of the official `engine_pretrain.py`: same optimiser, groups, loss and order.
 """
 
-import argparse
 import collections.abc
 import importlib.util
-import json
-import os
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peer import serve, worker
 from torch import nn
 
 
@@ -56,29 +53,9 @@ def build(size: str) -> nn.Module:
     return made
 
 
-def resident_peak() -> float:
-    """Peak resident memory in MiB of this program: `getrusage` counts its parent's as well."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-
-
 def main() -> None:
     """Build, save weights, mask and loss for the comparison, then step whenever asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", type=Path, required=True)
-    parser.add_argument("--peer-timm", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--clock", choices=("wall", "cpu"), required=True)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-
-    # The official code prints while it builds; only answers may reach the pipe.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options, answers = worker(__doc__)
     put_in_place(options.peer.resolve(), options.peer_timm)
     import timm.optim.optim_factory as optim_factory
 
@@ -103,12 +80,11 @@ def main() -> None:
     torch.save({"loss": loss.cpu(), "hidden": mask.cpu() > 0}, options.work / "loss.pt")
     model.train()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    now = time.process_time if options.clock == "cpu" else time.perf_counter
 
-    def step(half: bool) -> float:
+    def step(command: str) -> None:
+        half = command == "half"
         # Officially float16 on a GPU; nothing is said of a CPU.
         dtype = torch.float16 if cuda else torch.bfloat16
-        start = now()
         with torch.autocast(options.device, dtype) if half else nullcontext():
             loss, _ = loss_of()
         loss.item()
@@ -123,15 +99,8 @@ def main() -> None:
         else:
             optimizer.step()
         optimizer.zero_grad()
-        if cuda:
-            torch.cuda.synchronize()
-        return now() - start
 
-    print(json.dumps({"parameters": trained}), file=answers)
-    for line in sys.stdin:
-        seconds = step(line.strip() == "half")
-        peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak()
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), file=answers)
+    serve(options, answers, trained, step)
 
 
 if __name__ == "__main__":

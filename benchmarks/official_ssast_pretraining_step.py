@@ -6,36 +6,17 @@ its standard input and answers each with a line of JSON. Nothing of `peas` is im
 the loop's work is that of the official `traintest_mask.py`: two passes, optimiser, loss and order.
 """
 
-import argparse
-import json
-import os
 import random
-import resource
 import sys
-import time
-from pathlib import Path
 
 import torch
+from peer import serve, worker
 from torch import nn
 
 
 def main() -> None:
     """Build, save weights and losses for the comparison, then step whenever asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", type=Path, required=True)
-    parser.add_argument("--peer-timm", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--clock", choices=("wall", "cpu"), required=True)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-
-    # The official code prints while it builds; only answers may reach the pipe.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options, answers = worker(__doc__)
     sys.path.insert(0, str(options.peer / "src" / "models"))
     if options.peer_timm is not None:
         sys.path.insert(0, str(options.peer_timm))
@@ -67,10 +48,7 @@ def main() -> None:
         if p.requires_grad and not name.startswith("v.head")
     )
 
-    now = time.process_time if options.clock == "cpu" else time.perf_counter
-
-    def step() -> float:
-        start = now()
+    def step(_: str) -> None:
         acc, nce, mse = losses()
         loss = nce + 10 * mse
         optimizer.zero_grad()
@@ -79,15 +57,8 @@ def main() -> None:
         # As the official loop reads them for its log; on CUDA this also waits for the device.
         acc.item()
         loss.item()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        return now() - start
 
-    print(json.dumps({"parameters": trained}), file=answers)
-    for line in sys.stdin:
-        if line.strip() == "step":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"seconds": step(), "peak_mib": peak}), file=answers)
+    serve(options, answers, trained, step)
 
 
 if __name__ == "__main__":

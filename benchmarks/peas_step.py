@@ -10,7 +10,6 @@ and peak memory, of fresh processes on a CPU.
 import argparse
 import functools
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from peer import resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 
 from peas.allocator import keep_freed_memory
@@ -174,7 +174,7 @@ def peak(options: argparse.Namespace) -> float:
         bench.step(strategy)
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resident_peak()
 
 
 def memory(options: argparse.Namespace) -> str:

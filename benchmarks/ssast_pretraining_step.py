@@ -14,7 +14,6 @@ The official model demands timm 0.4.5. Put it into a folder of its own and name 
 
 import argparse
 import random
-import resource
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,9 +22,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
-from training_step import Peer
 
 from peas.allocator import keep_freed_memory
 from peas.models.checkpoints.ssast import load_pretrained
@@ -114,11 +113,7 @@ def main() -> None:
     parser.add_argument("--peer-timm", type=Path, help="folder that holds timm 0.4.5")
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
     options = parser.parse_args()
-    if options.peer and not (options.peer / "src" / "models" / "ast_models.py").is_file():
-        raise SystemExit(
-            f"--peer {options.peer}: no src/models/ast_models.py there; give a checkout of the "
-            "official SSAST repository"
-        )
+    require_checkout(options.peer, "src/models/ast_models.py", "SSAST")
     prepare(options)
     if options.device == "cpu":
         keep_freed_memory()
@@ -162,7 +157,7 @@ def main() -> None:
           f"and error at the same weights and masks: {apart:.2g} (must be < 1e-4); trained "
           f"parameters: official {peer.parameters / 1e6:.2f} M.")  # fmt: skip
     if options.device == "cpu":
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        mine = resident_peak()
         print(f"Peak memory of the processes: official {their_peak:.0f} MiB, peas {mine:.0f} MiB.")
     if not apart < 1e-4:
         raise SystemExit("the losses differ by 1e-4 or more: the sides do not do equal work")

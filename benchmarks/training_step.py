@@ -12,19 +12,16 @@ The official model demands timm 0.4.5. Put it into a folder of its own and name 
 
 import argparse
 import functools
-import json
 import logging
-import resource
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
+from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
 
@@ -34,60 +31,6 @@ from peas.models.encoder import SIZES
 from peas.tasks import Classification
 
 CLASSES, FRAMES, MELS = 50, 512, 128
-
-
-class Peer:
-    """The official code in its own process.
-
-    Attributes:
-        parameters: Number of trained parameters.
-        peak_mib: Peak resident memory before the latest step.
-    """
-
-    def __init__(
-        self, options: argparse.Namespace, work: Path, worker: str = "official_step.py"
-    ) -> None:
-        command = [sys.executable, str(Path(__file__).with_name(worker))]
-        command += ["--peer", str(options.peer), "--work", str(work), "--size", options.size]
-        command += ["--device", options.device, "--clock", options.clock]
-        if options.peer_timm:
-            command += ["--peer-timm", str(options.peer_timm)]
-        if options.threads:
-            command += ["--threads", str(options.threads)]
-        self._errors = (work / "peer.log").open("w+")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self.parameters = int(self._answer()["parameters"])
-        self.peak_mib = 0.0
-
-    def __enter__(self) -> Self:
-        """Stays until the end of the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends the process."""
-        self._process.communicate()
-        self._errors.close()
-
-    def step(self, command: str = "step") -> float:
-        """Seconds of one training step, or of another that the worker knows."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        self.peak_mib = answer["peak_mib"]
-        return answer["seconds"]
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            last = "\n".join(self._errors.read().splitlines()[-12:])
-            raise SystemExit(f"the official code stopped (see --help about its timm):\n{last}")
-        answer: dict[str, float] = json.loads(line)
-        return answer
 
 
 def inputs(batch: int) -> dict[str, Any]:
@@ -175,11 +118,7 @@ def main() -> None:
     parser.add_argument("--peer-timm", type=Path, help="folder that holds timm 0.4.5")
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
     options = parser.parse_args()
-    if options.peer and not (options.peer / "src" / "models" / "ast_models.py").is_file():
-        raise SystemExit(
-            f"--peer {options.peer}: no src/models/ast_models.py there; give a checkout of the "
-            "official SSAST repository"
-        )
+    require_checkout(options.peer, "src/models/ast_models.py", "SSAST")
     prepare(options)
     if options.device == "cpu":
         keep_freed_memory()
@@ -208,7 +147,7 @@ def main() -> None:
             print("\nNo --peer given: this says nothing about the official code.")
             return
         torch.save(given, work / "inputs.pt")
-        with Peer(options, work) as peer:
+        with Peer(options, work, "official_step.py") as peer:
             apart = difference(task, batch["log_mel"], work)
             ours = our_step(task, batch, options)
             for side in (ours, peer.step):
@@ -229,7 +168,7 @@ def main() -> None:
           f"({rate:.0f} GFLOP/s): {shares[0]:.0%} of the official code's fastest step, "
           f"{shares[1]:.0%} of ours.")  # fmt: skip
     if options.device == "cpu":
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        mine = resident_peak()
         print(f"Peak memory of the processes: official {their_peak:.0f} MiB, peas {mine:.0f} MiB.")
     if not apart < 1e-4:
         raise SystemExit("the logits differ by 1e-4 or more: the two sides do not do equal work")

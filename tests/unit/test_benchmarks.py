@@ -24,7 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     # Scripts import `timing` as their neighbour; under that name other tests may mean another.
     yield runner
-    for name in ("timing", "training_step"):
+    for name in ("timing", "peer"):
         sys.modules.pop(name, None)
 
 
