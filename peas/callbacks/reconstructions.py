@@ -1,6 +1,6 @@
 """Pictures of what a pretraining model makes of hidden patches, and of a teacher's features."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -250,4 +250,4 @@ def _take(batch: Batch, rows: list[int]) -> Batch:
         elif key == "id":
             taken[key] = [batch["id"][row] for row in rows]
     taken.pop("hidden_patches", None)
-    return taken  # type: ignore[return-value]
+    return cast(Batch, taken)

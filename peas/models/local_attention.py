@@ -32,7 +32,10 @@ class WindowMap:
     def __init__(self, grid: Pair, window: int, shift: Pair = (0, 0)) -> None:
         sides = (min(window, grid[0]), min(window, grid[1]))
         # A window as long as the grid has nothing to be shifted against.
-        shift = tuple(0 if s >= g else d for g, s, d in zip(grid, sides, shift, strict=True))  # type: ignore[assignment]
+        shift = (
+            0 if sides[0] >= grid[0] else shift[0],
+            0 if sides[1] >= grid[1] else shift[1],
+        )
         whole = [-(-length // side) * side for length, side in zip(grid, sides, strict=True)]
         count = grid[0] * grid[1]
         index = torch.full(whole, count)

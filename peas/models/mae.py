@@ -10,7 +10,13 @@ from peas.errors import ConfigError, NoReconstruction
 from peas.models.grid import Pair, covered, fold_average, grid_shape, pad_to_patch, unpatchify
 from peas.models.mae_decoder import Decoder, DecoderKind, DecoderShape
 from peas.models.mae_encoder import MaskedEncoder
-from peas.models.masked import Grid, MaskedModel, check_grid, visible_places
+from peas.models.masked import (
+    Grid,
+    MaskedModel,
+    check_grid,
+    other_geometry,
+    visible_places,
+)
 from peas.models.positions import Raster
 
 _KINDS: tuple[DecoderKind, DecoderKind] = ("local", "global")
@@ -335,17 +341,12 @@ def _adopt_decoder(
     facts = state.get(prefix + "geometry")
     if facts is None or not isinstance(module, MaskedAutoencoder):
         return
-    own = module.geometry.tolist()
-    if own[:4] != facts[:4].tolist():
-        error_msgs.append(
-            f"the weights belong to (frames, mels, stride) {facts[:4].tolist()}, the model to "
-            f"{own[:4]}; build the model with the weights' frames, mels and stride"
-        )
-    elif not strict or own != facts.tolist() or module.decoder is None:
-        pixels = prefix + "decoder.pred.weight" in state
-        shape = decoder_of(state, prefix)
-        has = module.decoder is not None and isinstance(module.decoder.pred, nn.Linear)
-        current = module.decoder.shape if module.decoder is not None else None
-        if current != shape or has != pixels:
-            module.attach_decoder(shape, pixels=pixels, norm_pix=bool(facts[4]))
-        module.norm_pix = bool(facts[4])
+    refused = other_geometry(module.geometry, facts)
+    if refused:
+        error_msgs.append(refused)
+        return
+    shape, pixels = decoder_of(state, prefix), prefix + "decoder.pred.weight" in state
+    own = None if module.decoder is None else module.decoder.shape
+    if (own, bool(module.reconstructs)) != (shape, pixels):
+        module.attach_decoder(shape, pixels=pixels, norm_pix=bool(facts[4]))
+    module.norm_pix = bool(facts[4])

@@ -179,3 +179,19 @@ def visible_places(hidden: Tensor) -> Tensor:
 def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
     """Tokens at some places: `[B, N, D]` and `[B, V]` to `[B, V, D]`."""
     return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+
+
+def other_geometry(own: Tensor, theirs: Tensor) -> str:
+    """Why weights do not fit a model's input, or nothing when they do.
+
+    Args:
+        own: The model's `geometry`, which begins with frames, mels and stride.
+        theirs: That of the weights.
+    """
+    ours, found = own[:4].tolist(), theirs[:4].tolist()
+    if ours == found:
+        return ""
+    return (
+        f"the weights belong to (frames, mels, stride) {found}, the model to {ours}; "
+        "build the model with the weights' frames, mels and stride"
+    )

@@ -25,6 +25,7 @@ from peas.models.masked import (
     MaskedModel,
     check_grid,
     gather_tokens,
+    other_geometry,
     visible_places,
 )
 
@@ -351,11 +352,8 @@ def _adopt_geometry(
     facts = state.get(prefix + "geometry")
     if facts is None or not isinstance(module, SSAST):
         return
-    own, theirs = module.geometry.tolist(), facts.tolist()
-    if own[:4] != theirs[:4]:
-        error_msgs.append(
-            f"the weights belong to (frames, mels, stride) {theirs[:4]}, the model to {own[:4]}; "
-            "build the model with the weights' frames, mels and stride"
-        )
+    refused = other_geometry(module.geometry, facts)
+    if refused:
+        error_msgs.append(refused)
     elif not module.pretraining:
-        module.set_pretraining_grid(theirs[4], theirs[5])
+        module.set_pretraining_grid(*facts[4:6].tolist())
