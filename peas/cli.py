@@ -21,7 +21,7 @@ from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
 from peas.cli_errors import PeasParser, cause
-from peas.data.module import ClipDataModule
+from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.checkpoints import read_state
 from peas.tasks.base import BaseTask
@@ -67,7 +67,7 @@ class PeasCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `paper`, by which a config says which row of a paper it is."""
+        """Adds `paper`, a config's row in a paper, and the leave to select on test clips."""
         parser.add_argument("--paper.table", type=str | None, default=None, help="e.g. PEAS II")
         parser.add_argument("--paper.row", type=str | None, default=None, help="e.g. PEAS (1, 1)")
         parser.add_argument(
@@ -78,6 +78,12 @@ class PeasCLI(LightningCLI):
             type=str | None,
             default=None,
             help="how silent choices are read: likely or literal",
+        )
+        parser.add_argument(
+            "--allow_test_selection",
+            type=bool,
+            default=False,
+            help="let a sweep choose by validation clips that are the test clips",
         )
 
     def _parse_ckpt_path(self) -> None:
@@ -122,7 +128,15 @@ class PeasCLI(LightningCLI):
             raise ConfigError(cause(str(error))) from error
 
     def before_fit(self) -> None:
-        """Tells the task whether its weights come from a checkpoint of the run."""
+        """Tells the task whether its weights come from a checkpoint of the run.
+
+        Raises:
+            ConfigError: A sweep would choose by the test clips.
+        """
+        if "WANDB_SWEEP_ID" in os.environ:
+            # The agent sets it, for every process of the run.
+            allowed = self._get(self.config_init, "allow_test_selection")
+            require_test_apart(self.datamodule, allowed=allowed)
         self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

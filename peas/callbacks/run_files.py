@@ -43,7 +43,7 @@ def config_hash(config: dict[str, Any]) -> str:
         config: Whole configuration, as saved in the run folder.
     """
     config = json.loads(json.dumps(config, default=str))
-    for key in ("config", "seed_everything", "ckpt_path"):
+    for key in ("config", "seed_everything", "ckpt_path", "allow_test_selection"):
         config.pop(key, None)
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("enable_progress_bar", None)

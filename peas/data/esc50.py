@@ -89,6 +89,11 @@ class ESC50(ClipDataModule):
         """Names of the classes, in the order of the targets."""
         return list(self._index.labels)
 
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the tested fold validates too, as in the published numbers."""
+        return self.split == "official"
+
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split.
 

@@ -132,6 +132,11 @@ class Mixture(ClipDataModule):
         return any(one.multi_label or not one.labels for one in self.sets)
 
     @property
+    def selects_on_test(self) -> bool:
+        """Whether one of the sets does: which of them validates, only their files tell."""
+        return any(one.selects_on_test for one in self.sets)
+
+    @property
     def facts(self) -> Facts:
         """What the task must know; a set that measures its statistics does so here."""
         known: dict[str, Any] = dict(self._given)

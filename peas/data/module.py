@@ -168,6 +168,14 @@ class ClipDataModule(LightningDataModule, ABC):
         return False
 
     @property
+    def selects_on_test(self) -> bool:
+        """Whether the clips that validate are the test clips, by what was asked for.
+
+        Then a choice by a validation metric is one by the test; a sweep refuses to make it.
+        """
+        return False
+
+    @property
     def facts(self) -> Facts:
         """What the task must know; readable once the data are in place."""
         return Facts(self.labels, self.mean, self.std, self.frames, self.multi_label)
@@ -323,3 +331,22 @@ class ClipDataModule(LightningDataModule, ABC):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def require_test_apart(data: ClipDataModule, *, allowed: bool = False) -> None:
+    """Refuses a sweep that would choose by the test clips.
+
+    Args:
+        data: The data set of a run of the sweep.
+        allowed: Whether the user has said that it may.
+
+    Raises:
+        ConfigError: The clips that validate are those that are tested, and it is not allowed.
+    """
+    if data.selects_on_test and not allowed:
+        raise ConfigError(
+            f"a sweep chooses by validation clips, and those of {type(data).__name__} are here its "
+            "test clips (data.init_args.split is official): the best point's figure would be "
+            "chosen on the test. Set data.init_args.split to 3/1/1, or allow it with "
+            "--allow_test_selection=true (`peas sweep --allow-test-selection`)"
+        )

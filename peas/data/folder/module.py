@@ -162,6 +162,11 @@ class AudioFolder(ClipDataModule):
         if self.trainer is None or self.trainer.state.fn == "fit":
             _ = self._moments
 
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the tested fold validates too."""
+        return self.division.fold is not None and self.division.split == "official"
+
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split, in the order of the CSV or by name.
 

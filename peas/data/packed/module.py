@@ -126,6 +126,11 @@ class PackedSet(ClipDataModule):
         mean, std = self._moments
         return Facts(self.labels, mean, std, self.frames, self.multi_label)
 
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the tested fold validates too."""
+        return self.fold is not None and self.split == "official"
+
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split, in the order of the set that was packed.
 
