@@ -152,7 +152,7 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
     if marker.exists():
         return read_result(job.folder, job.fold, job.seed)
     job.folder.mkdir(parents=True, exist_ok=True)
-    _write(job.folder / ASKED, asked)
+    write_whole(job.folder / ASKED, asked)
     log = job.folder / "fit.log"
     commands = [job.command(configs, rest)]
     if job.fold is None:
@@ -164,19 +164,21 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
             ).returncode
             if code:
                 raise PeasError(
-                    f"{job.name} ended with status {code}; its last words:\n{_tail(log)}"
+                    f"{job.name} ended with status {code}; its last words:\n{tail(log)}"
                 )
-    _write(marker, asked)
+    write_whole(marker, asked)
     return read_result(job.folder, job.fold, job.seed)
 
 
-def _write(path: Path, asked: dict[str, Any]) -> None:
+def write_whole(path: Path, asked: dict[str, Any]) -> None:
+    """Writes a JSON file that is there whole, or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asked))
     partial.replace(path)
 
 
-def _tail(log: Path, lines: int = 6) -> str:
+def tail(log: Path, lines: int = 6) -> str:
+    """Last words of a process, and where all of them are."""
     text = log.read_text(errors="replace").strip().splitlines()
     return "\n".join([f"  {line}" for line in text[-lines:]] + [f"  (whole log: {log})"])
 

@@ -51,7 +51,7 @@ def read_result(folder: Path, fold: int | None, seed: int) -> Result:
     Raises:
         PeasError: The logs hold no validation metric.
     """
-    rows = _rows(folder)
+    rows = log_rows(folder)
     metric = "accuracy" if any(row.get("val/accuracy") for row in rows) else "mAP"
     by_epoch = {int(row["epoch"]): row for row in rows if row.get(f"val/{metric}")}
     if not by_epoch:
@@ -73,7 +73,8 @@ def read_result(folder: Path, fold: int | None, seed: int) -> Result:
     )
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a run's logs, in the order in which they were written, of all its starts."""
     logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:]))
     rows: list[dict[str, str]] = []
     for log in logs:
