@@ -11,11 +11,12 @@ PEER_TIMM ?=
 PEER_MAE ?=
 PEER_MAE_TIMM ?=
 CLIPS ?=
+ENGINE ?= docker
 
-.PHONY: install demo test lint types format bench clean help
+.PHONY: install demo test lint types format bench docker docker-check clean help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(STAMP)  ## make .venv and install peas with its tested set of packages
 
@@ -56,6 +57,14 @@ bench: install  ## ratios on this machine; PEER=DIR, PEER_TIMM=DIR: official SSA
 	$(BIN)/python benchmarks/peas_step.py
 	$(BIN)/python benchmarks/data_scale.py $(if $(CLIPS),--clips $(CLIPS))
 	$(if $(CLIPS),$(BIN)/python benchmarks/loading.py --clips $(CLIPS) $(if $(PEER_MAE),--peer $(PEER_MAE)))
+
+docker:  ## images peas:cpu and peas:cuda; ENGINE=podman for another engine
+	@command -v $(ENGINE) >/dev/null || { echo "$(ENGINE) not found: give ENGINE=podman, or try the steps with make docker-check" >&2; exit 1; }
+	$(ENGINE) build --file docker/cpu.Dockerfile --tag peas:cpu .
+	$(ENGINE) build --file docker/cuda.Dockerfile --tag peas:cuda .
+
+docker-check: install  ## the images' steps in a clean Debian root, without an engine: root, debootstrap, 12 GB, minutes
+	$(BIN)/python -m pytest -m container tests/integration/test_container.py
 
 clean:  ## remove .venv, caches and build products (runs are kept)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
