@@ -20,6 +20,7 @@ LIGHTNING_VERBS = {
 }
 OWN_VERBS = {
     "kfold": "folds x seeds of one config in fresh processes, and one table",
+    "sweep": "the points of a W&B sweep file, one after another on this machine, and one table",
     "data": "fetch, check, measure and pack a data set",
     "tag": "labels for sound files, from a checkpoint alone",
     "export": "a checkpoint of peas in the official layout of SSAST or AudioMAE",
