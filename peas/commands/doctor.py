@@ -1,4 +1,7 @@
-"""`peas doctor`: versions, devices, decoders, folders, and what is missing."""
+"""`peas doctor`: versions, devices, decoders, folders, and what is missing.
+
+`peas doctor --cluster`, started by every rank of a job, compares what the ranks see instead.
+"""
 
 import argparse
 import os
@@ -105,9 +108,24 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
-def main(argv: list[str]) -> None:
-    """Prints a line a check; exits with 1 when something is missing."""
-    argparse.ArgumentParser(prog="peas doctor", description=__doc__).parse_args(argv)
+def main(argv: list[str]) -> int:
+    """Prints a line a check; exits with 1 when something is missing.
+
+    Args:
+        argv: The command line after `peas doctor`.
+
+    Raises:
+        PeasError: Something is missing.
+    """
+    if "--cluster" in argv:
+        from peas.commands import cluster
+
+        return cluster.main([word for word in argv if word != "--cluster"])
+    p = argparse.ArgumentParser(prog="peas doctor", description=__doc__)
+    p.add_argument(
+        "--cluster", action="store_true", help="compare all ranks; see `peas doctor --cluster -h`"
+    )
+    p.parse_args(argv)
     missing = []
     for name, check in CHECKS.items():
         try:
@@ -117,3 +135,4 @@ def main(argv: list[str]) -> None:
             print(f"MISSING  {name:<11} {error}", flush=True)
     if missing:
         raise PeasError(f"{', '.join(missing)}: see above")
+    return 0

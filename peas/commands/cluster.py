@@ -1,0 +1,333 @@
+"""`peas doctor --cluster`: what each rank of a job sees, and whether the ranks agree.
+
+Started by every rank as training would be: `srun peas doctor --cluster ...` or `torchrun
+--no-python ... peas doctor --cluster ...`; alone it is one rank. It takes `--data SET ROOT`, or
+the very arguments of `peas fit` (`--config`, overlays, overrides), whose data set it opens and
+whose run folder it tries. Sounds are not decoded.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peas.commands.cluster_report import Report, disagreements, ranks, table
+from peas.errors import DataError, PeasError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+    from peas.data.module import ClipDataModule
+
+LOOK = 10.0
+"""Seconds in which a file must show on other hosts; network file systems remember for a while."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in its job."""
+
+    rank: int
+    world: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command; it hands others on to the parser of `peas fit`."""
+    p = argparse.ArgumentParser(
+        prog="peas doctor --cluster", description=__doc__, allow_abbrev=False
+    )
+    p.add_argument("--data", nargs=2, metavar=("SET", "ROOT"), help="as for `peas data`")
+    p.add_argument("--run", help="folder of the run (default: that of the config, or runs)")
+    p.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="seconds to wait for the other ranks, while they read the data set as well",
+    )
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command on one rank.
+
+    Args:
+        argv: The command line after `peas doctor`, without `--cluster`.
+
+    Returns:
+        The exit status: 1 on all ranks when they disagree; the first one says why.
+
+    Raises:
+        PeasError: A rank does not answer; or, on the first rank, the ranks disagree.
+    """
+    # Its warnings about a rank that is missing are backtraces; the message below says it once.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    args, rest = parser().parse_known_args(argv)
+    here = place()
+    with _joined(here, timedelta(seconds=args.timeout)):
+        reports = _exchange(look(here, args, rest))
+    found = disagreements(reports)
+    if here.rank:
+        return 1 if found else 0
+    print(table(reports), flush=True)
+    if found:
+        raise PeasError("\n  ".join(["the ranks disagree, or cannot train:", *found]))
+    hosts = len({report.host for report in reports})
+    print(f"ok: {here.world} rank(s) on {hosts} host(s) agree", flush=True)
+    return 0
+
+
+def place() -> Place:
+    """Where Lightning would see this process: the same variables, in the same order.
+
+    Raises:
+        PeasError: The variables contradict each other.
+    """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    found: LightningEnvironment | SLURMEnvironment | TorchElasticEnvironment
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if TorchElasticEnvironment.detect():
+                found = TorchElasticEnvironment()
+            elif SLURMEnvironment.detect():
+                found = SLURMEnvironment()
+            else:
+                found = LightningEnvironment()
+            return Place(
+                rank=found.global_rank(),
+                world=found.world_size(),
+                local_rank=found.local_rank(),
+                address=found.main_address,
+                port=found.main_port,
+            )
+        except KeyError as error:
+            raise PeasError(
+                f"this job has no variable {error.args[0]}: start every rank with srun or torchrun"
+            ) from error
+        except (ValueError, RuntimeError) as error:
+            raise PeasError(f"the variables of this job cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _joined(here: Place, limit: timedelta) -> Iterator[None]:
+    """The group of all ranks, over gloo.
+
+    Raises:
+        PeasError: It does not come together, or breaks.
+    """
+    from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    store = _store(here, limit)
+    store.set(f"here/{here.rank}", socket.gethostname())
+    try:
+        store.wait([f"here/{rank}" for rank in range(here.world)], limit)
+    except RuntimeError as error:
+        silent = [rank for rank in range(here.world) if not store.check([f"here/{rank}"])]
+        raise PeasError(
+            f"{ranks(silent)} of {here.world} did not answer within {limit.total_seconds():.0f} s: "
+            "are they started, one task a GPU, by srun or torchrun, and what does their output say?"
+        ) from error
+    try:
+        inner = PrefixStore("gloo", store)
+        dist.init_process_group(
+            "gloo", store=inner, rank=here.rank, world_size=here.world, timeout=limit
+        )
+        yield
+        dist.barrier()
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise PeasError(
+            f"rank {here.rank} on {socket.gethostname()} found the first rank, but not all others, "
+            "or one stopped. Name the network between the hosts (`ip addr` lists them): "
+            f"GLOO_SOCKET_IFNAME=eth0, and NCCL_SOCKET_IFNAME=eth0 for GPUs. Cause: {cause}"
+        ) from error
+
+
+def _store(here: Place, limit: timedelta) -> "TCPStore":
+    """The table through which ranks find each other; the first rank holds it, or torchrun.
+
+    Raises:
+        PeasError: It cannot be reached.
+    """
+    # `torch.distributed` has it too, but exports it to no type checker.
+    from torch._C._distributed_c10d import TCPStore
+
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return TCPStore(
+            here.address,
+            here.port,
+            is_master=here.rank == 0 and not agents,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise PeasError(
+            f"rank {here.rank} on {socket.gethostname()}: the first rank is not to be found at "
+            f"{here.address}:{here.port}. Is it started, the name known here (MASTER_ADDR gives "
+            f"another), and the port free and not behind a fire wall (MASTER_PORT)? Cause: {cause}"
+        ) from error
+
+
+def look(here: Place, args: argparse.Namespace, rest: list[str]) -> Report:
+    """What this rank sees by itself. A fault is part of it, so that the others hear of it.
+
+    Args:
+        here: Its place.
+        args: Options of the command.
+        rest: Arguments of `peas fit`.
+    """
+    from peas.callbacks.run_files import versions
+
+    report = Report(
+        rank=here.rank,
+        local_rank=here.local_rank,
+        host=socket.gethostname(),
+        device="cpu",
+        gpu="",
+        address=f"{here.address}:{here.port}",
+        versions=versions(),
+        run=str(Path(args.run or "runs").expanduser().absolute()),
+    )
+    try:
+        device, gpu = _device(here.local_rank)
+        report = replace(report, device=device, gpu=gpu)
+        module = None
+        if args.data is not None:
+            from peas.commands.data.sets import make_set
+
+            module = make_set(args.data[0], os.path.expanduser(args.data[1]))
+        elif rest:
+            module, folder = _of_config(rest)
+            if folder is not None and args.run is None:
+                report = replace(report, run=str(Path(folder).absolute()))
+        if module is not None:
+            clips, digest = counted(module)
+            report = replace(report, data=str(module.root), clips=clips, digest=digest)
+    # A driver that does not answer is a RuntimeError.
+    except (PeasError, OSError, RuntimeError) as error:
+        report = replace(report, problem=str(error))
+    return report
+
+
+def _device(local_rank: int) -> tuple[str, str]:
+    """Name and identity of the device that Lightning would give to this rank."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 0:
+        return "cpu", ""
+    if local_rank >= count:
+        raise PeasError(
+            f"its local rank is {local_rank}, and it sees {count} GPU: ask for as many GPUs a node "
+            "as tasks, and let each task see all of them (--gpus-per-node, not --gpus-per-task)"
+        )
+    facts = torch.cuda.get_device_properties(local_rank)
+    return f"cuda:{local_rank} {facts.name}", str(facts.uuid)
+
+
+def _of_config(argv: list[str]) -> tuple["ClipDataModule", str | None]:
+    """Data set and run folder of a `peas fit` with these arguments; nothing else is built."""
+    from peas.cli import SETTINGS, PeasCLI
+
+    class Reader(PeasCLI):
+        """Stops where the data set is there."""
+
+        def _parse_ckpt_path(self) -> None: ...
+
+        def _set_seed(self) -> None: ...
+
+        def before_instantiate_classes(self) -> None: ...
+
+        def instantiate_classes(self) -> None:
+            wanted = type(self.config)(data=self.config.fit.data)
+            self.datamodule = self._parser("fit").instantiate_classes(wanted).data
+
+        def _run_subcommand(self, subcommand: str) -> None: ...
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = Reader(args=["fit", *argv], **SETTINGS)
+    return read.datamodule, read.config.fit.trainer.default_root_dir
+
+
+def counted(module: "ClipDataModule") -> tuple[dict[str, int | None], str]:
+    """Clips of each split, and the hash of their names and classes in their order.
+
+    Args:
+        module: The data set.
+
+    Raises:
+        DataError: It has no training clips.
+    """
+    from peas.data.module import SPLITS
+
+    counts: dict[str, int | None] = {}
+    digest = hashlib.blake2b(digest_size=4)
+    for split in SPLITS:
+        try:
+            clips = module.clips(split)
+        except DataError:
+            # Not every set has all splits; without training clips there is nothing to do.
+            if split == "train":
+                raise
+            counts[split] = None
+            continue
+        counts[split] = len(clips)
+        for begin in range(0, len(clips), 100_000):
+            names = clips.ids[begin : begin + 100_000]
+            digest.update("\0".join([split, *names]).encode())
+        digest.update(clips.targets.offsets.tobytes() + clips.targets.classes.tobytes())
+    return counts, digest.hexdigest()
+
+
+def _exchange(mine: Report) -> list[Report]:
+    """Reports of all ranks, with what only a comparison tells: the run folder and the clocks."""
+    from torch import distributed as dist
+
+    world = dist.get_world_size()
+    # Every rank has read its data when this is over, so that the clocks are read at one moment.
+    token: list[Any] = [secrets.token_hex(8)]
+    dist.broadcast_object_list(token, src=0)
+    mark = Path(mine.run) / f".doctor-{token[0]}"
+    made = not mark.parent.exists()
+    if mine.rank == 0:
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            mine = replace(mine, problem=f"{mark.parent} cannot be written: {error.strerror}")
+    dist.barrier()
+    now = time.time()
+    until = time.monotonic() + LOOK
+    # All of them wait in vain where the first rank could write nothing.
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    seen = replace(mine, run_seen=mark.exists(), clock=now)
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, seen)
+    if mine.rank == 0:
+        mark.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):
+                mark.parent.rmdir()
+    first = gathered[0].clock
+    return [replace(report, clock=report.clock - first) for report in gathered]
