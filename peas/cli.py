@@ -1,61 +1,38 @@
 """Lightning's verbs: `PeasCLI`, its Trainer, and the folder of a run."""
 
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 
+from peas.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from peas.callbacks.odd_clips import OddClipCount
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
+from peas.callbacks.signals import SaveOnSignal, StopOnSignal
 from peas.cli_errors import PeasParser, cause
 from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.checkpoints import read_state
+from peas.noise import be_quiet
+from peas.run_folder import newest_whole
 from peas.tasks.base import BaseTask
+from peas.trainer import PeasTrainer
 
 RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which folder rank 0 chose."""
-
-
-class PeasTrainer(Trainer):
-    """Trainer whose `limit_*_batches: 1` means one batch.
-
-    Lightning's own annotations reach the parser as `float | int` (Python caches equal unions),
-    so that 1 would turn into 1.0: the whole epoch. Here the integer comes first.
-    """
-
-    def __init__(
-        self,
-        limit_train_batches: int | float | None = None,
-        limit_val_batches: int | float | None = None,
-        limit_test_batches: int | float | None = None,
-        limit_predict_batches: int | float | None = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            limit_train_batches=limit_train_batches,
-            limit_val_batches=limit_val_batches,
-            limit_test_batches=limit_test_batches,
-            limit_predict_batches=limit_predict_batches,
-            overfit_batches=overfit_batches,
-            val_check_interval=val_check_interval,
-            **kwargs,
-        )
 
 
 class PeasCLI(LightningCLI):
@@ -72,6 +49,12 @@ class PeasCLI(LightningCLI):
         parser.add_argument("--paper.row", type=str | None, default=None, help="e.g. PEAS (1, 1)")
         parser.add_argument(
             "--paper.accuracy", type=float | None, default=None, help="the paper's figure, in %%"
+        )
+        parser.add_argument(
+            "--checkpoints.every_n_train_steps",
+            type=int | None,
+            default=None,
+            help="also save last.ckpt inside an epoch, after so many optimiser steps",
         )
         parser.add_argument(
             "--paper.preset",
@@ -93,8 +76,10 @@ class PeasCLI(LightningCLI):
         Here the task compares them when it loads and says where they contradict.
         """
         verb = self.config.subcommand
+        if self.config[verb].get("ckpt_path") == "last":
+            self.config[verb].ckpt_path = self._last(verb)
         path = self.config[verb].get("ckpt_path")
-        if not path or path in ("last", "best", "hpc", "registry"):
+        if not path or path in ("best", "hpc", "registry"):
             return
         state = read_state(Path(path))
         needed = ["state_dict", "hyper_parameters", "pytorch-lightning_version"]
@@ -107,6 +92,20 @@ class PeasCLI(LightningCLI):
                 f"{', '.join(missing)}). `--ckpt_path` goes on with a run; weights of other "
                 "origin go into `--model.init_args.pretrained`"
             )
+
+    def _last(self, verb: str) -> str | None:
+        """The newest whole checkpoint of the run folder; None where `fit` has still to begin."""
+        folder = self.config[verb].trainer.default_root_dir
+        if folder is None:
+            raise ConfigError(
+                "`--ckpt_path last` goes on with the run of a folder: name that folder with "
+                "`--trainer.default_root_dir`"
+            )
+        found = newest_whole(Path(folder))
+        if found is None and verb != "fit":
+            raise ConfigError(f"`--ckpt_path last`: there is no checkpoint of a run in {folder}")
+        rank_zero_info(f"going on from {found}" if found else f"{folder}: a new run begins")
+        return str(found) if found else None
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder and the default logger."""
@@ -161,7 +160,13 @@ class PeasCLI(LightningCLI):
                 kwargs["enable_checkpointing"] = False
         elif config.enable_checkpointing is not False:
             always += self._checkpoints(callbacks)
+            stop = StopOnSignal()
+            callbacks.insert(0, stop)
+            always.append(SaveOnSignal(stop))
         kwargs["callbacks"] = callbacks + always
+        if not _writes_checkpoints(config.plugins):
+            plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
+            kwargs["plugins"] = [*(p for p in plugins if p is not None), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _checkpoints(self, callbacks: list[Callback]) -> list[Callback]:
@@ -187,7 +192,10 @@ class PeasCLI(LightningCLI):
             ModelCheckpoint(
                 filename="best", monitor=monitor, mode=mode, every_n_epochs=per_epoch or 1, **common
             ),
-            ModelCheckpoint(filename="last", **common),
+            LastCheckpoint(
+                every_n_train_steps=self._get(self.config_init, "checkpoints.every_n_train_steps"),
+                **common,
+            ),
         ]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -199,6 +207,12 @@ class PeasCLI(LightningCLI):
             )
         kwargs["weights_only"] = True
         return kwargs
+
+
+def _writes_checkpoints(plugins: Any) -> bool:
+    """Whether the user's plugins say how checkpoints are written."""
+    given = plugins if isinstance(plugins, list) else [plugins]
+    return any(isinstance(plugin, CheckpointIO) for plugin in given)
 
 
 def _new_run_dir(config: Any) -> Path:
@@ -213,28 +227,6 @@ def _new_run_dir(config: Any) -> Path:
     return folder
 
 
-NOISE = (
-    # Our own doing: the front end belongs to the task, so that its statistics travel with it.
-    "You have overridden `on_after_batch_transfer`",
-    # So do the targets, which belong to a teacher.
-    "You have overridden `on_before_batch_transfer`",
-    # Means and scores come from metrics, which are of all processes already.
-    r"It is recommended to use `self.log\(.*sync_dist=True",
-    # Lightning 2.6 on torch 2.14.
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    # Small sets have short epochs, and every epoch is logged anyway.
-    "The number of training batches",
-    "does not have many workers",
-)
-"""Warnings that tell a user of `peas` nothing."""
-
-EVALUATION_NOISE = (
-    # Strategies and checkpoints of the training are of no use in evaluation.
-    "Be aware that when using `ckpt_path`, callbacks used",
-)
-"""The same, for every verb but `fit`."""
-
-
 LOST_PROCESS = (
     # gloo
     "Connection closed by peer",
@@ -244,11 +236,6 @@ LOST_PROCESS = (
     "remote process exited",
 )
 """What the survivors of a broken run report, while they wait for a process that is gone."""
-
-
-def _no_advertising(record: logging.LogRecord) -> bool:
-    """Drops Lightning's tips to install other products."""
-    return "Tip:" not in record.getMessage()
 
 
 SETTINGS: dict[str, Any] = {
@@ -294,9 +281,7 @@ def run(argv: Sequence[str]) -> None:
         PeasError: Any other fault of the user's files, data or settings.
     """
     os.environ.setdefault("WANDB_MODE", "offline")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
-    for message in NOISE if argv[0] == "fit" else NOISE + EVALUATION_NOISE:
-        warnings.filterwarnings("ignore", message=f".*{message}")
+    be_quiet(argv[0])
     with _command(argv):
         try:
             PeasCLI(**SETTINGS)

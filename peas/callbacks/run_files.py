@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from peas import __version__
 from peas.data.module import ClipDataModule
+from peas.run_folder import lock
 
 PACKAGES = (
     "torch",
@@ -100,13 +101,19 @@ class RunFiles(SaveConfigCallback):
 
     `fit` also writes `labels.csv`: number and name of each class, and how many training clips have
     it. Other verbs write `config_<verb>.yaml`. Nothing is overwritten: a start with other
-    settings in the same folder writes `config.1.yaml`, and so on.
+    settings in the same folder writes `config.1.yaml`, and so on. While `fit` runs, the folder is
+    locked.
     """
+
+    _lock: IO[str] | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on rank 0 before anything runs."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if stage == "fit":
+            # Lightning tells where it goes on from only after this.
+            self._lock = lock(folder, afresh=not getattr(pl_module, "resumes", False))
         text = self.parser.dump(self.config, skip_none=False)
         config = yaml.safe_load(text)
         facts = {**environment(), "config_hash": config_hash(config)}
@@ -119,6 +126,21 @@ class RunFiles(SaveConfigCallback):
             _write_new(folder, "labels", ".csv", label_map(data))
         for logger in trainer.loggers:
             _log_settings(logger, config, facts)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of the folder."""
+        self._release()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Lets go of the folder."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def label_map(data: ClipDataModule) -> str:

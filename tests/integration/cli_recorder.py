@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,31 @@ class Recorder(Callback):
 def recorded(path: Path) -> list[dict[str, Any]]:
     """Lines of a recorder's file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Signaller(Callback):
+    """Sends a signal to its own process, once.
+
+    Args:
+        name: Such as SIGTERM.
+        at: Epoch and batch, at whose end it is sent; for `validation` the epoch's validation.
+        validation: Whether it is sent while the epoch's validation runs.
+    """
+
+    def __init__(self, name: str, at: tuple[int, int], validation: bool = False) -> None:
+        self.number = signal.Signals[name]
+        self.at = tuple(at)
+        self.validation = validation
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.validation and (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.validation and trainer.current_epoch == self.at[0]:
+            os.kill(os.getpid(), self.number)
 
 
 class Thief(Callback):

@@ -151,14 +151,21 @@ class Run:
 Write = Callable[..., Path]
 
 
-def fit(folder: Path, root: Path, *argv: object, **recorder: Any) -> tuple[Run, Outcome]:
-    """Trains the small model with a recorder of masks behind PEAS."""
+def prepare(folder: Path, root: Path, *callbacks: dict[str, Any], **recorder: Any) -> Run:
+    """Writes the config of the small model with a recorder of masks behind PEAS."""
     folder.mkdir(parents=True, exist_ok=True)
     config, masks = folder.with_suffix(".yaml"), folder.with_suffix(".jsonl")
     settings = changed(BASE, {"data.init_args.root": str(root)})
     settings["trainer"]["callbacks"].append(
         {"class_path": "cli_recorder.Recorder", "init_args": {"path": str(masks), **recorder}}
     )
+    settings["trainer"]["callbacks"] += callbacks
     config.write_text(yaml.safe_dump(settings))
-    done = call("fit", "--config", config, "--trainer.default_root_dir", folder, *argv)
-    return Run(folder, config, masks), done
+    return Run(folder, config, masks)
+
+
+def fit(folder: Path, root: Path, *argv: object, **recorder: Any) -> tuple[Run, Outcome]:
+    """Trains the small model with a recorder of masks behind PEAS."""
+    run = prepare(folder, root, **recorder)
+    done = call("fit", "--config", run.config, "--trainer.default_root_dir", folder, *argv)
+    return run, done

@@ -1,0 +1,101 @@
+"""Checkpoints that a kill, a full disk or a damaged file cannot take away."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from peas.errors import PeasError
+from peas.run_folder import is_whole
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it when every byte is on the disk.
+
+    Lightning's own way writes into the system's folder for temporary files and moves the file
+    from there, which across file systems is a copy: a job that is killed meanwhile leaves half a
+    checkpoint under the good name. It also holds a second copy in memory.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write, wait for the disk, rename.
+
+        Raises:
+            PeasError: The disk is full, or the folder cannot be written. What lay there is whole.
+        """
+        place = Path(path)
+        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+        # torch's writer turns a full disk into a RuntimeError of its own.
+        except (OSError, RuntimeError) as error:
+            raise PeasError(
+                f"{place}: the checkpoint could not be written ({_reason(error, place)}). Earlier "
+                "ones are whole: make room, then go on with `--ckpt_path last`"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception, place: Path) -> str:
+    """In words; torch names a line of its own source where the disk is full."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    try:
+        free = os.statvfs(place.parent)
+        if free.f_bavail * free.f_frsize < 1 << 20:
+            return os.strerror(errno.ENOSPC)
+    except OSError:
+        pass
+    return str(error).split("\n")[0]
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`, written after every epoch, and the one before it as `last.before.ckpt`.
+
+    Args:
+        dirpath: Folder.
+        every_n_train_steps: Also after so many optimiser steps; null = never inside an epoch.
+        **settings: Of `ModelCheckpoint`.
+    """
+
+    def __init__(
+        self, dirpath: Path, every_n_train_steps: int | None = None, **settings: Any
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath, filename="last", every_n_train_steps=every_n_train_steps, **settings
+        )
+        self._written = ""
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save the state after this step, whatever the interval, unless that is done."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves; one saved at the epoch's last step does not know the epoch's end yet."""
+        if self._every_n_train_steps or self._last_global_step_saved == trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        else:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        last = Path(filepath)
+        # A damaged file, which another process left, must not take the place of a whole one.
+        whole = filepath == self._written or (last.exists() and is_whole(last))
+        if trainer.is_global_zero and whole:
+            last.replace(last.with_suffix(".before.ckpt"))
+        super()._save_checkpoint(trainer, filepath)
+        self._written = filepath
