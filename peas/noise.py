@@ -15,6 +15,8 @@ NOISE = (
     # Small sets have short epochs, and every epoch is logged anyway.
     "The number of training batches",
     "does not have many workers",
+    # Nothing is sharded.
+    "You're using the WeightAveraging callback with a model that overrides",
     # A run goes on in its own folder.
     "Checkpoint directory .* exists and is not empty",
 )

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.grid import Pair
+from peas.models.local_attention import LocalBlock
 from peas.models.pixel_probe import PixelProbe
 
 Grid = Literal["nonoverlap", "finetune"]
@@ -140,6 +142,20 @@ def _adopt_probe(
     if weight is not None and isinstance(module, MaskedModel) and module.pixel_probe is None:
         cells, width = weight.shape
         module.pixel_probe = PixelProbe(width, cells).to(module.reconstructs.device)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block of a model in its place, so that no key changes its name.
+
+    The blocks of a model share their code, and so one graph: a whole model would take as much
+    longer to compile as it has blocks, and be broken up by what lies between them.
+
+    Args:
+        model: The model.
+    """
+    for part in model.modules():
+        if isinstance(part, Block | LocalBlock):
+            part.compile()
 
 
 def check_grid(grid: str) -> None:

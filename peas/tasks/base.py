@@ -1,15 +1,9 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
-import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-import lightning as L
-import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
 from peas import randomness
 from peas.allocator import keep_freed_memory
@@ -18,11 +12,11 @@ from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
 from peas.frontend import LogMel
-from peas.models.masked import MaskedModel
-from peas.optim import global_lr
+from peas.models.masked import MaskedModel, compile_blocks
+from peas.tasks.stepping import SteppingModule
 
 
-class BaseTask(L.LightningModule):
+class BaseTask(SteppingModule):
     """A task owns its front end, so that a checkpoint alone turns sound into scores.
 
     Facts of the data (`labels`, `mean`, `std`, `frames`, `multi_label`) are arguments that
@@ -84,6 +78,11 @@ class BaseTask(L.LightningModule):
                 self.hparams[key] = list(value) if isinstance(value, tuple) else value
         self.build(initialise=not self.resumes)
 
+    def configure_model(self) -> None:
+        """Builds for a callback that averages the weights and asks before `setup` is called."""
+        if self._trainer is not None and self.trainer.training:
+            self.setup("fit")
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes facts from the checkpoint, builds, and refuses one of another shape."""
         where = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
@@ -114,6 +113,7 @@ class BaseTask(L.LightningModule):
             and key in saved
             and _plain(saved[key]) != _plain(value)
         )
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
         if other and self._trainer is not None and self.trainer.training:
             changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")
@@ -201,73 +201,13 @@ class BaseTask(L.LightningModule):
         )
         return randomness.uniform_rows(batch["row"], batch["global_size"], shape, source)
 
-    # --- optimisation -----------------------------------------------------------------------
-
-    @property
-    def global_batch(self) -> int | None:
-        """Clips of one optimiser step, over all processes; None without a data module."""
-        batch = getattr(getattr(self._trainer, "datamodule", None), "batch_size", None)
-        if batch is None:
-            return None
-        return int(batch * self.trainer.world_size * self.trainer.accumulate_grad_batches)
-
-    @property
-    def rate(self) -> float:
-        """Learning rate at factor 1: `lr` by its `lr_rule`."""
-        rule = self.hparams.get("lr_rule", "absolute")
-        return global_lr(self.hparams["lr"], rule, self.global_batch)
-
-    def epochs_passed(self, step: int) -> float:
-        """Epochs trained before an optimiser step, with the fraction of the current one.
-
-        Args:
-            step: Optimiser step, from 0.
-        """
-        batches, accumulate = (
-            self.trainer.num_training_batches,
-            self.trainer.accumulate_grad_batches,
-        )
-        return step / math.ceil(batches / accumulate)
-
-    def lr_factor(self, step: int, epoch: int) -> float:
-        """Factor of every group's base rate at an optimiser step, both counted from 0."""
-        raise NotImplementedError
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Sets the learning rate and reseeds dropout, both from the place in training alone."""
-        factor = self.lr_factor(self.trainer.global_step, self.trainer.current_epoch)
-        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=len(batch["id"]))
-        # Lightning saves no generator states: without this, dropout after a resume differs.
-        torch.manual_seed(
-            randomness.stable_hash(
-                randomness.run_seed(),
-                "dropout",
-                self.trainer.current_epoch,
-                batch["step"],
-                self.global_rank,
-            )
-        )
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Steps, and lets go of the gradients: Lightning would keep them through the next forward.
-
-        At the forward's end, where a step needs the most memory, they would lie there unused.
-        """
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
+    # --- training ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""
         trainer = self.trainer
+        if self.hparams["compile"]:
+            compile_blocks(self.model)
         if self.device.type == "cpu":
             keep_freed_memory()
         if str(trainer.precision).endswith("true") and not str(trainer.precision).startswith("32"):

@@ -25,6 +25,7 @@ from peas.tasks.classifier import (
     make_optimizer,
     train_drawing,
 )
+from peas.tasks.finite import OnNonFinite, counted
 from peas.tasks.pixel_probe import fit_pixel_probe
 
 
@@ -89,6 +90,9 @@ class Classification(BaseTask):
         reconstruction: What draws spectrograms for PEAS: the pretrained `head`, or `probe`, a
             linear pixel head that is fitted on the encoder as it starts, for weights that came
             without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.pixel_probe`.
+        on_nonfinite: When a gradient is no number: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
+        compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes; null takes them from the data.
         mean: Mean of the log-mel; null takes it from the data.
         std: Standard deviation of the log-mel; null takes it from the data.
@@ -138,6 +142,8 @@ class Classification(BaseTask):
         fill: Literal["raw_zero", "zero"] = "raw_zero",
         aux_loss_weight: float = 0.0,
         reconstruction: Literal["head", "probe"] = "head",
+        on_nonfinite: OnNonFinite = "stop",
+        compile: bool = False,
         labels: list[str] | None = None,
         mean: float | None = None,
         std: float | None = None,
@@ -259,7 +265,7 @@ class Classification(BaseTask):
             self.train_loss.reset()
             self.train_accuracy.reset()
         clips = len(logits)
-        self.train_loss.update(loss.detach(), clips)
+        self.train_loss.update(*counted(loss.detach(), clips))
         self.log("loss", loss.detach(), prog_bar=True, on_step=True, batch_size=clips)
         self.log("train/loss", self.train_loss, on_epoch=True, on_step=False, batch_size=clips)
         if not self.hparams["multi_label"]:

@@ -21,6 +21,7 @@ from peas.models.target_grid import TargetGrid
 from peas.objectives import FeatureLoss, LabelLoss, NCEAxis, TargetNorm
 from peas.optim import LrRule, cosine_factor, decay_groups
 from peas.tasks.feature_targets import FeatureTargets
+from peas.tasks.finite import OnNonFinite
 from peas.tasks.mae_meters import MaeMeters
 from peas.tasks.mae_model import (
     OBJECTIVES,
@@ -105,6 +106,9 @@ class MaskedAudioModeling(PretrainingTask):
         warmup_epochs: Of the linear warm-up.
         weight_decay: Of AdamW, on matrices alone.
         betas: Of AdamW.
+        on_nonfinite: When a gradient is no number: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
+        compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes; null takes them from the data.
         mean: Mean of the log-mel; null takes it from the data.
         std: Standard deviation of the log-mel; null takes it from the data.
@@ -163,6 +167,8 @@ class MaskedAudioModeling(PretrainingTask):
         warmup_epochs: float = 3,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
+        on_nonfinite: OnNonFinite = "stop",
+        compile: bool = False,
         labels: list[str] | None = None,
         mean: float | None = None,
         std: float | None = None,

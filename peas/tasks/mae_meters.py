@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from peas.objectives import LabelLoss
+from peas.tasks.finite import counted
 from peas.tasks.mae_objectives import Losses
 from peas.trivial import AgainstTrivial, LabelPrior
 
@@ -51,7 +52,7 @@ class MaeMeters(nn.Module):
             mean = cast(MeanMetric, self.training_means[name])
             if first:
                 mean.reset()
-            mean.update(value.detach(), _weight(name, losses, clips))
+            mean.update(*counted(value.detach(), _weight(name, losses, clips)))
             yield name, mean, value.detach()
 
     def evaluate(self, losses: Losses, clips: int) -> None:

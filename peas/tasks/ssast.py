@@ -19,6 +19,7 @@ from peas.models.ssast import SSAST
 from peas.objectives import NCEAxis
 from peas.optim import staircase_warmup
 from peas.plateau import Plateau, next_plateau
+from peas.tasks.finite import OnNonFinite, counted
 from peas.tasks.pretraining import PretrainingTask, Stage
 from peas.tasks.ssast_pretext import Objective, Pretext, pretext
 from peas.trivial import AgainstTrivial, valid_patches
@@ -64,6 +65,9 @@ class SSASTPretraining(PretrainingTask):
         plateau_factor: What the rate is multiplied by when the evaluations stop getting better:
             the accuracy of InfoNCE, or the mean squared error without it.
         plateau_patience: Evaluations in a row, no better than the best, that are borne.
+        on_nonfinite: When a gradient is no number: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
+        compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes of the data, perhaps none; null takes them from the data.
         mean: Mean of the log-mel; null takes it from the data.
         std: Standard deviation of the log-mel; null takes it from the data.
@@ -100,6 +104,8 @@ class SSASTPretraining(PretrainingTask):
         plateau_every: int | None = 4000,
         plateau_factor: float = 0.5,
         plateau_patience: int = 2,
+        on_nonfinite: OnNonFinite = "stop",
+        compile: bool = False,
         labels: list[str] | None = None,
         mean: float | None = None,
         std: float | None = None,
@@ -236,7 +242,7 @@ class SSASTPretraining(PretrainingTask):
             if batch_idx == 0:
                 mean.reset()
             value = values[name].detach()
-            mean.update(value, clips)
+            mean.update(*counted(value, clips))
             self.log(name, value, prog_bar=name != "accuracy", on_step=True, batch_size=clips)
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=clips)
         return values["loss"]
@@ -256,6 +262,7 @@ class SSASTPretraining(PretrainingTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of the plateau schedule."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["plateau"] = self.plateau._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

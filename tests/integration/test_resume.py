@@ -1,6 +1,7 @@
 """Stopped at any step and by any means, a run goes on as if nothing had happened."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -258,6 +259,6 @@ def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:
     done = call(*argv, *where)
     assert done.code == 0, done.err
     # It is let go at the end, and after a failure.
-    assert call(*argv, *where, "--trainer.callbacks+=cli_recorder.Signaller",
-                "--trainer.callbacks.name=SIGTERM", "--trainer.callbacks.at=[0,0]").code == 143  # fmt: skip
+    stopping = json.dumps(_signaller("SIGTERM", (0, 0)))
+    assert call(*argv, *where, f"--trainer.callbacks+={stopping}").code == 143
     assert call(*argv, *where).code == 0

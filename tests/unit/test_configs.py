@@ -574,7 +574,7 @@ def test_targets_in_the_place_of_the_teacher(parse: Parse) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
     base = finetune("esc50_peas_1x1")
-    if name.startswith("supmam"):
+    if name.startswith(("supmam", "sync")):
         base = pretrain("supmam_clap")
     config = parse("--config", base, "--config", overlay(name))
 
@@ -591,8 +591,16 @@ def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
             else:
                 assert _plain(got[key]) == value, f"{where}.{key}"
 
-    check(yaml.safe_load(overlay(name).read_text()), config, name)
     row = parse("--config", base)
+    given = yaml.safe_load(overlay(name).read_text())
+    if appended := given.get("trainer", {}).pop("callbacks+", None):
+        # Behind the row's own.
+        own = row.trainer.callbacks
+        assert len(config.trainer.callbacks) == len(own) + len(appended)
+        config.trainer.callbacks, behind = own, config.trainer.callbacks[len(own) :]
+        for one, other in zip(appended, behind, strict=True):
+            check(one, other, name)
+    check(given, config, name)
     assert config.data.class_path == row.data.class_path
     assert config.model.init_args.lr == row.model.init_args.lr
     assert config.data.init_args.batch_size == row.data.init_args.batch_size
