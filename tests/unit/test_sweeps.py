@@ -145,6 +145,8 @@ def test_every_command_is_the_agents_and_is_read(
             _require(config, name, given["value"])
         if config.data.class_path.endswith("ESC50"):
             assert config.data.init_args.split == "3/1/1"
+        # Else the server would never see the objective.
+        assert config.trainer.logger[0].class_path.endswith(".WandbLogger")
         _require_logged(config, sweep)
 
 
