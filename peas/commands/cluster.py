@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         prog="peas doctor --cluster", description=__doc__, allow_abbrev=False
     )
     p.add_argument("--data", nargs=2, metavar=("SET", "ROOT"), help="as for `peas data`")
-    p.add_argument("--run", help="folder of the run (default: that of the config, or runs)")
+    # Not `--run`, which torchrun would take for the start of one of its own options.
+    p.add_argument("--run_dir", help="folder of the run (default: that of the config, or runs)")
     p.add_argument(
         "--timeout",
         type=float,
@@ -205,7 +206,7 @@ def look(here: Place, args: argparse.Namespace, rest: list[str]) -> Report:
         gpu="",
         address=f"{here.address}:{here.port}",
         versions=versions(),
-        run=str(Path(args.run or "runs").expanduser().absolute()),
+        run=str(Path(args.run_dir or "runs").expanduser().absolute()),
     )
     try:
         device, gpu = _device(here.local_rank)
@@ -217,7 +218,7 @@ def look(here: Place, args: argparse.Namespace, rest: list[str]) -> Report:
             module = make_set(args.data[0], os.path.expanduser(args.data[1]))
         elif rest:
             module, folder = _of_config(rest)
-            if folder is not None and args.run is None:
+            if folder is not None and args.run_dir is None:
                 report = replace(report, run=str(Path(folder).absolute()))
         if module is not None:
             clips, digest = counted(module)
@@ -304,30 +305,31 @@ def _exchange(mine: Report) -> list[Report]:
     from torch import distributed as dist
 
     world = dist.get_world_size()
-    # Every rank has read its data when this is over, so that the clocks are read at one moment.
-    token: list[Any] = [secrets.token_hex(8)]
-    dist.broadcast_object_list(token, src=0)
-    mark = Path(mine.run) / f".doctor-{token[0]}"
-    made = not mark.parent.exists()
+    name, folder = f".doctor-{secrets.token_hex(8)}", Path(mine.run)
+    made = not os.path.exists(folder)
     if mine.rank == 0:
         try:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
         except OSError as error:
-            mine = replace(mine, problem=f"{mark.parent} cannot be written: {error.strerror}")
+            name, problem = "", f"{folder} cannot be written: {error.strerror}"
+            mine = replace(mine, problem=mine.problem or problem)
+    told: list[Any] = [name]
+    dist.broadcast_object_list(told, src=0)
+    # Every rank has read its data by now, so that the clocks are read at one moment.
     dist.barrier()
     now = time.time()
+    mark = folder / told[0]
     until = time.monotonic() + LOOK
-    # All of them wait in vain where the first rank could write nothing.
-    while not mark.exists() and time.monotonic() < until:
+    while told[0] and not os.path.exists(mark) and time.monotonic() < until:
         time.sleep(0.2)
-    seen = replace(mine, run_seen=mark.exists(), clock=now)
+    seen = replace(mine, run_seen=not told[0] or os.path.exists(mark), clock=now)
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, seen)
-    if mine.rank == 0:
-        mark.unlink(missing_ok=True)
-        if made:
-            with contextlib.suppress(OSError):
-                mark.parent.rmdir()
+    if mine.rank == 0 and told[0]:
+        with contextlib.suppress(OSError):
+            mark.unlink()
+            if made:
+                folder.rmdir()
     first = gathered[0].clock
     return [replace(report, clock=report.clock - first) for report in gathered]

@@ -90,7 +90,11 @@ class PipSettings:
                 found.environment[f"PIP_{key.upper().replace('-', '_')}"] = value
         words = [word for value in found.environment.values() for word in value.split()]
         paths = [word.removeprefix("file://") for word in words]
-        found.folders = [path for path in paths if path.startswith("/") and Path(path).exists()]
+        # An index of the usual layout, `simple`, links to files that lie beside it.
+        roots = [Path(path).parent if Path(path).name == "simple" else Path(path) for path in paths]
+        found.folders = sorted(
+            {str(path) for path in roots if path.is_absolute() and path.is_dir()}
+        )
         for name in ("http_proxy", "https_proxy", "no_proxy"):
             if name in os.environ:
                 found.environment[name] = os.environ[name]
@@ -164,7 +168,7 @@ class CleanRoot:
             assert done.returncode == 0, f"RUN {rest}\n{done.stdout[-4000:]}"
             return done.stdout
         else:
-            assert word in ("FROM", "ENTRYPOINT"), word
+            assert word == "ENTRYPOINT", word
         return ""
 
     def remove(self) -> None:
