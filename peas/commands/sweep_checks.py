@@ -27,7 +27,8 @@ class CommandCheck:
             """Stops where LightningCLI would read its arguments and go on to run them."""
 
             def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
-                raise _Built(parser)
+                # The parser of the verb: the whole one would check every value twice.
+                raise _Built(self._subcommand_parsers["fit"])
 
         try:
             Reader(**SETTINGS)
@@ -46,7 +47,7 @@ class CommandCheck:
             ConfigError: A word is not one that `peas fit` takes, or the validation clips of the
                 run are its test clips.
         """
-        config: Namespace = self._parser.parse_args(command[command.index("fit") :]).fit
+        config: Namespace = self._parser.parse_args(command[command.index("fit") + 1 :])
         self._require_test_apart(config)
         return config
 

@@ -67,10 +67,10 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def drawn(sweep: Sweep) -> list[Any]:
-    """Points of a sweep: a whole grid, or a few draws of each of three seeds."""
+    """Points of a sweep: a whole grid, or a draw of each of three seeds."""
     if sweep.config["method"] == "grid":
         return sweep.points(None)
-    return [args for seed in (0, 1, 2) for args in read_sweep(sweep.file, seed).points(2)]
+    return [args for seed in (0, 1, 2) for args in read_sweep(sweep.file, seed).points(1)]
 
 
 def agents_command(sweep: Sweep, args: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
