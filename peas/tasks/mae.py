@@ -313,7 +313,8 @@ class MaskedAudioModeling(PretrainingTask):
         """Sum over the processes of a number of labelled clips; in evaluation each is by itself."""
         if self.trainer.world_size == 1 or not self.trainer.training:
             return count
-        return self.trainer.strategy.reduce(count, reduce_op="sum")
+        # Lightning reduces in place.
+        return self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
 
     # --- training ---------------------------------------------------------------------------
 

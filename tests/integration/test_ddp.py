@@ -1,0 +1,229 @@
+"""Several processes train as one: every system, without a parameter that DDP waits for in vain."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from drive import BASE, changed
+
+from peas.data.synthetic import write_sounds
+
+CLIPS = 35
+"""Clips; the seven of the held-out fold are shared unevenly by two and by three."""
+STEPS = 10
+EPOCHS = 3
+GLOBAL_BATCH = 6
+
+MAE: dict[str, Any] = {
+    "class_path": "peas.tasks.MaskedAudioModeling",
+    "init_args": {
+        "size": "mini",
+        "mask_ratio": 0.5,
+        "decoder_width": 32,
+        "decoder_depth": 2,
+        "decoder_heads": 2,
+        "label_hidden": 32,
+        # BatchNorm is each process's own.
+        "label_norm": "none",
+        "grad_norm_every": 3,
+        "lr": 1.0e-3,
+        "lr_rule": "absolute",
+        "warmup_epochs": 1,
+    },
+}
+SYSTEMS: dict[str, Mapping[str, Any]] = {
+    "ssast": {
+        "class_path": "peas.tasks.SSASTPretraining",
+        "init_args": {"size": "mini", "masked": 8, "eval_masked": 8, "lr": 1.0e-3},
+    },
+    "audiomae": MAE,
+    "mam_teacher": changed(
+        MAE,
+        {
+            "init_args.reconstruction": 0.0,
+            "init_args.distillation": 1.0,
+            "init_args.teacher": {"class_path": "ddp_systems.Ear"},
+        },
+    ),
+    "supmam": changed(MAE, {"init_args.classification": 0.1}),
+    "supmam_cache": changed(
+        MAE,
+        {
+            "init_args.reconstruction": 0.0,
+            "init_args.distillation": 1.0,
+            "init_args.classification": 0.1,
+        },
+    ),
+    "peas": {
+        "class_path": "peas.tasks.Classification",
+        "init_args": {
+            "size": "mini",
+            "pretrained": None,
+            "stride": [16, 16],
+            "lr": 5.0e-4,
+            "noise_roll": True,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five folds of seven clips."""
+    folder = tmp_path_factory.mktemp("ddp") / "sounds"
+    return write_sounds(folder, classes=7, clips_per_class=CLIPS // 7, seconds=0.64)
+
+
+def _maps(clips: Path, out: Path) -> Path:
+    """A cache of made-up maps of every clip."""
+    from peas.__main__ import main
+
+    ids = sorted(path.name for path in (clips / "audio").glob("*.wav"))
+    maps = np.random.default_rng(0).standard_normal((len(ids), 2, 4, 6)).astype(np.float16)
+    np.savez(out / "maps.npz", ids=np.array(ids), features=maps)
+    extent = {"first_centre": 0.08, "step": 0.16, "freq_edges": [0.0, 1000.0, 8000.0]}
+    (out / "extent.json").write_text(json.dumps({"teacher": "made up", **extent}))
+    argv = ["data", "targets", "esc50", str(clips), "--from", str(out / "maps.npz")]
+    assert main([*argv, "--extent", str(out / "extent.json"), "--out", str(out / "cache")]) == 0
+    return out / "cache"
+
+
+def _configs(clips: Path, out: Path, world: int, cache: Path) -> list[Path]:
+    paths = []
+    for name, model in SYSTEMS.items():
+        masks = BASE["trainer"]["callbacks"] if name == "peas" else []
+        losses = {"path": str(out / f"{name}.json")}
+        config = changed(
+            BASE,
+            {
+                "model": dict(model),
+                "trainer.callbacks": [
+                    {"class_path": "ddp_systems.Losses", "init_args": losses},
+                    *masks,
+                ],
+                "trainer.max_epochs": EPOCHS,
+                "trainer.max_steps": STEPS,
+                "trainer.devices": world,
+                "trainer.strategy": "ddp" if world > 1 else "auto",
+                "trainer.use_distributed_sampler": False,
+                "trainer.log_every_n_steps": 1,
+                "data.init_args.root": str(clips),
+                "data.init_args.batch_size": GLOBAL_BATCH // world,
+                "data.init_args.mixup": 0.3 if name == "peas" else 0.0,
+            },
+        )
+        if name == "supmam_cache":
+            config = changed(config, {"model.init_args.targets": str(cache)})
+        path = out / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        paths.append(path)
+    return paths
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _run(out: Path, configs: list[Path], world: int) -> None:
+    """Starts the processes as a launcher would, and waits for all."""
+    here = Path(__file__).parent
+    shared = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(here),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(world),
+        "NODE_RANK": "0",
+    }
+    command = [sys.executable, str(here / "ddp_systems.py"), str(out), *map(str, configs)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=(out / f"rank{rank}.log").open("w"),
+        )
+        for rank in range(world)
+    ]
+    codes = [process.wait(timeout=300) for process in started]
+    assert not any(codes), (out / f"rank{codes.index(max(codes))}.log").read_text()[-3000:]
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    log = max(folder.glob("logs/version_*/metrics.csv"))
+    with log.open() as file:
+        row = list(csv.DictReader(file))[-1]
+    return {key: float(row[key]) for key in ("val/accuracy", "val/mAP", "val/clips")}
+
+
+@pytest.fixture(scope="module")
+def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Every system on one, two and three processes; then the scores of one checkpoint."""
+    base = tmp_path_factory.mktemp("worlds")
+    cache = _maps(clips, base)
+    found = {}
+    for world in (1, 2, 3):
+        out = base / str(world)
+        out.mkdir()
+        configs = _configs(clips, out, world, cache)
+        scored = out / "scored.yaml"
+        scored.write_text((out / "peas.yaml").read_text())
+        # Of the run on one process, which is there by then.
+        scored.with_suffix(".ckpt").symlink_to(base / "1/peas/checkpoints/last.ckpt")
+        _run(out, [*configs, scored], world)
+        found[world] = out
+    return found
+
+
+def _losses(out: Path, name: str, rank: int = 0) -> list[float]:
+    told: list[float] = json.loads((out / f"{name}.{rank}.json").read_text())["losses"]
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_one_global_batch_gives_one_loss(runs: dict[int, Path], name: str) -> None:
+    alone = _losses(runs[1], name)
+    assert len(alone) == STEPS
+    # It learns something, so equality is not that of nothing happening.
+    assert alone[0] != pytest.approx(alone[-1], rel=1e-3)
+    for world in (2, 3):
+        for rank in range(world):
+            assert _losses(runs[world], name, rank) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_each_process_asks_the_teacher_for_its_own_clips(runs: dict[int, Path]) -> None:
+    def heard(world: int, rank: int) -> int:
+        told = json.loads((runs[world] / f"mam_teacher.{rank}.json").read_text())
+        return int(told["heard"])
+
+    # Ten steps and two validations of seven clips.
+    assert heard(1, 0) == STEPS * GLOBAL_BATCH + 2 * 7
+    for world in (2, 3):
+        shares = [heard(world, rank) for rank in range(world)]
+        assert sum(shares) == heard(1, 0)
+        assert max(shares) - min(shares) <= 2
+
+
+@pytest.mark.slow
+def test_one_checkpoint_has_one_score(runs: dict[int, Path]) -> None:
+    alone = _scores(runs[1] / "scored")
+    assert alone["val/clips"] == 7
+    for world in (2, 3):
+        scores = _scores(runs[world] / "scored")
+        assert scores["val/clips"] == alone["val/clips"]
+        assert scores["val/accuracy"] == alone["val/accuracy"]
+        assert scores["val/mAP"] == pytest.approx(alone["val/mAP"], abs=1e-6)
