@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
@@ -22,6 +22,7 @@ from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
 from peas.callbacks.signals import SaveOnSignal, StopOnSignal
+from peas.callbacks.wandb_run import VARIABLES, WandbRun, connect, place
 from peas.cli_errors import PeasParser, cause
 from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import CheckpointError, ConfigError, PeasError
@@ -115,6 +116,11 @@ class PeasCLI(LightningCLI):
                 RUN_DIR_VARIABLE, str(_new_run_dir(config))
             )
         self.run_dir = Path(config.trainer.default_root_dir)
+        given = config.trainer.logger
+        if any(
+            "Wandb" in str(logger) for logger in (given if isinstance(given, list) else [given])
+        ):
+            place(self.run_dir, afresh=self.config.subcommand == "fit" and not config.ckpt_path)
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; an argument that a class refuses is one clear message."""
@@ -141,6 +147,7 @@ class PeasCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""
         config = self._get(self.config_init, "trainer")
+        wandb_run: list[Callback] = []
         if config.logger is not False:
             given = config.logger if isinstance(config.logger, list) else [config.logger]
             loggers = [logger for logger in given if logger not in (None, True)]
@@ -148,8 +155,16 @@ class PeasCLI(LightningCLI):
                 # A fresh version_N for each start: CSVLogger deletes an older file in its place.
                 loggers.append(CSVLogger(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
+            if any(isinstance(logger, WandbLogger) for logger in loggers):
+                connect(loggers)
+                wandb_run.append(WandbRun(self.run_dir))
         callbacks = list(config.callbacks or [])
-        always: list[Callback] = [OddClipCount(), ClipOutputs(self.run_dir), EpochLine()]
+        always: list[Callback] = [
+            OddClipCount(),
+            ClipOutputs(self.run_dir),
+            *wandb_run,
+            EpochLine(),
+        ]
         if config.enable_progress_bar is not False and sys.stderr.isatty():
             always.append(Progress())
         else:
@@ -260,14 +275,16 @@ def _command(argv: Sequence[str]) -> Iterator[None]:
     LightningCLI warns when it is given arguments while the process has some of its own, and DDP
     starts the other processes with the arguments of this one.
     """
-    before, folder = sys.argv, os.environ.get(RUN_DIR_VARIABLE)
+    before = sys.argv
+    known = {name: os.environ.get(name) for name in (RUN_DIR_VARIABLE, "WANDB_MODE", *VARIABLES)}
     sys.argv = [before[0], *argv]
     try:
         yield
     finally:
         sys.argv = before
-        if folder is None:
-            os.environ.pop(RUN_DIR_VARIABLE, None)
+        for name, value in known.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def run(argv: Sequence[str]) -> None:

@@ -115,14 +115,15 @@ def lock(folder: Path, *, afresh: bool) -> IO[str]:
     return file
 
 
-def wandb_id(folder: Path) -> str:
-    """The id under which W&B knows the run of a folder, made when there is none.
+def wandb_id(folder: Path, *, afresh: bool) -> str:
+    """The id under which W&B knows the run of a folder.
 
     Args:
         folder: Of the run.
+        afresh: Whether a run begins, which gets a new one.
     """
     path = folder / WANDB_ID
-    if path.is_file() and (known := path.read_text().strip()):
+    if not afresh and path.is_file() and (known := path.read_text().strip()):
         return known
     folder.mkdir(parents=True, exist_ok=True)
     made = secrets.token_hex(4)

@@ -36,7 +36,7 @@ PACKAGES = (
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Eight letters that change with any setting but the run's place, seed and fold.
+    """Eight letters that change with any setting but the run's place, seed, fold and safety.
 
     So the runs of one table row share it.
 
@@ -44,10 +44,13 @@ def config_hash(config: dict[str, Any]) -> str:
         config: Whole configuration, as saved in the run folder.
     """
     config = json.loads(json.dumps(config, default=str))
-    for key in ("config", "seed_everything", "ckpt_path", "allow_test_selection"):
+    for key in ("config", "seed_everything", "ckpt_path", "allow_test_selection", "checkpoints"):
         config.pop(key, None)
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("enable_progress_bar", None)
+    model = (config.get("model") or {}).get("init_args", {})
+    for key in ("on_nonfinite", "compile"):
+        model.pop(key, None)
     data = (config.get("data") or {}).get("init_args", {})
     for key in ("fold", "root", "num_workers", "cache_dir"):
         data.pop(key, None)
