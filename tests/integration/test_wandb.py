@@ -21,15 +21,17 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.finish()
     wandb.teardown()
     yield
-    wandb.teardown()
+    wandb.finish()
 
 
 def _call(verb: str, config: Path, folder: Path, *argv: object) -> Outcome:
     where = ("--trainer.default_root_dir", folder)
     done = call(verb, "--config", config, "--config", OVERLAY, *where, *argv)
     # What the end of a process does; its service has read the environment once.
+    wandb.finish()
     wandb.teardown()
     return done
 
