@@ -70,6 +70,23 @@ class Signaller(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class Poison(Callback):
+    """Puts a number that is none into the spectrograms of one training batch.
+
+    Args:
+        at: Epoch and batch.
+    """
+
+    def __init__(self, at: tuple[int, int]) -> None:
+        self.at = tuple(at)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            batch["log_mel"][0] = float("nan")
+
+
 class Thief(Callback):
     """Takes a sound file away after the first training batch.
 
