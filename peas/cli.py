@@ -242,6 +242,8 @@ def _new_run_dir(config: Any) -> Path:
     return folder
 
 
+KILLED_READER = "DataLoader worker"
+"""What PyTorch's message of a reading process that was killed begins with."""
 LOST_PROCESS = (
     # gloo
     "Connection closed by peer",
@@ -305,6 +307,12 @@ def run(argv: Sequence[str]) -> None:
         except MisconfigurationException as error:
             raise ConfigError(" ".join(str(error).split())) from error
         except RuntimeError as error:
+            if KILLED_READER in str(error):
+                raise PeasError(
+                    f"{str(error).strip()} It read clips for this run; the system does that when "
+                    "memory is short: lower `data.init_args.num_workers` or the batch size, and "
+                    "go on with `--ckpt_path last`"
+                ) from error
             if not any(phrase in str(error) for phrase in LOST_PROCESS):
                 raise
             # The process that failed has told why; fifty lines of this one's would bury it.
