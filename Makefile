@@ -66,6 +66,9 @@ docker:  ## images peas:cpu and peas:cuda; ENGINE=podman for another engine
 docker-check: install  ## the images' steps in a clean Debian root, without an engine: root, debootstrap, 12 GB, minutes
 	$(BIN)/python -m pytest -m container tests/integration/test_container.py
 
+faults: install  ## kill, fill, poison and starve a run, and compare what comes of it with the unbroken one
+	$(BIN)/python benchmarks/faults.py
+
 clean:  ## remove .venv, caches and build products (runs are kept)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

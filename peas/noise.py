@@ -15,6 +15,8 @@ NOISE = (
     # Small sets have short epochs, and every epoch is logged anyway.
     "The number of training batches",
     "does not have many workers",
+    # DDP, of two tokens of one width that lie side by side; it costs nothing.
+    "Grad strides do not match bucket view strides",
     # Nothing is sharded.
     "You're using the WeightAveraging callback with a model that overrides",
     # A run goes on in its own folder.

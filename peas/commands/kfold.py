@@ -42,7 +42,7 @@ class Job:
         return f"seed {self.seed}" if self.fold is None else f"fold {self.fold} seed {self.seed}"
 
     def command(self, configs: list[str], rest: list[str]) -> list[str]:
-        """`peas fit` of this job, going on from its last checkpoint if there is one."""
+        """`peas fit` of this job, which goes on from its last checkpoint if there is one."""
         command = [sys.executable, "-m", "peas", "fit"]
         for config in configs:
             command += ["--config", config]
@@ -50,12 +50,7 @@ class Job:
         if self.fold is not None:
             command += [f"--data.init_args.fold={self.fold}"]
         command += [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
-        # The best is written first: a job killed between the two goes on from it.
-        for name in ("last.ckpt", "best.ckpt"):
-            checkpoint = self.folder / "checkpoints" / name
-            if checkpoint.exists():
-                return [*command, f"--ckpt_path={checkpoint}"]
-        return command
+        return [*command, "--ckpt_path=last"]
 
     def test_command(self) -> list[str]:
         """`peas test` of the best validation epoch, where a set has no folds."""

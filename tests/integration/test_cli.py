@@ -379,7 +379,9 @@ def test_kfold_goes_on_and_keeps_what_is_done(
     assert good.code == 0, good.err
     assert (out / "fold1_seed0" / "done.json").read_bytes() == done
     (resumed,) = in_this_process[started:]
-    assert f"--ckpt_path={fold / 'checkpoints' / 'last.ckpt'}" in resumed
+    assert "--ckpt_path=last" in resumed
+    went_on = yaml.safe_load((fold / "config.1.yaml").read_text())
+    assert went_on["ckpt_path"] == str(fold / "checkpoints" / "last.ckpt")
     # A job that has only begun is held to its settings, too.
     (fold / "done.json").unlink()
     refused = call(*argv, "--model.init_args.lr=0.1")
