@@ -222,8 +222,11 @@ class Faults:
         row, run = Row("the same folder started twice", tried=1), self._run("twice")
         first = run.start()
         run.wait_for(2, first)
+        # It would reach its end while the second one still imports.
+        first.send_signal(signal.SIGSTOP)
         second = run.start()
         _, told = second.communicate()
+        first.send_signal(signal.SIGCONT)
         refused = second.returncode == 1 and "is writing its run here" in told
         _, message = first.communicate()
         if not refused or first.returncode:
