@@ -7,16 +7,13 @@ and the last step of an epoch, without start and validation.
 """
 
 import argparse
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import group
 import timing
 import yaml
 from lightning.pytorch import Callback, Trainer
@@ -83,37 +80,15 @@ def config(sounds: Path, figure: Path, batch: int, steps: int) -> dict[str, Any]
 def run(folder: Path, sounds: Path, batch: int, steps: int, world: int, groups: int) -> float:
     """Clips a second of `groups` runs of `world` processes each, added up."""
     started, figures = [], []
-    for group in range(groups):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        figure = folder / f"{world}_{group}.txt"
+    for number in range(groups):
+        figure = folder / f"{world}_{number}.txt"
         figures.append(figure)
-        path = folder / f"{world}_{group}.yaml"
+        path = folder / f"{world}_{number}.yaml"
         path.write_text(yaml.safe_dump(config(sounds, figure, batch // world, steps)))
-        for rank in range(world):
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(Path(__file__).parent),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "WORLD_SIZE": str(world),
-                "NODE_RANK": "0",
-                "LOCAL_RANK": str(rank),
-            }
-            command = [sys.executable, "-m", "peas", "fit", "--config", str(path)]
-            command += ["--trainer.default_root_dir", str(folder / f"run_{world}_{group}")]
-            command += [f"--trainer.devices={world}"]
-            command += ["--trainer.strategy=ddp"] if world > 1 else []
-            started.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.PIPE, text=True)
-            )  # fmt: skip
-    for process in started:
-        _, told = process.communicate()
-        if process.returncode:
-            sys.exit(told[-2000:])
+        run_folder = str(folder / f"run_{world}_{number}")
+        argv = ["--config", str(path), "--trainer.default_root_dir", run_folder]
+        started += group.start(argv, world)
+    group.finish(started)
     return sum(float(figure.read_text()) for figure in figures)
 
 

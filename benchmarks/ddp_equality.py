@@ -7,14 +7,12 @@ every step is the mean over the clips of all processes.
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import group
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -53,40 +51,13 @@ class Losses(Callback):
 
 def losses(folder: Path, config: Path, batch: int, world: int, argv: list[str]) -> list[float]:
     """Losses of a run on so many processes that share a global batch."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     path = folder / f"{config.stem}_{world}.json"
     recorder = {"class_path": "ddp_equality.Losses", "init_args": {"path": str(path)}}
-    command = [sys.executable, "-m", "peas", "fit", "--config", str(config), *argv]
-    command += [f"--trainer.callbacks+={json.dumps(recorder)}", f"--trainer.devices={world}"]
-    command += ["--trainer.strategy=ddp"] if world > 1 else []
+    command = ["--config", str(config), *argv, f"--trainer.callbacks+={json.dumps(recorder)}"]
     command += [f"--data.init_args.batch_size={batch // world}"]
     command += ["--trainer.default_root_dir", str(folder / f"run_{config.stem}_{world}")]
     command += ["--trainer.limit_val_batches=0", "--trainer.use_distributed_sampler=false"]
-    shared = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
-        "NODE_RANK": "0",
-    }
-    started = [
-        subprocess.Popen(
-            command,
-            env={**shared, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for process in started:
-        _, told = process.communicate()
-        if process.returncode:
-            sys.exit(told[-2000:])
+    group.finish(group.start(command, world))
     found: list[float] = json.loads(path.read_text())
     return found
 

@@ -2,8 +2,8 @@
 
 Counted, on the models themselves: arithmetic of a step (forward and backward, by PyTorch's
 counter), parameters, what the backward pass holds, bytes that an all-reduce sends, bytes of a
-checkpoint. Measured here: decoding a clip. All else is arithmetic with the rates given as arguments,
-none of which was measured by this script: a GPU's achieved rate, and the network.
+checkpoint. Measured here: decoding a clip. All else is arithmetic with the rates given as
+arguments, none of which was measured by this script: a GPU's achieved rate, and the network.
 """
 
 import argparse

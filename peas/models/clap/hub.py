@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.models.checkpoints.clap import ClapWeights
-from peas.models.checkpoints.clap_keys import PROJECTION
 from peas.models.clap.front_end import Fill
 from peas.models.clap.shapes import HEADS, JOINT, SHAPES, Arch, Space
 from peas.models.clap.tower import ClapTeacher
@@ -55,14 +54,9 @@ class TransformersClapTeacher(ClapTeacher):
         tower = cast(nn.Module, self.network.audio_model)
         return cast(Tensor, tower(input_features=log_mel[:, None]).last_hidden_state)
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """Weights that decide the map; the projection only where it is used."""
-        return {
-            key: value
-            for key, value in self.network.state_dict().items()
-            if value.is_floating_point()
-            and (self.space == "joint" or not key.startswith(PROJECTION))
-        }
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """State of the network, in transformers' names."""
+        return self.network.state_dict()
 
     def tower(self) -> nn.Module:
         """See `build_tower`."""

@@ -71,14 +71,9 @@ class LaionClapTeacher(ClapTeacher):
         folded = tower.norm(tokens).transpose(1, 2).unflatten(2, (quarters, rows, -1))
         return cast(Tensor, folded.transpose(2, 3).flatten(3))
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """Weights that decide the map, in transformers' names, so that both teachers agree."""
-        return {
-            key: value
-            for key, value in clap_keys.to_hub(self.network.state_dict()).items()
-            if value.is_floating_point()
-            and (self.space == "joint" or not key.startswith(PROJECTION))
-        }
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """State of the network, in transformers' names."""
+        return clap_keys.to_hub(self.network.state_dict())
 
     def tower(self) -> nn.Module:
         """See `build_tower`."""

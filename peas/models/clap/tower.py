@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints.clap import ClapWeights, read_clap
+from peas.models.checkpoints.clap_keys import PROJECTION
 from peas.models.clap import front_end
 from peas.models.clap.front_end import Fill, clap_log_mel, windows
 from peas.models.clap.shapes import JOINT, SHAPES, Arch, Space
@@ -83,6 +84,15 @@ class ClapTeacher(Teacher):
         """Front end, filling and space."""
         return front_end.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """Weights that decide the map; the projection only where it is used."""
+        return {
+            key: value
+            for key, value in self.named_weights().items()
+            if value.is_floating_point()
+            and (self.space == "joint" or not key.startswith(PROJECTION))
+        }
+
     def features(self, waveform: Tensor, length: Tensor) -> Tensor:
         """`[B, D, 2, 32 W]` for `[B, S]` at 48 kHz; see `Teacher`."""
         heard = windows(waveform, length, self.fill)
@@ -101,6 +111,10 @@ class ClapTeacher(Teacher):
     @abstractmethod
     def cells(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
+
+    @abstractmethod
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """State of the network, in transformers' names, so that both teachers agree."""
 
     @abstractmethod
     def tower(self) -> nn.Module:
