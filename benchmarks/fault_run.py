@@ -1,6 +1,7 @@
 """The run that faults strike, its processes, and its disk."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -113,15 +114,21 @@ class Run:
             print(told[-2000:], file=sys.stderr)
         return started.returncode == 0
 
-    def losses(self) -> dict[int, set[str]]:
-        """Step to the losses that any start has logged for it."""
-        found: dict[int, set[str]] = {}
+    def rows(self) -> dict[tuple[str, ...], set[str]]:
+        """Every line that any start has logged, by its step and the names of its figures."""
+        found: dict[tuple[str, ...], set[str]] = {}
         for log in self.folder.glob("logs/version_*/metrics.csv"):
             with log.open(newline="") as file:
                 for row in csv.DictReader(file):
-                    if row.get("loss"):
-                        found.setdefault(int(row["step"]), set()).add(row["loss"])
+                    # What is measured in seconds differs from one run to the next.
+                    told = {k: v for k, v in row.items() if v and "seconds" not in k}
+                    place = (row["step"].zfill(6), *sorted(told))
+                    found.setdefault(place, set()).add(json.dumps(told, sort_keys=True))
         return found
+
+    def step(self) -> int:
+        """The last step in the log; -1 where there is none yet."""
+        return max((int(place[0]) for place in self.rows()), default=-1)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Those of the last checkpoint."""
@@ -131,7 +138,7 @@ class Run:
 
     def wait_for(self, step: int, started: subprocess.Popen[str]) -> None:
         """Until a step is in the log."""
-        while started.poll() is None and max(self.losses(), default=-1) < step:
+        while started.poll() is None and self.step() < step:
             time.sleep(0.05)
 
 

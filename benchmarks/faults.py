@@ -3,7 +3,7 @@
 A small fine-tuning with PEAS, dropped blocks, noise, mixup and a reading process is run once
 without a fault. Then each fault strikes the same run, which goes on with `--ckpt_path last`; its
 weights must in the end be those of the unbroken run, bit for bit, and its logs, taken together,
-must hold every step's loss. Where a fault is to end a run, it must end within a minute, with one
+must hold its every line. Where a fault is to end a run, it must end within a minute, with one
 message and no traceback.
 
 A full disk is a small file system of memory, which needs root.
@@ -79,14 +79,14 @@ class Faults:
     def lost(self, run: Run) -> str:
         """What differs from the unbroken run."""
         whole = self.whole[run.processes]
-        ours, theirs = run.losses(), whole.losses()
+        ours, theirs = run.rows(), whole.rows()
         told = []
-        missing = [step for step in theirs if step not in ours]
+        missing = [place[0] for place in theirs if place not in ours]
         if missing:
-            told.append(f"log of steps {missing}")
-        others = [step for step in theirs if step in ours and ours[step] != theirs[step]]
+            told.append(f"lines of steps {sorted(set(missing))} of the log")
+        others = [place[0] for place in theirs if place in ours and ours[place] != theirs[place]]
         if others:
-            told.append(f"losses of steps {others} differ")
+            told.append(f"figures of steps {sorted(set(others))} differ")
         weights = whole.weights()
         if any(not torch.equal(value, weights[key]) for key, value in run.weights().items()):
             told.append("final weights differ")

@@ -62,12 +62,27 @@ def _reason(error: Exception, place: Path) -> str:
     return str(error).split("\n")[0]
 
 
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a validation comes between this batch and the next one.
+
+    Lightning takes a checkpoint of such a batch's end for one of after the validation, so that a
+    run which goes on from it would never have that validation, nor what its epoch's end does.
+
+    Args:
+        trainer: At the end of a training batch.
+    """
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, written after every epoch, and the one before it as `last.before.ckpt`.
 
     Args:
         dirpath: Folder.
-        every_n_train_steps: Also after so many optimiser steps; null = never inside an epoch.
+        every_n_train_steps: Also after so many optimiser steps, but for one that a validation
+            follows; null = never inside an epoch.
         **settings: Of `ModelCheckpoint`.
     """
 
@@ -84,9 +99,21 @@ class LastCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves inside an epoch, if the interval is over."""
+        if not validation_follows(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves; one saved at the epoch's last step does not know the epoch's end yet."""
-        if self._every_n_train_steps or self._last_global_step_saved == trainer.global_step:
+        """Saves."""
+        if self._every_n_train_steps:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         else:
             super().on_train_epoch_end(trainer, pl_module)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.callbacks.checkpoints import LastCheckpoint
+from peas.callbacks.checkpoints import LastCheckpoint, validation_follows
 from peas.run_folder import CHECKPOINTS
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1)
@@ -65,7 +65,7 @@ class StopOnSignal(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stops, now that the step before is in the log and, at an epoch's end, validated.
+        """Stops, now that the step before is in the log.
 
         Raises:
             Stopped: The run was saved for the sake of a signal.
@@ -107,9 +107,12 @@ class SaveOnSignal(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves after an optimiser step; gradients that are being accumulated would be lost."""
+        """Saves after an optimiser step; gradients that are being accumulated would be lost.
+
+        Where a validation follows, it and one more step are made first.
+        """
         stop = self._stop
-        if trainer.global_step == self._step:
+        if trainer.global_step == self._step or validation_follows(trainer):
             return
         asked = stop.asked
         if trainer.world_size > 1:

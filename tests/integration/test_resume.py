@@ -88,11 +88,15 @@ STEPS = ("--trainer.log_every_n_steps", "1", "--checkpoints.every_n_train_steps"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [(0, 3), (1, 2)], ids=["last_batch", "inside_an_epoch"])
+@pytest.mark.parametrize(
+    ("at", "validation"),
+    [((0, 3), False), ((1, 2), False), ((0, 3), True)],
+    ids=["last_batch", "inside_an_epoch", "while_it_is_validated"],
+)
 def test_killed_and_gone_on(
-    every_step: Run, sounds: Path, tmp_path: Path, at: tuple[int, int]
+    every_step: Run, sounds: Path, tmp_path: Path, at: tuple[int, int], validation: bool
 ) -> None:
-    run = prepare(tmp_path / "run", sounds, _signaller("SIGKILL", at))
+    run = prepare(tmp_path / "run", sounds, _signaller("SIGKILL", at, validation))
     command = [sys.executable, "-m", "peas", "fit", "--config", str(run.config), *STEPS]
     done = subprocess.run(
         [*command, "--trainer.default_root_dir", str(run.folder)],
@@ -133,8 +137,8 @@ def test_asked_to_stop_and_gone_on(
     argv = ("--config", run.config, "--trainer.default_root_dir", run.folder, *log)
     done = call("fit", *argv)
     assert done.code == 128 + signal.Signals[name]
-    # After a validation there is one more step to make.
-    step = 4 * at[0] + at[1] + 1 if not validation else 4 * (at[0] + 1) + 1
+    # Where a validation follows or goes on, there is one more step to make.
+    step = 4 * (at[0] + 1) + 1 if validation or at[1] == 3 else 4 * at[0] + at[1] + 1
     assert f"stopped by {name} after step {step}" in caplog.text
     assert "--ckpt_path last" in caplog.text
     assert _checkpoint(run.last)["global_step"] == step

@@ -46,7 +46,8 @@ def test_without_data_the_missing_key_is_named() -> None:
 
 def test_resuming_reads_no_pretrained_file(sounds: Path) -> None:
     task = small(pretrained="/nowhere/at/all.pth")
-    task._trainer = StandIn(datamodule=data(sounds), ckpt_path="last.ckpt")  # type: ignore[assignment]
+    task._trainer = StandIn(datamodule=data(sounds), ckpt_path=None)  # type: ignore[assignment]
+    task.resumes = True
     task.setup("fit")
     assert task.built
     other = small(pretrained="/nowhere/at/all.pth")

@@ -434,7 +434,7 @@ def test_two_points_run_once(
     assert config["trainer"]["callbacks"][-1]["init_args"]["n_time"] == 2
     assert config["model"]["init_args"]["lr"] == 1e-4
     sweep = read_sweep(file)
-    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
+    (offline,) = (tmp_path / "out/point001/wandb").glob("offline-run-*")
     assert offline.name.endswith(f"{sweep.local_id}-001")
     with (tmp_path / "out/sweep.csv").open() as rows:
         table = list(csv.DictReader(rows))
