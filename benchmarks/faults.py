@@ -3,7 +3,7 @@
 A small fine-tuning with PEAS, dropped blocks, noise, mixup and a reading process is run once
 without a fault. Then each fault strikes the same run, which goes on with `--ckpt_path last`; its
 weights must in the end be those of the unbroken run, bit for bit, and its logs, taken together,
-must hold its every line. Where a fault is to end a run, it must end within a minute, with one
+must hold its every line (on two processes, means of an epoch within 1e-6). Where a fault is to end a run, it must end within a minute, with one
 message and no traceback.
 
 A full disk is a small file system of memory, which needs root.
@@ -11,6 +11,7 @@ A full disk is a small file system of memory, which needs root.
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -84,7 +85,13 @@ class Faults:
         missing = [place[0] for place in theirs if place not in ours]
         if missing:
             told.append(f"lines of steps {sorted(set(missing))} of the log")
-        others = [place[0] for place in theirs if place in ours and ours[place] != theirs[place]]
+        exact = run.processes == 1
+        others = [
+            place[0]
+            for place, rows in theirs.items()
+            if place in ours
+            and not all(same(one, two, exact) for one in rows for two in ours[place])
+        ]
         if others:
             told.append(f"figures of steps {sorted(set(others))} differ")
         weights = whole.weights()
@@ -117,7 +124,7 @@ class Faults:
         row: Row,
         run: Run,
         started: subprocess.Popen[str],
-        word: str,
+        *words: str,
         mend: Callable[[], object] = lambda: None,
     ) -> None:
         """A run that a fault has to end: in time, in words, and it goes on once that is mended."""
@@ -130,7 +137,7 @@ class Faults:
             row.lost = "it hung"
             return
         row.seconds = max(row.seconds or 0.0, time.monotonic() - since)
-        clear = word in told and "Traceback" not in told
+        clear = any(word in told for word in words) and "Traceback" not in told
         if not clear:
             print(told[-2000:], file=sys.stderr)
         mend()
@@ -146,7 +153,7 @@ class Faults:
         if which == "second":
             (victim,) = ranks_of(started.pid)
             os.kill(victim, signal.SIGKILL)
-            self.ended(row, run, started, "terminated with code -9")
+            self.ended(row, run, started, "terminated with code -9", "another process of this run")
             return row
         others = ranks_of(started.pid)
         started.kill()
@@ -180,7 +187,7 @@ class Faults:
             free = shutil.disk_usage(run.folder).free
             with ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, free - (1 << 20))
-            self.ended(row, run, started, "No space left", ballast.unlink)
+            self.ended(row, run, started, "No space left", mend=ballast.unlink)
         return row
 
     def no_number(self, policy: str) -> Row:
@@ -253,6 +260,20 @@ class Faults:
         for name, strike in tries.items():
             if not only or name in only:
                 yield strike()
+
+
+def same(one: str, two: str, exact: bool) -> bool:
+    """Whether two lines of a log tell the same.
+
+    Means of an epoch that was broken off are added up in another order on two processes, and may
+    differ in the last digit of a float32.
+    """
+    if exact or one == two:
+        return one == two
+    ours, theirs = json.loads(one), json.loads(two)
+    return all(
+        math.isclose(float(value), float(theirs[key]), rel_tol=1e-6) for key, value in ours.items()
+    )
 
 
 def main() -> None:

@@ -39,8 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(place)
-        # torch's writer turns a full disk into a RuntimeError of its own.
         except (OSError, RuntimeError) as error:
+            # torch's writer turns a full disk into an error of its own; others come from elsewhere,
+            # such as the death of a reading process, which is told wherever Python stands.
+            if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+                raise
             raise PeasError(
                 f"{place}: the checkpoint could not be written ({_reason(error, place)}). Earlier "
                 "ones are whole: make room, then go on with `--ckpt_path last`"

@@ -1,6 +1,6 @@
 """How much a pretraining model knows of classes that it is never told: kNN on a labelled set."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from peas.data.module import SPLITS, ClipDataModule
 from peas.errors import ConfigError
 from peas.frontend import LogMel
 from peas.neighbours import nearest_classes
+from peas.processes import gather
 from peas.tasks.base import BaseTask
 
 
@@ -147,10 +148,7 @@ class KNN(Callback):
         finally:
             for module, mode in training:
                 module.training = mode
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            shares: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(shares, rows)
-            rows = [row for share in shares for row in share]
+        rows = [row for share in gather(rows) for row in share]
         embeddings, classes, numbers = zip(*rows, strict=True)
         flat = [number for some in numbers for number in some]
         return torch.cat(embeddings), torch.cat(classes), torch.tensor(flat)

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from peas.processes import gather, is_first
+
 
 class EpochMeans:
     """Sums of numbers over an epoch, kept on their device until somebody asks."""
@@ -32,22 +34,24 @@ class EpochMeans:
         """Logs every mean over all processes' elements; nothing for a key without any."""
         # As objects and not by `sync_dist`: a process that added nothing lacks the key, and the
         # others would wait for it for ever.
-        parts: list[dict[str, list[float]]] = [self.state_dict()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = parts * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self.state_dict())
-        for key in sorted({key for part in parts for key in part}):
-            total, count = map(sum, zip(*(part[key] for part in parts if key in part), strict=True))
+        for key, (total, count) in self.state_dict().items():
             if count:
                 task.log(key, total / count, on_step=False, on_epoch=True, sync_dist=True)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Sums and counts as plain numbers."""
-        return {key: [float(self._sums[key]), float(self._counts[key])] for key in self._sums}
+        """Sums and counts of all processes as plain numbers; every process must ask."""
+        own = {key: [float(self._sums[key]), float(self._counts[key])] for key in self._sums}
+        parts = gather(own)
+        return {
+            key: [sum(column) for column in zip(*(p[key] for p in parts if key in p), strict=True)]
+            for key in sorted({key for part in parts for key in part})
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with saved sums."""
+        """Goes on with saved sums, in the first process."""
         self.reset()
+        if not is_first():
+            return
         for key, (total, count) in state.items():
             self._sums[key] = torch.tensor(total, dtype=torch.float64)
             self._counts[key] = torch.tensor(count)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from peas.processes import gather
 
 
 class OddClipCount(Callback):
@@ -18,11 +19,8 @@ class OddClipCount(Callback):
         odd: Any = getattr(getattr(trainer, "datamodule", None), "odd_clips", None)
         if odd is None or odd.on_error != "skip":
             return
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, (odd.broken, odd.silent, odd.short))
-            for broken, silent, short in parts:
-                odd.broken |= broken
-                odd.silent |= silent
-                odd.short |= short
+        for broken, silent, short in gather((odd.broken, odd.silent, odd.short)):
+            odd.broken |= broken
+            odd.silent |= silent
+            odd.short |= short
         pl_module.log("data/unreadable", float(len(odd.broken)), rank_zero_only=True)

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.class_table import class_rows, summary, write_class_table
+from peas.processes import gather
 
 
 class ClipOutputs(Callback):
@@ -127,11 +128,7 @@ class ClipOutputs(Callback):
 
     def _gather(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, rows)
-            return [row for part in parts for row in part]
-        return rows
+        return [row for part in gather(rows) for row in part]
 
     def _write(
         self, trainer: Trainer, pl_module: LightningModule, rows: list[dict[str, Any]], name: str

@@ -12,6 +12,7 @@ from peas.augment.blocks import AxisPlan
 from peas.augment.diagnostics import spearman
 from peas.augment.peas import complementary, error_maps, squared_error
 from peas.augment.windows import marginals, window_scores
+from peas.processes import gather, is_first
 from peas.tasks.base import BaseTask
 
 EMPTY_FILTER = 3
@@ -34,12 +35,16 @@ class SelectorLog:
         self._starts: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts of the epoch so far."""
-        return {axis: counted.cpu() for axis, counted in self._starts.items()}
+        """Counts of the epoch so far, of all processes; every process must ask."""
+        parts = gather({axis: counted.cpu() for axis, counted in self._starts.items()})
+        return {
+            axis: torch.stack([part[axis] for part in parts if axis in part]).sum(0)
+            for axis in sorted({axis for part in parts for axis in part}, reverse=True)
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with saved counts."""
-        self._starts = dict(state)
+        """Goes on with saved counts, in the first process."""
+        self._starts = dict(state) if is_first() else {}
 
     def count(self, time: AxisPlan, freq: AxisPlan, frames: int, mels: int) -> None:
         """Adds the window starts of a batch."""
@@ -51,15 +56,8 @@ class SelectorLog:
 
     def write(self, trainer: Trainer) -> None:
         """Appends the epoch, of all processes, to `mask_starts.csv` and starts anew."""
-        parts = [self.state_dict()]
+        starts = self.state_dict()
         self._starts = {}
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            own, parts = parts[0], parts * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, own)
-        starts = {
-            axis: torch.stack([part[axis] for part in parts if axis in part]).sum(0)
-            for axis in sorted({axis for part in parts for axis in part}, reverse=True)
-        }
         if not trainer.is_global_zero or not starts:
             return
         path = Path(trainer.default_root_dir) / "mask_starts.csv"

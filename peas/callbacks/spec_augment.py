@@ -17,6 +17,7 @@ from peas.augment.spectrogram import roll_time
 from peas.callbacks.means import EpochMeans
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.processes import gather, is_first
 from peas.tasks.base import BaseTask
 
 Stage = Literal["after_noise", "before_noise"]
@@ -133,12 +134,14 @@ class Masking(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, so that a resumed run logs the same numbers."""
-        return {"means": self.means.state_dict(), "blocks": self._blocks.tolist()}
+        blocks = [sum(column) for column in zip(*gather(self._blocks.tolist()), strict=True)]
+        return {"means": self.means.state_dict(), "blocks": blocks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with saved counts."""
         self.means.load_state_dict(state_dict["means"])
-        self._blocks = torch.tensor(state_dict["blocks"], dtype=torch.float64)
+        if is_first():
+            self._blocks = torch.tensor(state_dict["blocks"], dtype=torch.float64)
 
     def uniform(self, task: BaseTask, batch: Batch, axis: str, count: int) -> Tensor:
         """Draws `[B, count, DRAWS]` of one axis, the same for every strategy."""

@@ -13,6 +13,8 @@ from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
 from peas.frontend import LogMel
 from peas.models.masked import MaskedModel, compile_blocks
+from peas.processes import is_first
+from peas.tasks.running_means import forget_sums
 from peas.tasks.stepping import SteppingModule
 
 
@@ -114,6 +116,8 @@ class BaseTask(SteppingModule):
             and _plain(saved[key]) != _plain(value)
         )
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        if not is_first():
+            forget_sums(self, checkpoint)
         if other and self._trainer is not None and self.trainer.training:
             changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")

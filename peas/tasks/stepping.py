@@ -15,6 +15,7 @@ from peas.data.batch import Batch
 from peas.errors import PeasError
 from peas.optim import global_lr
 from peas.tasks.finite import RunningStatistics, Skipped, finite_gradients
+from peas.tasks.running_means import save_sums
 
 
 class SteppingModule(L.LightningModule):
@@ -129,5 +130,6 @@ class SteppingModule(L.LightningModule):
             self.log("train/skipped_steps", float(self.skipped_steps), rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of steps that were left out."""
+        """Adds the number of steps that were left out, and the sums of all processes."""
         checkpoint["skipped_steps"] = self.skipped_steps
+        save_sums(self, checkpoint)
