@@ -3,8 +3,8 @@
 A small fine-tuning with PEAS, dropped blocks, noise, mixup and a reading process is run once
 without a fault. Then each fault strikes the same run, which goes on with `--ckpt_path last`; its
 weights must in the end be those of the unbroken run, bit for bit, and its logs, taken together,
-must hold its every line (on two processes, means of an epoch within 1e-6). Where a fault is to end a run, it must end within a minute, with one
-message and no traceback.
+must hold its every line (on two processes, means of an epoch within 1e-6). Where a fault is to end
+a run, it must end within a minute, with one message and no traceback.
 
 A full disk is a small file system of memory, which needs root.
 """
