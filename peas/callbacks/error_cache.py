@@ -1,6 +1,5 @@
 """Marginal errors per clip, kept between epochs so that not every clip is scored each time."""
 
-import copy
 from typing import Any
 
 import torch
@@ -51,36 +50,21 @@ class ErrorCache:
 
     def gather(self) -> None:
         """Takes over what the other processes stored since the last call."""
-        self._take(self._stored())
-        self._new.clear()
-
-    def _stored(self) -> list[tuple[list[str], Marginals | None]]:
-        """What each process stored since the last `gather`."""
         mine = sorted(self._new)
         rows = torch.tensor([self._rows[clip] for clip in mine], dtype=torch.long)
         own = Marginals(self._time[rows], self._freq[rows]) if mine else None
-        return gather((mine, own))
-
-    def _take(self, parts: list[tuple[list[str], Marginals | None]]) -> None:
-        for ids, errors in parts:
+        for ids, errors in gather((mine, own)):
             if errors is not None:
                 self.store(ids, errors)
+        self._new.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """All entries of all processes, which must all ask.
-
-        Inside an epoch a process does not know yet what the others have stored, and goes on
-        without: saving changes nothing.
-        """
-        parts, everything = self._stored(), self
-        if len(parts) > 1:
-            everything = copy.deepcopy(self)
-            everything._take(parts)
-        count = len(everything._rows)
+        """All entries; the same on every process after `gather`."""
+        count = len(self._rows)
         return {
-            "ids": list(everything._rows),
-            "time": everything._time[:count].clone(),
-            "freq": everything._freq[:count].clone(),
+            "ids": list(self._rows),
+            "time": self._time[:count].clone(),
+            "freq": self._freq[:count].clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
