@@ -65,18 +65,20 @@ def _reason(error: Exception, place: Path) -> str:
     return str(error).split("\n")[0]
 
 
-def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation comes between this batch and the next one.
+def pause_follows(trainer: Trainer) -> bool:
+    """Whether a validation or an epoch's end comes between this batch and the next one.
 
-    Lightning takes a checkpoint of such a batch's end for one of after the validation, so that a
-    run which goes on from it would never have that validation, nor what its epoch's end does.
+    Lightning takes a checkpoint of such a batch's end for one of after the pause, so that a run
+    which goes on from it would never have that validation, nor the lines of that epoch's end.
 
     Args:
         trainer: At the end of a training batch.
     """
     loop = trainer.fit_loop
     fetcher = loop._data_fetcher
-    return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+    if loop.epoch_loop.batch_progress.is_last_batch or fetcher is None:
+        return True
+    return loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -85,7 +87,7 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder.
         every_n_train_steps: Also after so many optimiser steps, but for one that a validation
-            follows; null = never inside an epoch.
+            or an epoch's end follows; null = never inside an epoch.
         **settings: Of `ModelCheckpoint`.
     """
 
@@ -111,7 +113,7 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Saves inside an epoch, if the interval is over."""
-        if not validation_follows(trainer):
+        if not pause_follows(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,8 +126,11 @@ class LastCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         last = Path(filepath)
         # A damaged file, which another process left, must not take the place of a whole one.
-        whole = filepath == self._written or (last.exists() and is_whole(last))
-        if trainer.is_global_zero and whole:
+        if (
+            trainer.is_global_zero
+            and last.exists()
+            and (filepath == self._written or is_whole(last))
+        ):
             last.replace(last.with_suffix(".before.ckpt"))
         super()._save_checkpoint(trainer, filepath)
         self._written = filepath

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.callbacks.checkpoints import LastCheckpoint, validation_follows
+from peas.callbacks.checkpoints import LastCheckpoint, pause_follows
 from peas.run_folder import CHECKPOINTS
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1)
@@ -109,10 +109,10 @@ class SaveOnSignal(Checkpoint):
     ) -> None:
         """Saves after an optimiser step; gradients that are being accumulated would be lost.
 
-        Where a validation follows, it and one more step are made first.
+        Where a validation or an epoch's end follows, it and one more step are made first.
         """
         stop = self._stop
-        if trainer.global_step == self._step or validation_follows(trainer):
+        if trainer.global_step == self._step or pause_follows(trainer):
             return
         asked = stop.asked
         if trainer.world_size > 1:
