@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from peas.errors import DataError
 
@@ -72,6 +73,7 @@ def draw(runs: list[tuple[str, Path]], out: Path) -> None:
             axis.plot(epochs, shares, color=colours[name], label=label, marker=".", linewidth=1.2)
             told.add(name)
         axis.axhline(1.0, color="0.4", linestyle="--", linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=panel, xlabel="epoch", ylabel="error / trivial error")
         axis.legend(fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)

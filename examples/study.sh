@@ -62,11 +62,10 @@ frozen() {
     done
     python "$here/frozen_features.py" "$esc" "${named[@]}" \
         --teacher "$features/esc10.npz" --out "$out/frozen"
-    local curves=()
-    for name in ssast rec80 rec_cls40 mam_efficientat supmam_efficientat; do
-        curves+=("$name=$out/pretrain/$name-0")
-    done
-    python "$here/loss_curves.py" "${curves[@]}" --out "$out/curves.png"
+    local run="$out/pretrain"
+    python "$here/loss_curves.py" SSAST="$run/ssast-0" AudioMAE="$run/rec80-0" \
+        SupMAM="$run/rec_cls40-0" "MAM, EfficientAT=$run/mam_efficientat-0" \
+        "SupMAM, EfficientAT=$run/supmam_efficientat-0" --out "$out/curves.png"
 }
 
 arms() { # esc10 or fsdd, cluster, folds, seeds, further arguments
