@@ -26,8 +26,8 @@ class Result:
     seed: int
     metric: str
     """`accuracy` or `mAP`."""
-    curve: list[float]
-    """Validation metric of every epoch."""
+    curve: dict[int, float]
+    """Validation metric of every epoch that was validated, counted from 1, in their order."""
     clips: int
     """Validation clips that were scored."""
     test: float | None = None
@@ -39,7 +39,8 @@ class Result:
 
     def __str__(self) -> str:
         """Short text for progress."""
-        text = f"{self.metric} {self.curve[-1]:.2%} last, {max(self.curve):.2%} best"
+        values = list(self.curve.values())
+        text = f"{self.metric} {values[-1]:.2%} last, {max(values):.2%} best"
         return text if self.test is None else f"{text}, {self.test:.2%} test"
 
 
@@ -63,7 +64,7 @@ def read_result(folder: Path, fold: int | None, seed: int) -> Result:
         fold,
         seed,
         metric,
-        [float(by_epoch[epoch][f"val/{metric}"]) for epoch in epochs],
+        {epoch + 1: float(by_epoch[epoch][f"val/{metric}"]) for epoch in epochs},
         int(float(by_epoch[epochs[-1]]["val/clips"])),
         test=tests[-1] if tests else None,
         masked=statistics.mean(float(r["mask/fraction"]) for r in masks.values())
@@ -95,18 +96,27 @@ class Row:
 
 
 def summarise(results: Sequence[Result]) -> Row:
-    """Averages folds within each seed; seeds stay apart, for the spread."""
+    """Averages folds within each seed; seeds stay apart, for the spread.
+
+    Raises:
+        PeasError: The folds of a seed have no validated epoch in common.
+    """
     last, best, optimistic, epochs = [], [], [], []
     for seed in sorted({result.seed for result in results}):
         curves = [result.curve for result in results if result.seed == seed]
-        length = min(len(curve) for curve in curves)
-        means = [statistics.mean(c[epoch] for c in curves) for epoch in range(length)]
+        common = sorted(set(curves[0]).intersection(*curves))
+        if not common:
+            raise PeasError(
+                f"the folds of seed {seed} were validated at different epochs: give them one "
+                "`trainer.check_val_every_n_epoch`, and run those that differ again"
+            )
+        means = {epoch: statistics.mean(curve[epoch] for curve in curves) for epoch in common}
         # Strictly better only: the first of equal epochs, as the official script has it.
-        chosen = max(range(length), key=lambda epoch: (means[epoch], -epoch))
-        last.append(means[-1])
+        chosen = max(common, key=lambda epoch: (means[epoch], -epoch))
+        last.append(means[common[-1]])
         best.append(means[chosen])
-        epochs.append(chosen + 1)
-        optimistic.append(statistics.mean(max(curve) for curve in curves))
+        epochs.append(chosen)
+        optimistic.append(statistics.mean(max(curve.values()) for curve in curves))
     return Row(last, best, optimistic, epochs)
 
 
@@ -146,7 +156,7 @@ def write_tables(out: Path, name: str, config: dict[str, Any], results: list[Res
         runs = csv.writer(file)
         runs.writerow(["fold", "seed", "epoch", results[0].metric])
         for result in results:
-            for epoch, value in enumerate(result.curve, 1):
+            for epoch, value in result.curve.items():
                 runs.writerow([result.fold, result.seed, epoch, f"{value:.6f}"])
     return markdown
 

@@ -12,7 +12,7 @@ from peas.errors import ConfigError, PeasError
 
 
 def result(fold: int | None, seed: int, *curve: float, **more: Any) -> Result:
-    return Result(fold, seed, "accuracy", list(curve), 400, **more)
+    return Result(fold, seed, "accuracy", dict(enumerate(curve, 1)), 400, **more)
 
 
 def official(curves: list[list[float]]) -> tuple[float, int]:
@@ -74,6 +74,23 @@ def test_uneven_histories_are_compared_where_all_have_epochs() -> None:
     row = summarise([result(1, 0, 0.5, 0.6, 0.9), result(2, 0, 0.5, 0.6)])
     assert row.last == [pytest.approx(0.6)]
     assert row.best_epochs == [2]
+
+
+def test_epochs_are_those_of_the_run(tmp_path: Path) -> None:
+    for fold, values in ((1, (0.5, 0.7)), (2, (0.5, 0.6))):
+        rows = zip((9, 19), values, strict=True)
+        log(tmp_path / str(fold), 0, *({"epoch": e, "val/mAP": v, "val/clips": 6} for e, v in rows))
+    results = [read_result(tmp_path / str(fold), fold, 0) for fold in (1, 2)]
+    assert summarise(results).best_epochs == [20]
+    write_tables(tmp_path, "name", {}, results)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["10", "20", "10", "20"]
+
+
+def test_folds_without_a_common_epoch() -> None:
+    odd = Result(2, 0, "accuracy", {3: 0.5}, 400)
+    with pytest.raises(PeasError, match=r"seed 0 were validated at different epochs"):
+        summarise([result(1, 0, 0.5, 0.6), odd])
 
 
 def test_tables(tmp_path: Path) -> None:
@@ -139,7 +156,7 @@ def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
     log(tmp_path, 9, *epoch(1, 0.3, 0.5))
     log(tmp_path, 10, *epoch(1, 0.4, 0.6), {"epoch": 1, "test/accuracy": 0.75})
     found = read_result(tmp_path, 2, 5)
-    assert found.curve == [0.1, 0.4]
+    assert found.curve == {1: 0.1, 2: 0.4}
     assert (found.fold, found.seed, found.metric, found.clips) == (2, 5, "accuracy", 6)
     assert found.masked == pytest.approx(0.4)
     assert found.adaptive == pytest.approx(0.3)
