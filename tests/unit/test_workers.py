@@ -131,8 +131,11 @@ def test_closing_ends_workers_in_the_middle_of_their_work():
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from peas.data.workers import in_order
+
+# A shell that starts the tests in the background has Ctrl-C ignored in all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def work(rows):
     os.write(1, f"{os.getpid()}\\n".encode())
