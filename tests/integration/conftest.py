@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from drive import BASE, CLASSES, CLIPS, Run, Write, changed, fit
+from forks import Forks
 
 from peas.data.synthetic import write_sounds
 
@@ -28,6 +29,13 @@ def _one_thread() -> Iterator[None]:
     yield
     sys.path.remove(str(Path(__file__).parent))
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Calls of `peas` that are processes of their own."""
+    with Forks() as parent:
+        yield parent
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,6 @@
-"""One process of several that train every system in turn; started by `test_ddp.py`.
-
-    python ddp_systems.py OUT CONFIG...
-
-Each config is trained by `peas fit`. A config named NAME.yaml whose checkpoint NAME.ckpt exists is
-validated from it instead.
-"""
+"""What `test_ddp.py` puts into a run: a log of every loss, and a teacher that counts."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +66,3 @@ class Ear(Teacher):
         columns = waveform[:, : waveform.shape[1] // 2560 * 2560].unflatten(1, (-1, 2560))
         cells: torch.Tensor = self.network(columns)
         return cells.unflatten(2, (6, 2)).permute(0, 2, 3, 1)
-
-
-def main(out: Path, configs: list[Path]) -> None:
-    from peas.__main__ import main as peas
-
-    torch.set_num_threads(1)
-    for config in configs:
-        checkpoint = config.with_suffix(".ckpt")
-        verb = ["fit"]
-        if checkpoint.exists():
-            verb = ["validate", "--ckpt_path", str(checkpoint)]
-        folder = out / config.stem
-        argv = [*verb, "--config", str(config), "--trainer.default_root_dir", str(folder)]
-        if code := peas(argv):
-            sys.exit(code)
-
-
-if __name__ == "__main__":
-    # The configs name the callback and the teacher by this module's name.
-    import ddp_systems
-
-    ddp_systems.main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])

@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {
     "model": {
         "class_path": "peas.tasks.Classification",
         "init_args": {
-            "size": "tiny",
+            "size": "mini",
             "pretrained": None,
             "stride": [16, 16],
             # Dropping blocks draws random numbers: a resumed run has to draw the same.

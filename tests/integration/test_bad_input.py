@@ -306,7 +306,7 @@ def test_pretrained_weights_of_another_size(trained: Run, write: Write, tmp_path
     argv = [f"--model.init_args.pretrained={trained.best}", "--model.init_args.size=small"]
     message = broken_fit(write, tmp_path, *argv)
     assert str(trained.best) in message
-    assert "set size to tiny" in message
+    assert "set size to mini" in message
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])

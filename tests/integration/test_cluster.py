@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from drive import BASE, Run, Write, call, changed, metrics
+from forks import free_port
 from slurm_stand_in import environment, submitted
 from two_hosts import TwoHosts, ended
 
@@ -225,12 +225,6 @@ def test_a_rank_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("MASTER_PORT", free_port())
     message = call(*asked).message
     assert f"the first rank is not to be found at 127.0.0.1:{os.environ['MASTER_PORT']}" in message
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_alone_it_is_one_rank(write: Write, tmp_path: Path) -> None:

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from drive import BASE, changed
+from forks import Forks
 
 from peas.data.synthetic import write_sounds
 
@@ -129,38 +126,6 @@ def _configs(clips: Path, out: Path, world: int, cache: Path) -> list[Path]:
     return paths
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _run(out: Path, configs: list[Path], world: int) -> None:
-    """Starts the processes as a launcher would, and waits for all."""
-    here = Path(__file__).parent
-    shared = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(here),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(world),
-        "NODE_RANK": "0",
-    }
-    command = [sys.executable, str(here / "ddp_systems.py"), str(out), *map(str, configs)]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=(out / f"rank{rank}.log").open("w"),
-        )
-        for rank in range(world)
-    ]
-    codes = [process.wait(timeout=300) for process in started]
-    assert not any(codes), (out / f"rank{codes.index(max(codes))}.log").read_text()[-3000:]
-
-
 def _scores(folder: Path) -> dict[str, float]:
     log = max(folder.glob("logs/version_*/metrics.csv"))
     with log.open() as file:
@@ -169,21 +134,20 @@ def _scores(folder: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(clips: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Every system on one, two and three processes; then the scores of one checkpoint."""
     base = tmp_path_factory.mktemp("worlds")
     cache = _maps(clips, base)
     found = {}
     for world in (1, 2, 3):
-        out = base / str(world)
+        found[world] = out = base / str(world)
         out.mkdir()
-        configs = _configs(clips, out, world, cache)
+        for config in _configs(clips, out, world, cache):
+            forks.fit(config, config.with_suffix(""), world)
         scored = out / "scored.yaml"
         scored.write_text((out / "peas.yaml").read_text())
-        # Of the run on one process, which is there by then.
-        scored.with_suffix(".ckpt").symlink_to(base / "1/peas/checkpoints/last.ckpt")
-        _run(out, [*configs, scored], world)
-        found[world] = out
+        weights = base / "1/peas/checkpoints/last.ckpt"
+        forks.fit(scored, out / "scored", world, "validate", "--ckpt_path", str(weights))
     return found
 
 

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from cli_recorder import recorded
 from drive import Outcome, Run, Write, call, fit, metrics, prepare
+from forks import Call, Forks
 
 from peas.run_folder import newest_whole
 
@@ -94,17 +93,17 @@ STEPS = ("--trainer.log_every_n_steps", "1", "--checkpoints.every_n_train_steps"
     ids=["last_batch", "inside_an_epoch", "while_it_is_validated"],
 )
 def test_killed_and_gone_on(
-    every_step: Run, sounds: Path, tmp_path: Path, at: tuple[int, int], validation: bool
+    every_step: Run,
+    forks: Forks,
+    sounds: Path,
+    tmp_path: Path,
+    at: tuple[int, int],
+    validation: bool,
 ) -> None:
     run = prepare(tmp_path / "run", sounds, _signaller("SIGKILL", at, validation))
-    command = [sys.executable, "-m", "peas", "fit", "--config", str(run.config), *STEPS]
-    done = subprocess.run(
-        [*command, "--trainer.default_root_dir", str(run.folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
+    where = ("--trainer.default_root_dir", str(run.folder))
+    killed = Call(["fit", "--config", str(run.config), *where, *STEPS], tmp_path / "log")
+    assert forks.run(killed) == [-signal.SIGKILL], killed.log.read_text()
     lost = recorded(run.masks)[-1]
     assert (lost["epoch"], lost["step"]) == at
     again = _go_on(run, sounds, *STEPS)

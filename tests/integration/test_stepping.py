@@ -13,6 +13,7 @@ from torch import Tensor
 OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
 POISON = json.dumps({"class_path": "cli_recorder.Poison", "init_args": {"at": [1, 1]}})
 STOP = {"class_path": "cli_recorder.Signaller", "init_args": {"name": "SIGTERM", "at": [1, 1]}}
+TWO_EPOCHS = ("--trainer.max_epochs=2",)
 SUPMAM: dict[str, Any] = {
     "class_path": "peas.tasks.MaskedAudioModeling",
     "init_args": {
@@ -128,7 +129,7 @@ def test_an_average_of_the_weights_is_kept_validated_and_gone_on_with(
     ema = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {}}
     ema["init_args"] = {"decay": 0.5}
     for system, config in (("peas", write()), ("supmam", _supmam(sounds, tmp_path))):
-        argv = ("--config", config, f"--trainer.callbacks+={json.dumps(ema)}")
+        argv = ("--config", config, f"--trainer.callbacks+={json.dumps(ema)}", *TWO_EPOCHS)
         whole, broken = tmp_path / f"{system}_whole", tmp_path / f"{system}_broken"
         done = call("fit", *argv, "--trainer.default_root_dir", whole)
         assert done.code == 0, done.err

@@ -97,7 +97,7 @@ def test_a_resumed_run_says_which_settings_changed(copied: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value", "had"),
     [
-        ("size", "small", "tiny"),
+        ("size", "small", "mini"),
         ("pooling", "cls", "mean"),
         ("stride", "[8, 8]", "16"),
         ("frames", "128", "64"),

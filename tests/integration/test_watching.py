@@ -1,9 +1,6 @@
 """Seeing that pretraining learns, from a config, on one process and on two; and what follows it."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 import yaml
 from drive import BASE, CLASSES, CLIPS, call, changed, metrics
+from forks import Forks
 
 EPOCHS = 2
 
@@ -46,7 +44,7 @@ def pretraining(tmp_path: Path, sounds: Path, **changes: Any) -> Path:
             "model": {
                 "class_path": "peas.tasks.MaskedAudioModeling",
                 "init_args": {
-                    "size": "tiny",
+                    "size": "mini",
                     "decoder_width": 32,
                     "decoder_depth": 1,
                     "decoder_heads": 2,
@@ -127,25 +125,15 @@ def test_a_config_watches_and_hands_over(
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(sounds: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_work(forks: Forks, sounds: Path, tmp_path: Path) -> None:
     """One process and two find the same accuracy of the same weights, and the same probe."""
 
     def fit(config: Path, name: str, devices: int) -> Path:
         run = tmp_path / name
-        command = [sys.executable, "-m", "peas", "fit", "--config", str(config)]
-        command += ["--trainer.default_root_dir", str(run), f"--trainer.devices={devices}"]
         # Half the clips on each of two processes: the same global batches.
-        command += ["--trainer.strategy=ddp" if devices > 1 else "--trainer.strategy=auto"]
-        command += [f"--data.init_args.batch_size={6 // devices}"]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        share = f"--data.init_args.batch_size={6 // devices}"
+        strategy = "--trainer.strategy=ddp" if devices > 1 else "--trainer.strategy=auto"
+        forks.fit(config, run, devices, "fit", f"--trainer.devices={devices}", strategy, share)
         return run
 
     # A rate too small to matter: the weights stay those of the seed.
