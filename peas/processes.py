@@ -2,9 +2,14 @@
 
 from typing import Any, TypeVar
 
-import torch
+from torch import distributed
 
 T = TypeVar("T")
+
+
+def are_several() -> bool:
+    """Whether other processes take part in this run."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def gather(own: T) -> list[T]:
@@ -13,15 +18,13 @@ def gather(own: T) -> list[T]:
     Args:
         own: Of this process; anything that can be pickled.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not are_several():
         return [own]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, own)
     return parts
 
 
 def is_first() -> bool:
-    """Whether sums that were saved for all processes together go on in this one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return True
-    return bool(torch.distributed.get_rank() == 0)
+    """Whether this process is the one that goes on with what was saved for all together."""
+    return not are_several() or distributed.get_rank() == 0

@@ -133,7 +133,7 @@ class Masking(Callback):
         pl_module.log("mask/adaptive_share", share, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, so that a resumed run logs the same numbers."""
+        """Counts of all processes, so that a resumed run logs the same; every process must ask."""
         blocks = [sum(column) for column in zip(*gather(self._blocks.tolist()), strict=True)]
         return {"means": self.means.state_dict(), "blocks": blocks}
 

@@ -12,6 +12,7 @@ from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.masked import Grid
 from peas.models.pixel_probe import RIDGE, FittedProbe, ProbeSums
+from peas.processes import are_several
 from peas.tasks.base import BaseTask
 
 CLIPS = 4096
@@ -55,7 +56,7 @@ def fit_pixel_probe(task: BaseTask) -> None:
             for grid in grids:
                 sums.add(*model.patch_tokens(log_mel, grid))
     model.train(training)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if are_several():
         sums.gather()
     fitted = sums.solve()
     model.pixel_probe = fitted.probe

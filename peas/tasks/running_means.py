@@ -11,15 +11,14 @@ from peas.processes import gather
 
 STATES = ("state_dict", "current_model_state")
 """Parts of a checkpoint that hold a module's state; the second is there beside an average's."""
-SUMS = ("mean_value", "weight")
-"""Sums of a `MeanMetric`."""
 
 
 def _sums(task: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Key in a state, and value here, of each sum that is saved."""
     for name, part in task.named_modules():
-        if isinstance(part, MeanMetric) and all(part._persistent[key] for key in SUMS):
-            for key in SUMS:
+        if isinstance(part, MeanMetric):
+            # Empty for a meter that begins anew after a restart.
+            for key in part.state_dict():
                 yield f"{name}.{key}", getattr(part, key)
 
 
