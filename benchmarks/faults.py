@@ -41,6 +41,7 @@ class Row:
         tried: How often it struck.
         survived: How often what must follow did.
         lost: In words; empty = nothing.
+        expected: What may be lost.
         seconds: Longest time that a run took to end, where it had to.
     """
 
@@ -48,6 +49,7 @@ class Row:
     tried: int = 0
     survived: int = 0
     lost: str = ""
+    expected: str = ""
     seconds: float | None = None
 
 
@@ -144,50 +146,58 @@ class Faults:
         row.survived += clear and run.finish()
         row.lost = row.lost or ("" if clear else "the message") or self.lost(run)
 
-    def process_killed(self, which: str) -> Row:
+    def process_killed(self, which: str, times: int) -> Row:
         """One of two processes is killed."""
         row = Row(f"the {which} of two processes killed")
-        run = self._run(f"killed_{which}", 2)
-        started = run.start()
-        run.wait_for(self.random.randrange(STEPS, 2 * STEPS), started)
-        if which == "second":
-            (victim,) = ranks_of(started.pid)
-            os.kill(victim, signal.SIGKILL)
-            self.ended(row, run, started, "terminated with code -9", "another process of this run")
-            return row
-        others = ranks_of(started.pid)
-        started.kill()
-        since = time.monotonic()
-        while any(alive(pid) for pid in others) and time.monotonic() - since < PATIENCE:
-            time.sleep(0.1)
-        row.tried, row.seconds = 1, time.monotonic() - since
-        row.survived = int(row.seconds < PATIENCE and run.finish())
-        row.lost = self.lost(run)
-        return row
-
-    def reader_killed(self) -> Row:
-        """The process that reads clips is killed."""
-        row, run = Row("a reading process killed"), self._run("reader")
-        started = run.start()
-        run.wait_for(self.random.randrange(STEPS, 2 * STEPS), started)
-        os.kill(readers_of(started.pid)[-1], signal.SIGKILL)
-        self.ended(row, run, started, "It read clips for this run")
-        return row
-
-    def disk_full(self) -> Row:
-        """No room for a checkpoint."""
-        row, run = Row("disk full while a checkpoint is written"), self._run("full")
-        with small_disk(run.folder, megabytes=96) as made:
-            if not made:
-                row.lost = "not tried: needs root"
-                return row
+        for number in range(times):
+            run = self._run(f"killed_{which}_{number}", 2)
             started = run.start()
-            run.wait_for(STEPS // 2, started)
-            ballast = run.folder / "ballast"
-            free = shutil.disk_usage(run.folder).free
-            with ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, free - (1 << 20))
-            self.ended(row, run, started, "No space left", mend=ballast.unlink)
+            run.wait_for(self.random.randrange(STEPS, 2 * STEPS), started)
+            others = ranks_of(started.pid)
+            if which == "second":
+                (victim,) = others
+                os.kill(victim, signal.SIGKILL)
+                words = ("terminated with code -9", "another process of this run")
+                self.ended(row, run, started, *words)
+                continue
+            started.kill()
+            since = time.monotonic()
+            while any(alive(pid) for pid in others) and time.monotonic() - since < PATIENCE:
+                time.sleep(0.1)
+            took = time.monotonic() - since
+            row.tried += 1
+            row.seconds = max(row.seconds or 0.0, took)
+            row.survived += took < PATIENCE and run.finish()
+            row.lost = row.lost or self.lost(run)
+        return row
+
+    def reader_killed(self, times: int) -> Row:
+        """The process that reads clips is killed."""
+        row = Row("a reading process killed")
+        for number in range(times):
+            run = self._run(f"reader_{number}")
+            started = run.start()
+            run.wait_for(self.random.randrange(STEPS, 2 * STEPS), started)
+            os.kill(readers_of(started.pid)[-1], signal.SIGKILL)
+            self.ended(row, run, started, "It read clips for this run")
+        return row
+
+    def disk_full(self, times: int) -> Row:
+        """No room for a checkpoint, from some page of it on."""
+        row = Row("disk full while a checkpoint is written")
+        for number in range(times):
+            run = self._run(f"full_{number}")
+            with small_disk(run.folder, megabytes=96) as made:
+                if not made:
+                    row.lost = row.expected = "not tried: needs root"
+                    return row
+                started = run.start()
+                run.wait_for(STEPS // 2, started)
+                ballast, room = run.folder / "ballast", self.random.randrange(1 << 14, 1 << 20)
+                free = shutil.disk_usage(run.folder).free
+                with ballast.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, free - room)
+                self.ended(row, run, started, "No space left", mend=ballast.unlink)
         return row
 
     def no_number(self, policy: str) -> Row:
@@ -203,7 +213,8 @@ class Faults:
         finite = run.finish(*argv) and all(
             bool(value.isfinite().all()) for value in run.weights().values()
         )
-        row.survived, row.lost = int(finite), "that step, counted in the log"
+        row.survived = int(finite)
+        row.lost = row.expected = "that step, counted in the log"
         return row
 
     def no_server(self) -> Row:
@@ -248,10 +259,10 @@ class Faults:
             "SIGKILL": lambda: self.signalled(signal.SIGKILL, self.kills),
             "SIGTERM": lambda: self.signalled(signal.SIGTERM, few),
             "SIGUSR1": lambda: self.signalled(signal.SIGUSR1, few),
-            "second": lambda: self.process_killed("second"),
-            "first": lambda: self.process_killed("first"),
-            "reader": self.reader_killed,
-            "disk": self.disk_full,
+            "second": lambda: self.process_killed("second", few),
+            "first": lambda: self.process_killed("first", few),
+            "reader": lambda: self.reader_killed(few),
+            "disk": lambda: self.disk_full(few),
             "stop": lambda: self.no_number("stop"),
             "skip": lambda: self.no_number("skip"),
             "server": self.no_server,
@@ -281,7 +292,12 @@ def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--kills", type=int, default=20, help="how often a run is killed (default 20)")
+    p.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        help="SIGKILLs (default 20); a fourth of every other interruption",
+    )
     p.add_argument(
         "--only",
         nargs="*",
@@ -299,7 +315,7 @@ def main() -> None:
             seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
             lost = row.lost or "nothing"
             print(f"| {row.name} | {row.tried} | {row.survived} | {lost} | {seconds} |", flush=True)
-            failed |= row.survived < row.tried
+            failed |= row.survived < row.tried or row.lost != row.expected
     sys.exit(failed)
 
 

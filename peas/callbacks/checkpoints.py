@@ -1,7 +1,8 @@
 """Checkpoints that a kill, a full disk or a damaged file cannot take away."""
 
-import errno
 import os
+from contextlib import suppress
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +33,53 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         place = Path(path)
         partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        stream = None
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            with _Stream(FileIO(partial, "wb")) as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             partial.replace(place)
         except (OSError, RuntimeError) as error:
-            # torch's writer turns a full disk into an error of its own; others come from elsewhere,
-            # such as the death of a reading process, which is told wherever Python stands.
-            if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+            failure = error if isinstance(error, OSError) else stream and stream.failure
+            # Of something else, such as the death of a reading process, which is told wherever
+            # Python stands.
+            if not failure:
                 raise
             raise PeasError(
-                f"{place}: the checkpoint could not be written ({_reason(error, place)}). Earlier "
-                "ones are whole: make room, then go on with `--ckpt_path last`"
+                f"{place}: the checkpoint could not be written ({failure.strerror or failure}). "
+                "Earlier ones are whole: make room, then go on with `--ckpt_path last`"
             ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
 
-def _reason(error: Exception, place: Path) -> str:
-    """In words; torch names a line of its own source where the disk is full."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    try:
-        free = os.statvfs(place.parent)
-        if free.f_bavail * free.f_frsize < 1 << 20:
-            return os.strerror(errno.ENOSPC)
-    except OSError:
-        pass
-    return str(error).split("\n")[0]
+class _Stream(BufferedWriter):
+    """A file that knows why it could not be written.
+
+    torch's writer lets such an error pass, and fails later over the state of its own table.
+
+    Attributes:
+        failure: What the system said.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, buffer: Any) -> int:
+        try:
+            return super().write(buffer)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def pause_follows(trainer: Trainer) -> bool:
