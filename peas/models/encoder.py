@@ -68,7 +68,8 @@ class PatchEmbedding(nn.Module):
         """
         image = log_mel.transpose(1, 2).unsqueeze(1)
         if stride is None:
-            return self.proj(image).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+            tokens: Tensor = self.proj(image).flatten(2).transpose(1, 2)
+            return tokens
         rows = functional.conv2d(image, self.proj.weight, self.proj.bias, stride=stride)
         return rows.flatten(2).transpose(1, 2)
 
@@ -103,7 +104,8 @@ class SelfAttention(nn.Module):
         shape = (batch, count, self.heads, width // self.heads)
         q, k, v = (part.view(shape).transpose(1, 2) for part in parts)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
-        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 def transformer_blocks(size: Size, drop_path: float = 0.0) -> nn.ModuleList:
@@ -203,7 +205,8 @@ class SpectrogramTransformer(nn.Module):
 
     def embed(self, log_mel: Tensor, stride: Pair | None = None) -> Tensor:
         """Patch embeddings without positions: `[B, T, F]` to `[B, N, D]`."""
-        return self.patch_embed(log_mel, stride)  # type: ignore[no-any-return]
+        tokens: Tensor = self.patch_embed(log_mel, stride)
+        return tokens
 
     def encode(self, patches: Tensor, positions: Tensor | None = None) -> Tensor:
         """Run the blocks over embedded patches.
@@ -233,7 +236,8 @@ class SpectrogramTransformer(nn.Module):
         tokens = torch.cat((heads.expand(len(tokens), -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        encoded: Tensor = self.norm(tokens)
+        return encoded
 
     def check(self, log_mel: Tensor) -> None:
         """Refuse an input of another shape than the table of positions was made for.

@@ -75,7 +75,8 @@ class MetaMlp(nn.Module):
 
     def forward(self, places: Tensor) -> Tensor:
         """`[..., 2]` to `[..., heads]`."""
-        return self.drop(self.fc2(self.drop(functional.relu(self.fc1(places)))))  # type: ignore[no-any-return]
+        bias: Tensor = self.drop(self.fc2(self.drop(functional.relu(self.fc1(places)))))
+        return bias
 
 
 class WindowAttention(nn.Module):
@@ -100,7 +101,8 @@ class WindowAttention(nn.Module):
 
     def bias(self, relative: Tensor) -> Tensor:
         """Bias `[heads, L, L]` of relative places `[L, L, 2]`."""
-        return self.meta_mlp(relative).permute(2, 0, 1)  # type: ignore[no-any-return]
+        bias: Tensor = self.meta_mlp(relative).permute(2, 0, 1)
+        return bias
 
     def forward(self, windows: Tensor, relative: Tensor, mask: Tensor | None) -> Tensor:
         """Attend inside each window.
@@ -130,13 +132,15 @@ class WindowAttention(nn.Module):
             bias = bias + mask[:, None]
         weights = (scores.view(batch, count, *scores.shape[1:]) + bias).softmax(dim=-1)
         mixed = (weights.flatten(0, 1).to(v.dtype) @ v).transpose(1, 2)
-        return self.proj(mixed.reshape(windows.shape))  # type: ignore[no-any-return]
+        out: Tensor = self.proj(mixed.reshape(windows.shape))
+        return out
 
 
 def _norms(rows: Tensor) -> Tensor:
     """Lengths of `[..., D]`, `[..., 1]`, in float32 or better."""
     wide = torch.promote_types(rows.dtype, torch.float32)
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide)  # type: ignore[no-any-return]
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide)
+    return lengths
 
 
 class LocalBlock(nn.Module):
@@ -162,7 +166,8 @@ class LocalBlock(nn.Module):
     def forward(self, windows: Tensor, relative: Tensor, mask: Tensor | None) -> Tensor:
         """`[B, windows, L, D]` to the same shape; see `WindowAttention.forward`."""
         windows = windows + self.norm1(self.attn(windows, relative, mask))
-        return windows + self.norm2(self.mlp(windows))  # type: ignore[no-any-return]
+        out: Tensor = windows + self.norm2(self.mlp(windows))
+        return out
 
 
 class LocalBlocks(nn.ModuleList):

@@ -160,7 +160,8 @@ class MaskedAutoencoder(MaskedModel):
         """
         visible = None if hidden is None else visible_places(hidden)
         tokens = self.encoder(self.encoder.patches(log_mel), visible)
-        return self.encoder.norm(tokens)  # type: ignore[no-any-return]
+        encoded: Tensor = self.encoder.norm(tokens)
+        return encoded
 
     def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
@@ -183,7 +184,8 @@ class MaskedAutoencoder(MaskedModel):
         if not self.num_classes:
             tokens = self.encoder.norm(tokens)
         pooled = tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        return self.head(self.fc_norm(pooled))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.fc_norm(pooled))
+        return logits
 
     def embedding(self, log_mel: Tensor) -> Tensor:
         """Mean of the patch tokens after the final norm, `[B, D]`; any number of frames."""

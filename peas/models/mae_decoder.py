@@ -124,4 +124,5 @@ class Decoder(nn.Module):
             for block in self.blocks:
                 tokens = block(tokens)
             patches = tokens[:, 1:]
-        return self.norm(patches)  # type: ignore[no-any-return]
+        decoded: Tensor = self.norm(patches)
+        return decoded

@@ -29,7 +29,8 @@ class FeatureHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Y: `[..., W]` to `[..., D]`."""
-        return self.norm(self.fc(tokens))  # type: ignore[no-any-return]
+        features: Tensor = self.norm(self.fc(tokens))
+        return features
 
 
 class LabelBranch(nn.Module):
@@ -59,7 +60,8 @@ class LabelBranch(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """p_v: `[B, D]` to logits `[B, C]`."""
-        return self.fc2(self.act(self.norm(self.fc1(pooled))))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc2(self.act(self.norm(self.fc1(pooled))))
+        return logits
 
     def nothing(self) -> Tensor:
         """A zero that every weight of the branch takes part in.

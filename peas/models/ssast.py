@@ -186,7 +186,8 @@ class SSAST(MaskedModel):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Pool and classify: `[B, 2 + N, D]` to logits `[B, C]`, or `[B, D]` without classes."""
-        return self.head(self.fc_norm(self.pool(tokens)))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.fc_norm(self.pool(tokens)))
+        return logits
 
     def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
