@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.class_table import class_rows, summary, write_class_table
 from peas.processes import gather
+from peas.tasks.base import BaseTask
 
 
 class ClipOutputs(Callback):
@@ -87,8 +88,9 @@ class ClipOutputs(Callback):
         rows = self._gather()
         if trainer.sanity_checking or not rows:
             return
+        assert isinstance(pl_module, BaseTask)
         fitting = trainer.state.fn == TrainerFn.FITTING
-        name, mode = pl_module.monitor(pl_module.hparams["multi_label"])  # type: ignore[operator]
+        name, mode = pl_module.monitor(pl_module.hparams["multi_label"])
         score = float(trainer.callback_metrics[name])
         better = self._best is None or (score > self._best if mode == "max" else score < self._best)
         if not trainer.is_global_zero:

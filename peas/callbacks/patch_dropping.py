@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
 from peas.models.masked import MaskedModel
 from peas.models.patch_masking import times_and_bands
@@ -47,8 +48,7 @@ class PatchDropping(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses shares that leave nothing, and a second such callback; says what stays."""
         assert isinstance(pl_module, BaseTask)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, PatchDropping) for callback in callbacks) > 1:
+        if len(siblings(trainer, PatchDropping)) > 1:
             raise ConfigError("`trainer.callbacks` has several `PatchDropping`: keep one")
         bands, times = pl_module.model.grid
         kept_times, kept_bands = self.kept(pl_module.model)

@@ -13,6 +13,7 @@ from peas.augment.spectrogram import roll_time
 from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
 from peas.callbacks.picture_files import save_picture
+from peas.callbacks.siblings import siblings
 from peas.callbacks.spec_augment import Masking
 from peas.data.batch import Batch
 from peas.tasks.base import BaseTask
@@ -82,7 +83,7 @@ class Pictures(Callback):
     ) -> None:
         """Draws the chosen clips of this batch, with the weights that chose its mask."""
         batch, self._batch = self._batch, None
-        strategy = next((c for c in _callbacks(trainer) if isinstance(c, Masking)), None)
+        strategy = next(iter(siblings(trainer, Masking)), None)
         if batch is None or strategy is None or "mask_plan" not in batch:
             return
         assert isinstance(pl_module, BaseTask)
@@ -96,11 +97,6 @@ class Pictures(Callback):
     def _due(self, trainer: Trainer) -> bool:
         epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1
         return epoch == last or epoch % self.every == 0
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
 
 
 def _view(

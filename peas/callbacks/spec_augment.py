@@ -15,6 +15,7 @@ from peas.augment.masks import Overlap, blocks_to_mask, check_width, cross, mask
 from peas.augment.schedule import final_phase
 from peas.augment.spectrogram import roll_time
 from peas.callbacks.means import EpochMeans
+from peas.callbacks.siblings import siblings
 from peas.data.batch import Batch
 from peas.errors import ConfigError
 from peas.processes import gather, is_first
@@ -82,9 +83,8 @@ class Masking(Callback):
         assert isinstance(pl_module, BaseTask)
         check_width(self.key("max_time"), self.max_time, pl_module.hparams["frames"])
         check_width(self.key("max_freq"), self.max_freq, pl_module.front_end.n_mels)
-        others = [c for c in trainer.callbacks if isinstance(c, Masking)]  # type: ignore[attr-defined]
-        if len(others) > 1:
-            names = ", ".join(type(callback).__name__ for callback in others)
+        if len(found := siblings(trainer, Masking)) > 1:
+            names = ", ".join(type(callback).__name__ for callback in found)
             raise ConfigError(
                 f"`trainer.callbacks` has several masking strategies: {names}. Keep one"
             )

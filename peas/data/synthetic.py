@@ -261,7 +261,7 @@ class SyntheticSounds(ESC50):
             frames=frames,
             **common,
         )
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "classes": classes,
             "clips_per_class": clips_per_class,
             "seconds": seconds,
@@ -276,7 +276,7 @@ class SyntheticSounds(ESC50):
         """
         kept = self.root / RECIPE
         if not kept.is_file():
-            write_sounds(self.root, **self.recipe)  # type: ignore[arg-type]
+            write_sounds(self.root, **self.recipe)
             return
         recipe = json.loads(kept.read_text(encoding="utf-8"))
         for name, value in self.recipe.items():

@@ -54,8 +54,7 @@ class BaseTask(SteppingModule):
         """
         raise NotImplementedError
 
-    @staticmethod
-    def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
+    def monitor(self, multi_label: bool) -> tuple[str, Literal["min", "max"]]:
         """Metric by which the best checkpoint is chosen, and whether less or more is better."""
         raise NotImplementedError
 

@@ -239,7 +239,7 @@ class MaskedAudioModeling(PretrainingTask):
             label_loss=h["label_loss"],
         )
 
-    def monitor(self, multi_label: bool = False) -> tuple[str, Literal["min", "max"]]:  # type: ignore[override]
+    def monitor(self, multi_label: bool) -> tuple[str, Literal["min", "max"]]:
         """The total loss of evaluation."""
         return "val/loss", "min"
 

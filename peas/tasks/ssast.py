@@ -188,7 +188,7 @@ class SSASTPretraining(PretrainingTask):
             hint = "; null = as many as `masked`" if key == "eval_masked" else ""
             raise ConfigError(f"`model.init_args.{key}`: {error}{hint}") from error
 
-    def monitor(self, multi_label: bool = False) -> tuple[str, Literal["min", "max"]]:  # type: ignore[override]
+    def monitor(self, multi_label: bool) -> tuple[str, Literal["min", "max"]]:
         """Accuracy of InfoNCE; without it the mean squared error."""
         return ("val/nce_accuracy", "max") if self.tells else ("val/mse", "min")
 
@@ -314,7 +314,7 @@ class SSASTPretraining(PretrainingTask):
         logged = {"nce_accuracy" if name == "accuracy" else name: v for name, v in means.items()}
         if self.draws_patches:
             logged |= self.against_trivial.compute()
-        shown = self.monitor()[0].removeprefix("val/")
+        shown = self.monitor(False)[0].removeprefix("val/")
         for name, value in logged.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
         for meter in (*meters.values(), self.against_trivial):
