@@ -32,8 +32,9 @@ from pathlib import Path
 import numpy as np
 
 from peas.callbacks.run_files import config_hash
+from peas.clustered import smallest_p
 from peas.commands.kfold_arms import Arm, read_arm, require_pairs
-from peas.comparison import Comparison, compare, smallest_p
+from peas.comparison import Comparison, compare
 from peas.data.listing import some
 from peas.errors import DataError, PeasError
 

@@ -1,6 +1,6 @@
 """Entry of the `peas` command: the verbs, and errors in one clear message.
 
-Lightning's verbs go to `peas.cli`, the others to one module each. A module is imported when its
+Lightning's verbs go to `peas.verbs`, the others to one module each. A module is imported when its
 verb is called, so `peas --version` answers at once.
 """
 
@@ -41,7 +41,7 @@ def dispatch(argv: Sequence[str]) -> int:
     """Calls the verb that `argv` begins with; returns the exit status."""
     verb = argv[0]
     if verb in LIGHTNING_VERBS:
-        from peas.cli import run
+        from peas.verbs import run
 
         run(argv)
         return 0

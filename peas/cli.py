@@ -1,15 +1,12 @@
-"""Lightning's verbs: `PeasCLI`, its Trainer, and the folder of a run."""
+"""`PeasCLI`: how a configuration becomes a run, with its folder and what is always on."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,12 +19,11 @@ from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
 from peas.callbacks.signals import SaveOnSignal, StopOnSignal
-from peas.callbacks.wandb_run import VARIABLES, WandbRun, connect, place
+from peas.callbacks.wandb_run import WandbRun, connect, place
 from peas.cli_errors import PeasParser, cause
 from peas.data.module import ClipDataModule, require_test_apart
-from peas.errors import CheckpointError, ConfigError, PeasError
+from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints import read_state
-from peas.noise import be_quiet
 from peas.run_folder import newest_whole
 from peas.tasks.base import BaseTask
 from peas.trainer import PeasTrainer
@@ -242,19 +238,6 @@ def _new_run_dir(config: Any) -> Path:
     return folder
 
 
-KILLED_READER = "DataLoader worker"
-"""What PyTorch's message of a reading process that was killed begins with."""
-LOST_PROCESS = (
-    # gloo
-    "Connection closed by peer",
-    "Connection reset by peer",
-    # NCCL and its watchdog
-    "NCCL communicator was aborted",
-    "remote process exited",
-)
-"""What the survivors of a broken run report, while they wait for a process that is gone."""
-
-
 SETTINGS: dict[str, Any] = {
     "model_class": BaseTask,
     "datamodule_class": ClipDataModule,
@@ -268,55 +251,3 @@ SETTINGS: dict[str, Any] = {
     "auto_configure_optimizers": False,
 }
 """Of LightningCLI."""
-
-
-@contextmanager
-def _command(argv: Sequence[str]) -> Iterator[None]:
-    """Leaves the process as it was, so that one process may run several verbs.
-
-    LightningCLI warns when it is given arguments while the process has some of its own, and DDP
-    starts the other processes with the arguments of this one.
-    """
-    before = sys.argv
-    known = {name: os.environ.get(name) for name in (RUN_DIR_VARIABLE, "WANDB_MODE", *VARIABLES)}
-    sys.argv = [before[0], *argv]
-    try:
-        yield
-    finally:
-        sys.argv = before
-        for name, value in known.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
-def run(argv: Sequence[str]) -> None:
-    """Runs one of Lightning's verbs.
-
-    Args:
-        argv: Arguments, the verb first.
-
-    Raises:
-        ConfigError: A setting is unknown, of the wrong type or impossible.
-        PeasError: Any other fault of the user's files, data or settings.
-    """
-    os.environ.setdefault("WANDB_MODE", "offline")
-    be_quiet(argv[0])
-    with _command(argv):
-        try:
-            PeasCLI(**SETTINGS)
-        except MisconfigurationException as error:
-            raise ConfigError(" ".join(str(error).split())) from error
-        except RuntimeError as error:
-            if KILLED_READER in str(error):
-                raise PeasError(
-                    f"{str(error).strip()} It read clips for this run; the system does that when "
-                    "memory is short: lower `data.init_args.num_workers` or the batch size, and "
-                    "go on with `--ckpt_path last`"
-                ) from error
-            if not any(phrase in str(error) for phrase in LOST_PROCESS):
-                raise
-            # The process that failed has told why; fifty lines of this one's would bury it.
-            raise PeasError(
-                "another process of this run stopped, so this one stops too; what went wrong is "
-                "in that process's message, above or in its own log"
-            ) from error

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peas.comparison import (
+from peas.clustered import (
     bootstrap_interval,
     cluster_sums,
-    compare,
     detectable_gap,
     holm,
     sign_flip,
@@ -19,6 +18,7 @@ from peas.comparison import (
     student_quantile,
     student_tails,
 )
+from peas.comparison import compare
 from peas.errors import ConfigError, DataError
 
 

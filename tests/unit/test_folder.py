@@ -11,7 +11,7 @@ import soundfile
 import torch
 import yaml
 
-from peas import cli
+from peas import verbs
 from peas.data.columns import Strings, Targets
 from peas.data.folder.class_order import read_order
 from peas.data.folder.holdout import draw_parts
@@ -614,7 +614,7 @@ def test_a_run_measures_and_writes_its_label_map(noises, tmp_path):
     }
     (noises / "order.txt").write_text("silence\nx\n")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    cli.run(["fit", "--config", str(tmp_path / "run.yaml")])
+    verbs.run(["fit", "--config", str(tmp_path / "run.yaml")])
     assert (run / "labels.csv").read_text() == "index,name,training_clips\n0,silence,0\n1,x,2\n"
     assert len(_kept(noises)) == 1
     # The map of a run gives the same order to another set.
