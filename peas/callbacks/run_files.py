@@ -20,6 +20,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from peas import __version__
 from peas.data.module import ClipDataModule
+from peas.errors import CheckpointError
+from peas.processes import gather
 from peas.run_folder import lock
 
 PACKAGES = (
@@ -109,6 +111,23 @@ class RunFiles(SaveConfigCallback):
     """
 
     _lock: IO[str] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes, once it is sure that all processes mean the same run.
+
+        Raises:
+            CheckpointError: They would go on from different files.
+        """
+        # Each has looked for itself what `last` is, and hosts of a cluster may see a shared folder
+        # as it was a while ago. Weights would differ, or one process wait for another for ever.
+        if len(found := set(gather(self.config.get("ckpt_path")))) > 1:
+            named = ", ".join(sorted(str(path or "nothing") for path in found))
+            raise CheckpointError(
+                f"the processes of this run would go on from different files: {named}. Start it "
+                f"again when all hosts see the same in {trainer.default_root_dir}, or name one "
+                "file with `--ckpt_path`"
+            )
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on rank 0 before anything runs."""

@@ -66,20 +66,25 @@ class Forks:
         return codes
 
     def fit(self, config: Path, run: Path, world: int, verb: str = "fit", *argv: str) -> None:
-        """Runs a verb on so many processes, as a launcher starts them; all must end well."""
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
-            "WORLD_SIZE": str(world),
-            "NODE_RANK": "0",
-        }
+        """Runs a verb on so many processes; all must end well."""
         words = [verb, "--config", str(config), "--trainer.default_root_dir", str(run), *argv]
-        calls = [
-            Call(words, run.with_suffix(f".{rank}.log"), {**shared, "LOCAL_RANK": str(rank)})
-            for rank in range(world)
-        ]
+        calls = world_of([words] * world, run)
         codes = self.run(*calls)
         assert not any(codes), "\n".join(call.log.read_text()[-2000:] for call in calls)
+
+
+def world_of(argv: list[list[str]], log: Path) -> list[Call]:
+    """Calls of one world, each with its words, started as a launcher starts them."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(len(argv)),
+        "NODE_RANK": "0",
+    }
+    return [
+        Call(words, log.with_suffix(f".{rank}.log"), {**shared, "LOCAL_RANK": str(rank)})
+        for rank, words in enumerate(argv)
+    ]
 
 
 def free_port() -> str:

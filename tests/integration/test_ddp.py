@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from drive import BASE, changed
-from forks import Forks
+from forks import Forks, world_of
 
 from peas.data.synthetic import write_sounds
 
@@ -191,3 +191,19 @@ def test_one_checkpoint_has_one_score(runs: dict[int, Path]) -> None:
         assert scores["val/clips"] == alone["val/clips"]
         assert scores["val/accuracy"] == alone["val/accuracy"]
         assert scores["val/mAP"] == pytest.approx(alone["val/mAP"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_that_would_go_on_from_different_files_end(
+    runs: dict[int, Path], forks: Forks, tmp_path: Path
+) -> None:
+    done = runs[2] / "peas"
+    common = ["fit", "--config", f"{done}.yaml", "--trainer.default_root_dir", str(tmp_path)]
+    files = [done / "checkpoints" / name for name in ("last.ckpt", "last.before.ckpt")]
+    calls = world_of([[*common, "--ckpt_path", str(file)] for file in files], tmp_path / "log")
+    assert forks.run(*calls) == [1, 1]
+    for call in calls:
+        told = call.log.read_text()
+        assert "Traceback" not in told
+        assert all(str(file) in told for file in files)
+    assert not (tmp_path / "config.yaml").exists()
