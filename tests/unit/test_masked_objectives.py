@@ -1,10 +1,13 @@
 """Losses of masked audio modelling against loops, and their trivial predictors by brute force."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
+from two_processes import SHARES, branch_on, pooled_rows, share_norm
 
-from peas.models.mam_heads import FeatureHead, LabelBranch
+from peas.models.mam_heads import FeatureHead, LabelBranch, LabelNorm
 from peas.objectives import feature_loss, feature_targets, label_loss, masked_patch_error
 from peas.trivial import AgainstTrivial, LabelPrior, valid_patches
 
@@ -216,3 +219,32 @@ def test_a_branch_without_labels_still_gives_every_weight_a_gradient(norm):
     branch.nothing().backward()
     assert all(p.grad is not None and not p.grad.any() for p in branch.parameters())
     assert branch(torch.randn(4, 8)).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("shared", "alone", "device"),
+    [
+        ("none", "none", "cpu"),
+        pytest.param(
+            *("sync", "batch", "cuda"),
+            marks=pytest.mark.skipif(
+                not torch.cuda.is_available(), reason="SyncBatchNorm refuses the CPU"
+            ),
+        ),
+    ],
+)
+def test_two_processes_classify_as_one(
+    tmp_path: Path, shared: LabelNorm, alone: LabelNorm, device: str
+) -> None:
+    """Logits, gradients and statistics of unlike shares; on a GPU both processes have the first."""
+    torch.multiprocessing.spawn(share_norm, (str(tmp_path), shared, device), nprocs=2)
+    branch, logits = branch_on(pooled_rows(device), alone)
+    wanted = {name: parameter.grad for name, parameter in branch.named_parameters()}
+    wanted |= {name: buffer for name, buffer in branch.named_buffers() if "running" in name}
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for rank, rows in enumerate(SHARES):
+        told = torch.load(tmp_path / f"branch{rank}", weights_only=True)
+        torch.testing.assert_close(told.pop("logits"), logits[rows].cpu(), **close)
+        assert told.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(told[name], value.cpu(), **close)
