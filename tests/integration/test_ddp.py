@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from drive import BASE, changed
 from forks import Forks, world_of
@@ -207,3 +208,33 @@ def test_processes_that_would_go_on_from_different_files_end(
         assert "Traceback" not in told
         assert all(str(file) in told for file in files)
     assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["supmam", "peas"])
+def test_two_processes_that_were_stopped_go_on_as_one_run(
+    runs: dict[int, Path], forks: Forks, tmp_path: Path, name: str
+) -> None:
+    given = yaml.safe_load((runs[2] / f"{name}.yaml").read_text())
+    given["trainer"]["callbacks"][0]["init_args"]["path"] = str(tmp_path / "losses.json")
+    stop = {"name": "SIGTERM", "at": [1, 1]}
+    stopped = changed(given, {})
+    stopped["trainer"]["callbacks"].insert(
+        1, {"class_path": "cli_recorder.Signaller", "init_args": stop}
+    )
+    run, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(stopped))
+    words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(run)]
+    calls = world_of([words] * 2, tmp_path / "log")
+    assert forks.run(*calls) == [143, 143]
+    config.write_text(yaml.safe_dump(given))
+    forks.fit(config, run, 2, "fit", "--ckpt_path", "last")
+    ours, whole = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (run, runs[2] / name)
+    )
+    assert ours["global_step"] == whole["global_step"] == STEPS
+    # The sums of an epoch's means are among them.
+    assert ours["state_dict"].keys() == whole["state_dict"].keys()
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(ours["state_dict"][key], value), key
