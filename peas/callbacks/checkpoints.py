@@ -116,6 +116,11 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self._written = ""
 
+    @property
+    def state_key(self) -> str:
+        """The same for any interval: a run may go on with another one."""
+        return "LastCheckpoint"
+
     def save_now(self, trainer: Trainer) -> None:
         """Save the state after this step, whatever the interval, unless that is done."""
         if self._last_global_step_saved != trainer.global_step:
