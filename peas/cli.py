@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from peas.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, WriteAfterLog
 from peas.callbacks.odd_clips import OddClipCount
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.progress import EpochLine, Progress
@@ -25,6 +25,7 @@ from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import CheckpointError, ConfigError
 from peas.models.checkpoints import read_state
 from peas.run_folder import newest_whole
+from peas.run_log import RunLog
 from peas.tasks.base import BaseTask
 from peas.trainer import PeasTrainer
 
@@ -149,7 +150,7 @@ class PeasCLI(LightningCLI):
             loggers = [logger for logger in given if logger not in (None, True)]
             if not any(isinstance(logger, CSVLogger) for logger in loggers):
                 # A fresh version_N for each start: CSVLogger deletes an older file in its place.
-                loggers.append(CSVLogger(self.run_dir, name="logs"))
+                loggers.append(RunLog(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
             if any(isinstance(logger, WandbLogger) for logger in loggers):
                 connect(loggers)
@@ -172,7 +173,7 @@ class PeasCLI(LightningCLI):
         elif config.enable_checkpointing is not False:
             always += self._checkpoints(callbacks)
             stop = StopOnSignal()
-            callbacks.insert(0, stop)
+            callbacks[:0] = [WriteAfterLog(), stop]
             always.append(SaveOnSignal(stop))
         kwargs["callbacks"] = callbacks + always
         if not _writes_checkpoints(config.plugins):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from peas.errors import PeasError
@@ -21,17 +21,42 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own way writes into the system's folder for temporary files and moves the file
     from there, which across file systems is a copy: a job that is killed meanwhile leaves half a
     checkpoint under the good name. It also holds a second copy in memory.
+
+    A `last.ckpt` that is there becomes `last.before.ckpt`.
+
+    Attributes:
+        holds: Whether checkpoints are kept in memory, without a copy, until `write_held`.
     """
+
+    def __init__(self) -> None:
+        self.holds = False
+        self._held: list[tuple[dict[str, Any], Path]] = []
+        self._written: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write, wait for the disk, rename.
+        """Write, wait for the disk, rename; or hold.
 
         Raises:
             PeasError: The disk is full, or the folder cannot be written. What lay there is whole.
         """
-        place = Path(path)
+        if self.holds:
+            self._held.append((checkpoint, Path(path)))
+        else:
+            self._write(checkpoint, Path(path))
+
+    def write_held(self) -> None:
+        """Write what is held; before anything changes the weights.
+
+        Raises:
+            PeasError: As `save_checkpoint`; what was not written then is given up.
+        """
+        held, self._held = self._held, []
+        for checkpoint, path in held:
+            self._write(checkpoint, path)
+
+    def _write(self, checkpoint: dict[str, Any], place: Path) -> None:
         partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
         stream = None
         try:
@@ -40,7 +65,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            # Beside an older run's, the name is last-v1. A damaged file, which another process
+            # left, must not take the place of a whole one.
+            if place.stem.split("-v")[0] == "last" and (place in self._written or is_whole(place)):
+                place.replace(place.with_suffix(".before.ckpt"))
             partial.replace(place)
+            self._written.add(place)
         except (OSError, RuntimeError) as error:
             failure = error if isinstance(error, OSError) else stream and stream.failure
             # Of something else, such as the death of a reading process, which is told wherever
@@ -114,7 +144,6 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=dirpath, filename="last", every_n_train_steps=every_n_train_steps, **settings
         )
-        self._written = ""
 
     @property
     def state_key(self) -> str:
@@ -145,14 +174,49 @@ class LastCheckpoint(ModelCheckpoint):
         else:
             super().on_train_epoch_end(trainer, pl_module)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        last = Path(filepath)
-        # A damaged file, which another process left, must not take the place of a whole one.
-        if (
-            trainer.is_global_zero
-            and last.exists()
-            and (filepath == self._written or is_whole(last))
-        ):
-            last.replace(last.with_suffix(".before.ckpt"))
-        super()._save_checkpoint(trainer, filepath)
-        self._written = filepath
+
+def write_held(trainer: Trainer, *, holds: bool) -> None:
+    """Write the checkpoints that a run's writer holds.
+
+    Args:
+        trainer: Of the run.
+        holds: Whether later ones are held again.
+    """
+    writer = trainer.strategy.checkpoint_io
+    if isinstance(writer, AtomicCheckpointIO):
+        writer.holds = holds
+        writer.write_held()
+
+
+class WriteAfterLog(Callback):
+    """Has checkpoints of a step, or of an epoch, written once the log has the same step or epoch.
+
+    Lightning saves first and logs then. A run that is killed in between would go on from the
+    checkpoint, and its log would lack a line for ever.
+
+    It stands first among the callbacks: nothing may change what is held.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to hold."""
+        write_held(trainer, holds=True)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes those of the step before."""
+        write_held(trainer, holds=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes those of the epoch before."""
+        write_held(trainer, holds=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes those of the last epoch, and holds no longer."""
+        write_held(trainer, holds=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Writes what is whole; what went wrong came later."""
+        write_held(trainer, holds=False)

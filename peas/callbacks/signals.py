@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.callbacks.checkpoints import LastCheckpoint, pause_follows
+from peas.callbacks.checkpoints import LastCheckpoint, pause_follows, write_held
 from peas.run_folder import CHECKPOINTS
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1)
@@ -35,8 +35,8 @@ class StopOnSignal(Callback):
     alone would wait for the others. Here the processes agree after each step, so it is enough that
     one of them was asked, and what goes on later is the unbroken run.
 
-    It stands first among the callbacks, so that none sees a batch that is not trained on, and
-    `SaveOnSignal` last, so that it saves what all others have done.
+    It stands before all callbacks but `WriteAfterLog`, so that none sees a batch that is not
+    trained on, and `SaveOnSignal` last, so that it saves what all others have done.
 
     Attributes:
         asked: Number of the signal that came; 0 = none did.
@@ -123,6 +123,8 @@ class SaveOnSignal(Checkpoint):
             return
         stop.asked, stop.saved = asked, True
         if asked == signal.SIGUSR1 and asked in stop.lightnings:
+            # The job may end as soon as it is back in the queue.
+            write_held(trainer, holds=False)
             stop.lightnings[asked](asked, None)
             return
         for callback in trainer.checkpoint_callbacks:

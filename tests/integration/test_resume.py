@@ -113,6 +113,24 @@ def test_killed_and_gone_on(
     _equals_unbroken(run, every_step)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "key"), [(5, "loss"), (7, "train/loss")], ids=["of_a_step", "of_an_epoch"]
+)
+def test_killed_before_a_line_is_in_the_log(
+    every_step: Run, forks: Forks, sounds: Path, tmp_path: Path, step: int, key: str
+) -> None:
+    """Lightning's own order would have the step in a checkpoint, and its line nowhere."""
+    run = prepare(tmp_path / "run", sounds)
+    fatal = {"class_path": "cli_recorder.Killer", "init_args": {"step": step, "key": key}}
+    where = ("--trainer.default_root_dir", str(run.folder), f"--trainer.logger={json.dumps(fatal)}")
+    killed = Call(["fit", "--config", str(run.config), *where, *STEPS], tmp_path / "log")
+    assert forks.run(killed) == [-signal.SIGKILL], killed.log.read_text()
+    again = _go_on(run, sounds, *STEPS)
+    assert again.code == 0, again.err
+    _equals_unbroken(run, every_step)
+
+
 @pytest.mark.parametrize(
     ("name", "at", "validation"),
     [
