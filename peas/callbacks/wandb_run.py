@@ -29,7 +29,8 @@ def place(folder: Path, *, afresh: bool) -> None:
         folder: Of the run.
         afresh: Whether a run begins; False where one goes on or is evaluated.
     """
-    os.environ.setdefault("WANDB_DIR", str(folder))
+    # Absolute: a service of W&B that runs already has a working folder of its own.
+    os.environ.setdefault("WANDB_DIR", str(folder.absolute()))
     if not getattr(rank_zero_only, "rank", 0) and not os.environ.get("WANDB_RUN_ID"):
         os.environ["WANDB_RUN_ID"] = wandb_id(folder, afresh=afresh)
     # A server that answers nothing would hold up the start for a minute and a half, and the end

@@ -1,6 +1,7 @@
 """Weights & Biases: one run over all starts of a folder, what it is told, and no server."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import wandb
 from drive import Outcome, Write, call
+
+from peas.callbacks.wandb_run import place
 
 OVERLAY = Path(__file__).parents[2] / "configs" / "overlays" / "wandb.yaml"
 KEY = "a" * 40
@@ -63,6 +66,18 @@ def test_a_run_has_one_id_over_its_starts(
     assert _call("fit", config, elsewhere, "--trainer.max_epochs=1").code == 0
     assert _offline(elsewhere)[0].name.endswith("-told")
     assert not (elsewhere / "wandb_id").exists()
+
+
+def test_a_folder_named_from_here_is_the_same_for_a_service_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that runs already wrote the log of a run into its own working folder."""
+    for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    place(Path("run"), afresh=True)
+    assert Path(os.environ["WANDB_DIR"]) == tmp_path / "run"
 
 
 def test_what_a_run_is_told(write: Write, tmp_path: Path) -> None:
