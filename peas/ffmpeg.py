@@ -9,9 +9,14 @@ from pathlib import Path
 
 from peas.errors import AudioError
 
+ENDINGS = (".m4a", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma")
+"""Names of sound files that need ffmpeg end in one of these, in either case."""
+
 # A decoder runs hundreds of times faster than the sound. One that takes longer waits for something
 # that will not come.
 _SECONDS = 600
+# With a limit of bytes it stops a packet before or behind it, without a word.
+_PACKET = 1 << 20
 # What ffmpeg says of a source that ends too early, also where its exit status is 0.
 _CUT = ("prematurely", "moov atom not found", "corrupt input packet", "exhausted before END")
 
@@ -35,7 +40,11 @@ def container(head: bytes) -> str | None:
 
 
 def to_wav(
-    source: str | Path | bytes, kind: str, label: str, seconds: float | None = None
+    source: str | Path | bytes,
+    kind: str,
+    label: str,
+    seconds: float | None = None,
+    most_bytes: int | None = None,
 ) -> bytes:
     """Decode the first audio track of a source.
 
@@ -44,12 +53,13 @@ def to_wav(
         kind: Name of its container, for messages.
         label: Name of the clip in messages.
         seconds: How much of it is needed, from its beginning; None = all.
+        most_bytes: Size of the result above which the source is refused; None = any.
 
     Returns:
         A WAV file of 32-bit floats, at the source's rate and with its channels.
 
     Raises:
-        AudioError: There is no `ffmpeg`, or it cannot decode the source.
+        AudioError: There is no `ffmpeg`, it cannot decode the source, or there is too much of it.
     """
     program = shutil.which("ffmpeg")
     shown = "clip.m4a" if isinstance(source, bytes) else f'"{source}"'
@@ -69,6 +79,8 @@ def to_wav(
         wav = Path(folder, "clip.wav")
         limit = [] if seconds is None else ["-t", f"{seconds:.6f}"]
         command = [program, "-nostdin", "-v", "error", "-xerror", "-threads", "1"]
+        if most_bytes is not None:
+            limit += ["-fs", str(most_bytes + 2 * _PACKET)]
         # With `file:` a colon in the name makes no protocol.
         command += ["-i", f"file:{place}", "-map", "0:a:0", "-c:a", "pcm_f32le", *limit]
         try:
@@ -90,6 +102,11 @@ def to_wav(
                 f"{label}: {'cut short' if cut else 'cannot be decoded'}, ffmpeg says: "
                 f"{_first(said)}; copy or download it again, or see what ffmpeg -i {shown} "
                 "clip.wav tells"
+            )
+        if most_bytes is not None and wav.stat().st_size > most_bytes + _PACKET:
+            raise AudioError(
+                f"{label}: has more sound than one clip may have (max_samples); cut it up: "
+                f"ffmpeg -i {shown} -f segment -segment_time 600 clip%d.wav"
             )
         return wav.read_bytes()
 

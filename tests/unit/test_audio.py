@@ -1,6 +1,7 @@
 """Every odd file loads, and every bad one is an error that names it."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from peas.audio import RESAMPLER, AudioInfo, load, probe
+from peas import resampling
+from peas.audio import RESAMPLER, SOUND_ENDINGS, AudioInfo, is_sound, load, probe
 from peas.errors import AudioError
 
 RATE = 16_000
@@ -84,9 +86,49 @@ def test_resampler_is_named() -> None:
     assert "64" in RESAMPLER
 
 
-def test_rates_without_a_common_divisor_are_refused() -> None:
-    with pytest.raises(AudioError, match=r"odd.*44099 Hz.*-ar 16000"):
-        load(encoded(noise(), 44_099), name="odd")
+@pytest.mark.parametrize("native", [1_000, 11_127, 16_393, 22_254, 22_257, 44_099, 768_000])
+def test_any_rate_is_resampled(native: int) -> None:
+    seconds = 0.5
+    angle = 2 * np.pi * 300 * np.arange(int(seconds * native)) / native
+    waveform = load(encoded(0.5 * np.sin(angle).astype(np.float32)[:, None], native, "WAV"))
+    assert abs(len(waveform) - seconds * RATE) <= RATE / native + 1
+    expected = 0.5 * np.sin(2 * np.pi * 300 * np.arange(len(waveform)) / RATE)
+    inner = slice(1_200, -1_200)
+    np.testing.assert_allclose(waveform.numpy()[inner], expected[inner], atol=1e-3)
+
+
+@pytest.mark.parametrize("native", [8_000, 44_100, 96_000])
+def test_interpolated_filters_equal_the_table(native: int) -> None:
+    # A rate of small ratio through the way of the others.
+    waveform = torch.from_numpy(noise(native)[:, 0])
+    table = resampling.resample(waveform, native, RATE)
+    interpolated = resampling._Interpolated(native, RATE)(waveform)
+    torch.testing.assert_close(interpolated, table, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("native", [*range(1_000, 50_000, 1_117), 15_999, 44_099, 767_999])
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_ratios_are_right_to_a_millionth_and_their_filters_small(native: int, rate: int) -> None:
+    ratio = resampling._small_ratio(Fraction(native, rate))
+    if ratio is None:
+        filters = resampling._Interpolated(native, rate).filters
+        assert filters.nelement() < 1_000_000
+    else:
+        assert abs(ratio * rate / native - 1) <= 1e-6
+        down, up = ratio.numerator, ratio.denominator
+        assert up * (128 * max(1, down / up) + down) <= 4_000_000
+
+
+def test_common_rates_keep_their_own_ratio() -> None:
+    for native in (8_000, 11_025, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000):
+        exact = Fraction(native, RATE)
+        assert resampling._small_ratio(exact) == exact
+
+
+@pytest.mark.parametrize("native", [1, 999, 768_001, 2_000_000_000])
+def test_rates_that_no_sound_has_are_refused(native: int) -> None:
+    with pytest.raises(AudioError, match=rf"odd.* {native} Hz.*768000 Hz"):
+        load(encoded(noise(), native), name="odd")
 
 
 @pytest.mark.parametrize("samples", [1, 100, 399])
@@ -247,3 +289,18 @@ def test_real_recordings_load(shared: Path, pattern: str, seconds: float) -> Non
         assert len(waveform) == -(-info.frames * RATE // info.rate)
         assert 0 < len(waveform) <= seconds * RATE
         assert waveform.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["wav", "wave", "rf64", "w64", "au", "snd", "caf", "aifc", "sph", "voc", "mp3", "opus"],
+)
+def test_endings_of_sound_in_either_case(ending: str) -> None:
+    assert f".{ending}" in SOUND_ENDINGS
+    assert is_sound(f"a/b.{ending}")
+    assert is_sound(Path(f"B.C.{ending.upper()}"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "wav", "a.wav.txt", "a.m4a", "a.mat", "labels.csv"])
+def test_endings_of_other_files(name: str) -> None:
+    assert not is_sound(name)
