@@ -85,6 +85,7 @@ class Item(NamedTuple):
         mixed: True when a partner was mixed in.
         silent: True when every sample of the file is zero.
         short: True when the file does not fill one frame of 25 ms.
+        cut: True when the clip is longer than the model's input, which loses its end.
         labelled: False when the clip, or its partner, has no class.
         teacher: `[S']` float32, the clip at a teacher's rate; None = there is no teacher.
     """
@@ -96,6 +97,7 @@ class Item(NamedTuple):
     mixed: bool = False
     silent: bool = False
     short: bool = False
+    cut: bool = False
     labelled: bool = True
     teacher: Tensor | None = None
 

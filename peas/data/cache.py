@@ -1,5 +1,6 @@
 """Keeps resampled sound on disk, so that each file is resampled once and not every epoch."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -17,36 +18,63 @@ log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """`$PEAS_CACHE`, or `~/.cache/peas/audio`."""
-    return Path(os.environ.get("PEAS_CACHE") or "~/.cache/peas/audio").expanduser()
+    """`$PEAS_CACHE`, or `~/.cache/peas/audio`; the user may have no home."""
+    return Path(os.environ.get("PEAS_CACHE") or "~/.cache/peas/audio")
+
+
+def file_state(path: str | Path) -> tuple[int, int, int, int]:
+    """What changes with a file's content: its inode, size, and both times of change.
+
+    Size and time of modification alone stay when two files exchange their names, or when a copy
+    keeps the time. An inode goes along with a renamed file, and no program can set the time of the
+    inode's own change. A checksum would have to read each file again, which for the stretches of an
+    hour of sound costs more than to decode them.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    state = os.stat(path)
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 class ResampledCache:
     """Loads sound files; remembers those that had to be mixed down or resampled.
 
-    An entry belongs to the file's path, size and time of change and to the settings, so an edited
-    file gets a new entry. A damaged entry is made again. Where nothing can be written there is one
-    warning and no cache. Processes may share a folder: entries appear whole or not at all.
+    An entry belongs to the file's path and state (`file_state`) and to the settings, so a file that
+    was edited, replaced or renamed gets a new entry. A damaged entry is made again. Where nothing
+    can be written there is one warning and no cache. Processes may share a folder: entries appear
+    whole or not at all.
 
     Args:
         folder: Folder of the entries, made when missing; None = keep nothing.
         rate: Sampling rate of the result in Hz.
         channels: What becomes of several channels: their mean, or the first one alone.
+        max_samples: Samples that a clip may have, of all channels together.
     """
 
     def __init__(
-        self, folder: str | Path | None, *, rate: int, channels: Literal["mean", "first"]
+        self,
+        folder: str | Path | None,
+        *,
+        rate: int,
+        channels: Literal["mean", "first"],
+        max_samples: int = audio.MAX_SAMPLES,
     ) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else Path(folder)
         self.rate = rate
         self.channels = channels
+        self.max_samples = max_samples
         if self.folder is not None:
             try:
+                self.folder = self.folder.expanduser()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # A trial says more than permission bits: the file system may be read-only or full.
                 tempfile.TemporaryFile(dir=self.folder).close()
             except OSError as error:
                 self._give_up(error)
+            except RuntimeError as error:
+                # The user has no home.
+                self._give_up(OSError(errno.ENOENT, str(error)))
 
     def load(
         self,
@@ -74,31 +102,43 @@ class ResampledCache:
             AudioError: The sound cannot be used.
         """
         if rate is not None and rate != self.rate:
-            return audio.load(data, rate, self.channels, name=name, start=start, stop=stop)
+            return self._decode(data, rate, name, start, stop)
         entry = None if isinstance(data, bytes) else self._entry(data, start, stop)
         kept = None if entry is None else _read(entry)
         if kept is not None:
             return kept
-        waveform = audio.load(data, self.rate, self.channels, name=name, start=start, stop=stop)
+        waveform = self._decode(data, self.rate, name, start, stop)
         if entry is not None:
-            info = audio.probe(data)
+            info = audio.probe(data, max_samples=self.max_samples)
             # Of a container that ffmpeg has to decode the coding is not known: always kept.
             if (info.rate, info.channels) != (self.rate, 1) or not info.subtype:
                 self._write(entry, waveform)
         return waveform
+
+    def _decode(
+        self, data: Path | bytes, rate: int, name: str | None, start: float, stop: float | None
+    ) -> Tensor:
+        return audio.load(
+            data,
+            rate,
+            self.channels,
+            name=name,
+            start=start,
+            stop=stop,
+            max_samples=self.max_samples,
+        )
 
     def _entry(self, path: Path, start: float, stop: float | None) -> Path | None:
         """Place of the clip's entry; None when there is no cache, or no such file."""
         if self.folder is None:
             return None
         try:
-            state = path.stat()
+            state = file_state(path)
         except OSError:
             return None
         parts = (
             path.resolve(),
-            state.st_size,
-            state.st_mtime_ns,
+            *state,
             self.rate,
             self.channels,
             audio.RESAMPLER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,13 @@ from peas.randomness import stable_hash
 
 # Shorter clips do not fill one frame of the front end.
 FRAME_SECONDS = 0.025
+_SHIFT_SECONDS = 0.01
+
+
+def input_samples(frames: int, rate: int) -> int:
+    """Samples of the longest clip that a model's input of so many frames holds whole."""
+    # One more would fill another frame.
+    return round(FRAME_SECONDS * rate) + frames * round(_SHIFT_SECONDS * rate) - 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class ClipDataset(Dataset[Item | Broken]):
         mixup: Probability that a training clip is mixed; above 0 every training target is soft.
         repeats: Whether an epoch may have one clip several times.
         seed: Seed of the run.
+        frames: Frames of the model's input, by which clips count as cut; None = no clip does.
         teacher_rate: Sampling rate in Hz at which every clip is read a second time, the very same
             stretch of it; None = no teacher listens.
     """
@@ -94,6 +103,7 @@ class ClipDataset(Dataset[Item | Broken]):
         mixup: float = 0.0,
         repeats: bool = False,
         seed: int = 0,
+        frames: int | None = None,
         teacher_rate: int | None = None,
     ) -> None:
         self.table = table
@@ -104,6 +114,7 @@ class ClipDataset(Dataset[Item | Broken]):
         self.mixup = mixup
         self.repeats = repeats
         self.seed = seed
+        self.longest = math.inf if frames is None else input_samples(frames, rate)
         self.teacher_rate = teacher_rate
 
     def __len__(self) -> int:
@@ -134,6 +145,7 @@ class ClipDataset(Dataset[Item | Broken]):
             # NumPy stops at the first sample that is not zero; PyTorch converts all of them.
             silent=not waveform.numpy().any(),
             short=waveform.shape[0] < FRAME_SECONDS * self.rate,
+            cut=waveform.shape[0] > self.longest,
             labelled=len(classes) > 0,
             teacher=teacher,
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peas.errors import DataError
+from peas.errors import DataError, say
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota is used up"}
 _CLOSED = {
@@ -122,9 +122,9 @@ def _take(handle: int, lock: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        print(
+        say(
             f"{lock.parent}: this file system has no locks ({error.strerror}); see to it that no "
             "other process prepares the same folder",
-            file=sys.stderr,
+            sys.stderr,
         )
     return True

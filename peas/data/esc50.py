@@ -193,15 +193,20 @@ class ESC50(ClipDataModule):
         if not self._csv.is_file():
             raise DataError(f"there is no {self._csv}: {self._advice()}")
         needed = ["filename", "fold", "target", "category", *(["esc10"] if self.esc10 else [])]
-        with self._csv.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, restval="")
-            missing = [name for name in needed if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(
-                    f"{self._csv} has no column {some(missing)}: its first line must name "
-                    f"{', '.join(needed)}"
-                )
-            rows = [{**row, "line": str(reader.line_num)} for row in reader]
+        try:
+            with self._csv.open(encoding="utf-8-sig", newline="") as lines:
+                reader = csv.DictReader(lines, restval="")
+                missing = [name for name in needed if name not in (reader.fieldnames or [])]
+                if missing:
+                    raise DataError(
+                        f"{self._csv} has no column {some(missing)}: its first line must name "
+                        f"{', '.join(needed)}"
+                    )
+                rows = [{**row, "line": str(reader.line_num)} for row in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(
+                f"{self._csv} cannot be read as a table in UTF-8 ({error}): save it as CSV UTF-8"
+            ) from None
         if not rows:
             raise DataError(f"{self._csv} lists no clips: 0 clips, 0 classes; {self._advice()}")
         return rows

@@ -17,11 +17,10 @@ from peas.data.fetch.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule, Split
+from peas.data.walk import walk
 from peas.errors import DataError
 
 log = logging.getLogger(__name__)
-
-_SUFFIXES = (".flac", ".wav")
 
 
 class LibriSpeech(ClipDataModule):
@@ -194,19 +193,20 @@ class LibriSpeech(ClipDataModule):
 
     def _walk(self, subset: str) -> list[str]:
         """Paths of a subset's clips from `root`, in order."""
-        paths = []
-        for speaker in _folders(self._base / subset):
-            for chapter in _folders(speaker):
-                clips = [name for name in os.listdir(chapter) if name.endswith(_SUFFIXES)]
-                start = f"{speaker.name}-{chapter.name}-"
-                strange = [name for name in clips if not name.startswith(start)]
-                if strange:
-                    raise DataError(
-                        f"{chapter.path}/{strange[0]} does not begin with {start}, as clips of "
-                        "LibriSpeech in this folder do: move other files away"
-                    )
-                folder = os.path.relpath(chapter.path, self.root)
-                paths += [f"{folder}/{name}" for name in clips]
+        found = walk(self._base / subset)
+        clips = found.sorted_paths()
+        for name in clips:
+            folders, _, file = name.rpartition("/")
+            start = f"{folders.replace('/', '-')}-"
+            if folders.count("/") != 1 or not file.startswith(start):
+                raise DataError(
+                    f"{self._base / subset / name} does not begin with {start}, or is not in a "
+                    "folder SPEAKER/CHAPTER, as clips of LibriSpeech are: move other files away"
+                )
+        if found.passed:
+            log.info("%s: %s", self._base / subset, found.passed)
+        folder = os.path.relpath(self._base / subset, self.root)
+        paths = [os.path.normpath(f"{folder}/{name}") for name in clips]
         whole = LIBRISPEECH_CLIPS.get(subset, len(paths))
         if len(paths) != whole:
             log.warning(
@@ -216,13 +216,7 @@ class LibriSpeech(ClipDataModule):
                 whole,
                 subset,
             )
-        return sorted(paths)
-
-
-def _folders(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder; hidden ones are none of the set's."""
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return paths
 
 
 def _named(column: pa.Array) -> Strings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -137,13 +137,25 @@ class Mixture(ClipDataModule):
         return any(one.selects_on_test for one in self.sets)
 
     @property
+    def measures(self) -> bool:
+        """Whether the first set does, and nothing was given for it."""
+        return "mean" not in self._given and self.sets[0].measures
+
+    @property
     def facts(self) -> Facts:
         """What the task must know; a set that measures its statistics does so here."""
         known: dict[str, Any] = dict(self._given)
         if len(known) < 3:
             first = self.sets[0].facts
             known = {"mean": first.mean, "std": first.std, "frames": first.frames} | known
-        return Facts(labels=self.labels, multi_label=self.multi_label, **known)
+        heard = self.heard_channels
+        return Facts(labels=self.labels, multi_label=self.multi_label, channels=heard, **known)
+
+    @property
+    def heard_channels(self) -> Literal["mean", "first"] | None:
+        """That of the sets, where it is one for all."""
+        heard = {one.heard_channels for one in self.sets}
+        return heard.pop() if len(heard) == 1 else None
 
     def prepare_data(self) -> None:
         """Let the first set measure its statistics on one process, so that others find them."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from peas.audio import MAX_SAMPLES
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
@@ -21,6 +22,7 @@ from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
 from peas.data.orders import EachOnce, Order, Weighted, clip_weights
 from peas.data.samplers import EvaluationSampler, TrainSampler
 from peas.data.sounds import SoundFiles
+from peas.data.walk import is_utf8
 from peas.errors import ConfigError
 from peas.randomness import run_seed
 
@@ -41,6 +43,7 @@ class Facts:
         std: Standard deviation of the same.
         frames: Frames of the model's input.
         multi_label: True when a clip may have several classes.
+        channels: What became of several channels of a clip; None = not the same for all clips.
     """
 
     labels: list[str]
@@ -48,6 +51,19 @@ class Facts:
     std: float
     frames: int
     multi_label: bool = False
+    channels: Literal["mean", "first"] | None = "mean"
+
+
+class Predicted(NamedTuple):
+    """Clips that are predicted. N clips.
+
+    Attributes:
+        table: The clips.
+        splits: `[N]` split of each; empty = not known.
+    """
+
+    table: ClipTable
+    splits: list[str]
 
 
 class ClipDataModule(LightningDataModule, ABC):
@@ -61,6 +77,7 @@ class ClipDataModule(LightningDataModule, ABC):
         batch_size: Training clips of a batch, for each process.
         eval_batch_size: The same in evaluation; null = twice `batch_size`, the official rule.
         num_workers: Worker processes that read files.
+        timeout: Seconds after which a batch that a worker does not deliver ends the run.
         mixup: Probability that a training clip is mixed with another one.
         channels: What becomes of several channels: their `mean`, or the `first` alone, which is
             what the official loader does silently.
@@ -68,6 +85,8 @@ class ClipDataModule(LightningDataModule, ABC):
             empty string = resample every time.
         on_error: What a clip does that cannot be read: `raise` stops the run, `skip` is reported,
             counted and left out.
+        max_samples: Samples that a clip may have when it is decoded, of all channels together:
+            headers may promise any number, and memory is asked for before the first one comes.
         sampling: `uniform` takes every training clip once an epoch; `balanced` draws clips so that
             rare classes come as often as common ones (`peas.data.orders.clip_weights`).
         epoch_clips: Training clips of a balanced epoch; null = as many as there are.
@@ -97,10 +116,12 @@ class ClipDataModule(LightningDataModule, ABC):
         frames: int,
         eval_batch_size: int | None = None,
         num_workers: int = 2,
+        timeout: float = 600.0,
         mixup: float = 0.0,
         channels: Literal["mean", "first"] = "mean",
         cache_dir: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        max_samples: int = MAX_SAMPLES,
         sampling: Literal["uniform", "balanced"] = "uniform",
         epoch_clips: int | None = None,
         replacement: bool = True,
@@ -115,9 +136,14 @@ class ClipDataModule(LightningDataModule, ABC):
             ("num_workers", num_workers, 0),
             ("frames", frames, 1),
             ("epoch_clips", epoch_clips, 1),
+            ("max_samples", max_samples, 1),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"data.init_args.{name} is {value}: give {least} or more")
+        if not 0.0 < timeout < 1e6:
+            raise ConfigError(
+                f"data.init_args.timeout is {timeout}: give seconds, above 0 and below 1,000,000"
+            )
         if not 0.0 < label_fraction <= 1.0:
             raise ConfigError(
                 f"data.init_args.label_fraction is {label_fraction}: give a share above 0 and up "
@@ -131,12 +157,19 @@ class ClipDataModule(LightningDataModule, ABC):
                 "uniform, which takes every clip: set it to balanced, or epoch_clips to null"
             )
         self.root = Path(root).expanduser()
+        if not is_utf8(str(root)):
+            raise ConfigError(
+                f"data.init_args.root is {str(root)!a}: not UTF-8, which decoders and tables need; "
+                "rename the folder"
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 2 * batch_size
         self.num_workers = num_workers
+        self.timeout = timeout
         self.mixup = mixup
         self.channels = channels
         self.cache_dir = cache_dir
+        self.max_samples = max_samples
         self.mean = mean
         self.std = std
         self.frames = frames
@@ -148,6 +181,7 @@ class ClipDataModule(LightningDataModule, ABC):
         self.odd_clips = OddClips(on_error)
         self._told = ""
         self._told_fraction = False
+        self._told_left_out = False
 
     @abstractmethod
     def clips(self, split: Split) -> ClipTable:
@@ -176,9 +210,26 @@ class ClipDataModule(LightningDataModule, ABC):
         return False
 
     @property
+    def heard_channels(self) -> Literal["mean", "first"] | None:
+        """What became of several channels on the way from the original sound to the model."""
+        return self.channels
+
+    @property
+    def measures(self) -> bool:
+        """Whether mean and deviation follow from the training clips, and not from an argument."""
+        return False
+
+    @property
+    def names_test_clips(self) -> bool:
+        """Whether the user's own table says one by one which clips are for the test."""
+        return False
+
+    @property
     def facts(self) -> Facts:
         """What the task must know; readable once the data are in place."""
-        return Facts(self.labels, self.mean, self.std, self.frames, self.multi_label)
+        return Facts(
+            self.labels, self.mean, self.std, self.frames, self.multi_label, self.heard_channels
+        )
 
     def inventory(self) -> Inventory:
         """Every clip of the set once, with what must not be shared across its parts.
@@ -192,7 +243,9 @@ class ClipDataModule(LightningDataModule, ABC):
     def reader(self) -> ResampledCache:
         """Decoder of this data set's sound."""
         folder = default_folder() if self.cache_dir is None else self.cache_dir or None
-        return ResampledCache(folder, rate=RATE, channels=self.channels)
+        return ResampledCache(
+            folder, rate=RATE, channels=self.channels, max_samples=self.max_samples
+        )
 
     def files(
         self, paths: Iterable[str], ids: Iterable[str] | Strings, targets: Targets
@@ -219,9 +272,12 @@ class ClipDataModule(LightningDataModule, ABC):
 
     def teardown(self, stage: str) -> None:
         """Say how many clips were odd, once."""
+        self.tell_odd_clips()
+
+    def tell_odd_clips(self) -> None:
+        """Say how many clips were odd, unless it was said."""
         told = str(self.odd_clips)
-        odd = self.odd_clips.silent or self.odd_clips.short or self.odd_clips.broken
-        if odd and told != self._told:
+        if self.odd_clips and told != self._told:
             rank_zero_info(f"odd clips: {told}")
             self._told = told
 
@@ -233,12 +289,13 @@ class ClipDataModule(LightningDataModule, ABC):
         """
         rank, world = self._place()
         seed = run_seed()
-        table = self._training_clips(seed)
+        table = self.training_clips(seed)
         order = self.order(table)
         sampler = TrainSampler(order, self.batch_size, rank=rank, world=world, seed=seed)
         # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
         # read the order of epoch 0.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        self._tell_left_out(order.count, sampler)
         return TrainLoader(
             self._dataset(table, training=True, repeats=order.repeats, seed=seed),
             self.odd_clips,
@@ -246,14 +303,27 @@ class ClipDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             drop_last=True,
             collate_fn=Packer(sampler.global_size),
-            persistent_workers=self.num_workers > 0,
+            root=self.root,
             num_workers=self.num_workers,
-            multiprocessing_context=self._context(),
+            timeout=self.timeout,
             pin_memory=self._on_gpu(),
         )
 
-    def _training_clips(self, seed: int) -> ClipTable:
-        """The clips that train: all of the split, or a fixed part of every class."""
+    def _tell_left_out(self, clips: int, sampler: TrainSampler) -> None:
+        left = clips - sampler.total_size
+        if left and not self._told_left_out:
+            rank_zero_info(
+                f"an epoch leaves out {left} of its {clips} training clips, others each time: they "
+                f"do not fill a global batch of {sampler.global_size}"
+            )
+            self._told_left_out = True
+
+    def training_clips(self, seed: int) -> ClipTable:
+        """The clips that train: all of the split, or a fixed part of every class.
+
+        Args:
+            seed: Seed of the run.
+        """
         table = self.clips("train")
         if self.label_fraction == 1.0:
             return table
@@ -274,8 +344,29 @@ class ClipDataModule(LightningDataModule, ABC):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> ClipLoader:
-        """Loader of the test clips, each once."""
-        return self._evaluation("test")
+        """Loader of the clips that are predicted, each once, without their classes."""
+        table = self.prediction_clips().table
+        return self.loader(replace(table, targets=Targets.none(len(table))))
+
+    def prediction_clips(self) -> Predicted:
+        """Clips that are predicted: those of the test.
+
+        Raises:
+            DataError: The data set is missing, incomplete or contradicts itself.
+        """
+        table = self.clips("test")
+        return Predicted(table, ["test"] * len(table))
+
+    def take_labels(self, labels: list[str]) -> bool:
+        """Number the classes as a checkpoint does, where the set leaves that open.
+
+        Args:
+            labels: The checkpoint's classes in order.
+
+        Returns:
+            Whether the set does so now.
+        """
+        return list(self.labels) == labels
 
     def _evaluation(self, split: Split) -> ClipLoader:
         return self.loader(self.clips(split))
@@ -294,8 +385,9 @@ class ClipDataModule(LightningDataModule, ABC):
             sampler=EvaluationSampler(len(dataset), rank=rank, world=world),
             batch_size=self.eval_batch_size,
             collate_fn=Packer(),
+            root=self.root,
             num_workers=self.num_workers,
-            multiprocessing_context=self._context(),
+            timeout=self.timeout,
             pin_memory=self._on_gpu(),
         )
 
@@ -316,6 +408,7 @@ class ClipDataModule(LightningDataModule, ABC):
             mixup=self.mixup,
             repeats=repeats,
             seed=seed,
+            frames=self.frames,
             teacher_rate=self.teacher_rate,
         )
 
@@ -324,10 +417,6 @@ class ClipDataModule(LightningDataModule, ABC):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _context(self) -> str | None:
-        # Forked workers share the table of clips and start at once.
-        return "fork" if self.num_workers else None
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -66,8 +66,6 @@ def clip_weights(targets: Targets, classes: int) -> NDArray[np.float64]:
     rare = 1000.0 / (targets.counts(classes) + _SOFTENER)
     sums = np.concatenate([[0.0], np.cumsum(rare[targets.classes])])
     weights: NDArray[np.float64] = sums[targets.offsets[1:]] - sums[targets.offsets[:-1]]
-    # A difference of running sums leaves rounding where there is nothing.
-    weights[targets.sizes == 0] = 0.0
     return weights
 
 

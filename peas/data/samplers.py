@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from peas.data.orders import Order
@@ -72,14 +73,17 @@ class TrainSampler(DistributedSampler[ClipKey]):
                 "lower data.init_args.batch_size or use fewer processes"
             )
 
+    def draw(self, epoch: int) -> Tensor:
+        """Rows of all clips of an epoch, in their order."""
+        return self.order.draw(generator(self.seed, "order", epoch, 0))
+
     def __iter__(self) -> Iterator[ClipKey]:
         """Yield this process's keys of the epoch given to `set_epoch`.
 
         The first `skip` of them are left out, once: a restarted run had them already.
         """
         skip, self.skip = self.skip, 0
-        source = generator(self.seed, "order", self.epoch, 0)
-        order = self.order.draw(source)
+        order = self.draw(self.epoch)
         for position in range(self.rank, self.total_size, self.num_replicas)[skip:]:
             yield ClipKey(self.epoch, position, int(order[position]))
 

@@ -36,7 +36,12 @@ class Sounds(ABC):
 
     Args:
         reader: Decodes, resamples and remembers.
+
+    Attributes:
+        costly: Whether `extents` asks the file system for every clip.
     """
+
+    costly: bool = False
 
     def __init__(self, reader: ResampledCache) -> None:
         self.reader = reader
@@ -74,6 +79,21 @@ class Sounds(ABC):
         """
         return self.reader.load(*self.source(row, draw), rate=rate)
 
+    def file(self, row: int) -> str:
+        """Path of the file that holds a clip; empty where it is not a file of its own."""
+        return ""
+
+    def extents(self, rows: Rows) -> Rows:
+        """A number for the sound of some rows, which changes with its size; without decoding.
+
+        Args:
+            rows: `[R]` rows of the table.
+
+        Returns:
+            `[R]`; 0 where nothing can be told.
+        """
+        return np.zeros(len(rows), dtype=np.int64)
+
     def take(self, rows: ArrayLike) -> Sounds:
         """The sound of some rows, in their order."""
         return _Chosen(self, np.asarray(rows, dtype=np.int64))
@@ -89,6 +109,8 @@ class SoundFiles(Sounds):
         start: `[N]` seconds at which the clips begin in their files; None = all at 0.
         stop: `[N]` seconds at which they end; NaN, or None for all = at the file's end.
     """
+
+    costly = True
 
     def __init__(
         self,
@@ -109,10 +131,32 @@ class SoundFiles(Sounds):
 
     def source(self, row: int, draw: float | None = None) -> Source:
         """Path and stretch of a clip."""
-        path = self.root / self.paths[row]
+        path = Path(self.file(row))
         start = 0.0 if self.start is None else float(self.start[row])
         stop = None if self.stop is None or np.isnan(self.stop[row]) else float(self.stop[row])
         return Source(path, str(path), start, stop)
+
+    def file(self, row: int) -> str:
+        """Path of a clip's file."""
+        return str(self.root / self.paths[row])
+
+    def extents(self, rows: Rows) -> Rows:
+        """Sizes of the files, and where the clips begin and end in them."""
+        sizes = np.array([_size(self.root / self.paths[int(row)]) for row in rows], dtype=np.int64)
+        found = sizes
+        for cut in (self.start, self.stop):
+            if cut is not None:
+                found = found * 1_000_003 + np.nan_to_num(cut[rows] * 1e6, nan=-1.0).astype(
+                    np.int64
+                )
+        return np.where(sizes == 0, 0, found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class JoinedSounds(Sounds):
@@ -122,6 +166,7 @@ class JoinedSounds(Sounds):
         super().__init__(parts[0].reader)
         self.parts = list(parts)
         self._ends: Rows = np.cumsum([len(part) for part in parts])
+        self.costly = any(part.costly for part in parts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -141,6 +186,20 @@ class JoinedSounds(Sounds):
         part, own = self._place(row)
         return part.load(own, draw, rate)
 
+    def file(self, row: int) -> str:
+        """As the clip's own table has it."""
+        part, own = self._place(row)
+        return part.file(own)
+
+    def extents(self, rows: Rows) -> Rows:
+        """As the clips' own tables tell."""
+        found = np.zeros(len(rows), dtype=np.int64)
+        parts = np.searchsorted(self._ends, rows, side="right")
+        for number, part in enumerate(self.parts):
+            here = parts == number
+            found[here] = part.extents(rows[here] - int(self._ends[number]) + len(part))
+        return found
+
 
 class _Chosen(Sounds):
     """Some rows of other sounds."""
@@ -151,6 +210,7 @@ class _Chosen(Sounds):
         self.rows = rows
         if isinstance(base, _Chosen):
             self.base, self.rows = base.base, base.rows[rows]
+        self.costly = self.base.costly
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,3 +220,9 @@ class _Chosen(Sounds):
 
     def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
         return self.base.load(int(self.rows[row]), draw, rate)
+
+    def file(self, row: int) -> str:
+        return self.base.file(int(self.rows[row]))
+
+    def extents(self, rows: Rows) -> Rows:
+        return self.base.extents(self.rows[rows])

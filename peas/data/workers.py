@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from peas.children import CONTEXT
 from peas.errors import ConfigError, DataError, PeasError
 
 Result = TypeVar("Result")
@@ -22,21 +23,24 @@ Result = TypeVar("Result")
 # Results wait in memory for the ones before them, so no chunk runs further ahead than this many
 # chunks for each worker.
 _AHEAD = 8
+PATIENCE = 600.0
+"""Seconds after which a worker that does not answer is given up."""
+_PER_ROW = 60.0
+"""The same for each row of a chunk, where that is more."""
 
 
 class WorkerDied(PeasError):
-    """A worker process was ended from outside, or by a crash of a decoder.
+    """A worker process was ended from outside or by a crash of a decoder, or gives no answer.
 
     Args:
         rows: Rows that it was working on.
-        signal_number: Signal that ended it, or None.
+        what: What it did.
+        advice: What to do next.
     """
 
-    def __init__(self, rows: range, signal_number: int | None) -> None:
-        how = f"by signal {signal_number}" if signal_number else "without a word"
+    def __init__(self, rows: range, what: str, advice: str) -> None:
         super().__init__(
-            f"a worker process was ended {how} in rows {rows.start} to {rows.stop - 1}. Where "
-            "memory ran out, give fewer --workers; else one of these clips crashes its decoder"
+            f"a worker process {what} in rows {rows.start} to {rows.stop - 1}. {advice}"
         )
         self.rows = rows
 
@@ -49,6 +53,14 @@ class WorkerDied(PeasError):
         return DataError(f"{self} (clips {clips[self.rows.start]} to {clips[self.rows.stop - 1]})")
 
 
+def _died(rows: range, exit_code: int) -> WorkerDied:
+    how = f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else "without a word"
+    advice = "One of these clips crashes its decoder"
+    if exit_code == -signal.SIGKILL:
+        advice = "The system does that when memory is short: give fewer --workers"
+    return WorkerDied(rows, f"was ended {how}", advice)
+
+
 def default_workers() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -57,7 +69,12 @@ def default_workers() -> int:
 
 
 def in_order(
-    work: Callable[[range], Result], rows: int, *, size: int, workers: int
+    work: Callable[[range], Result],
+    rows: int,
+    *,
+    size: int,
+    workers: int,
+    patience: float | None = None,
 ) -> Generator[Result, None, None]:
     """Calls `work` on chunks of rows and yields its results in the rows' order.
 
@@ -70,9 +87,10 @@ def in_order(
         rows: Number of rows.
         size: Rows of a chunk.
         workers: Number of processes; 0 = work in this one.
+        patience: Seconds in which a worker must have worked on a chunk; None = by its rows.
 
     Raises:
-        WorkerDied: A worker was killed, or crashed.
+        WorkerDied: A worker was killed, crashed, or does not answer.
         ConfigError: `workers` is negative.
     """
     if workers < 0:
@@ -81,7 +99,8 @@ def in_order(
     if workers == 0 or not chunks:
         return _here(work, chunks)
     # Forked now and not at the first result: the caller's progress bar may start a thread.
-    return _there(_Pool(work, min(workers, len(chunks))), chunks)
+    patience = patience or max(PATIENCE, size * _PER_ROW)
+    return _there(_Pool(work, min(workers, len(chunks)), patience), chunks)
 
 
 def _here(work: Callable[[range], Result], chunks: list[range]) -> Generator[Result, None, None]:
@@ -107,6 +126,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     chunk: range = range(0)
+    since: float = 0.0
 
 
 class _Pool(Generic[Result]):
@@ -116,13 +136,13 @@ class _Pool(Generic[Result]):
     end workers in the middle of a task.
     """
 
-    def __init__(self, work: Callable[[range], Result], workers: int) -> None:
-        context = multiprocessing.get_context("fork")
+    def __init__(self, work: Callable[[range], Result], workers: int, patience: float) -> None:
+        self.patience = patience
         self.workers: list[_Worker] = []
         for _ in range(workers):
-            ours, theirs = context.Pipe()
+            ours, theirs = CONTEXT.Pipe()
             inherited = [ours, *(worker.pipe for worker in self.workers)]
-            process = context.Process(target=_serve, args=(work, theirs, inherited), daemon=True)
+            process = CONTEXT.Process(target=_serve, args=(work, theirs, inherited), daemon=True)
             process.start()
             theirs.close()
             self.workers.append(_Worker(process, ours))
@@ -136,13 +156,22 @@ class _Pool(Generic[Result]):
         while given < len(chunks):
             while idle and sent < min(len(chunks), given + _AHEAD * len(self.workers)):
                 worker = idle.pop()
-                worker.chunk = chunks[sent]
+                worker.chunk, worker.since = chunks[sent], time.monotonic()
                 # A dead worker is met again below, where it is reported.
                 with suppress(BrokenPipeError, ConnectionResetError):
                     worker.pipe.send(worker.chunk)
                 sent += 1
             busy = {worker.pipe: worker for worker in self.workers if worker not in idle}
-            for pipe in wait(list(busy)):
+            slowest = min(busy.values(), key=lambda worker: worker.since)
+            left = slowest.since + self.patience - time.monotonic()
+            answered = wait(list(busy), timeout=max(left, 0.0))
+            if not answered:
+                raise WorkerDied(
+                    slowest.chunk,
+                    f"has not answered for {self.patience:.0f} s",
+                    "The disk, or one of these files, does not answer: try to read them alone",
+                )
+            for pipe in answered:
                 assert isinstance(pipe, Connection)
                 worker = busy[pipe]
                 done[place[worker.chunk.start]] = self._answer(worker)
@@ -157,7 +186,7 @@ class _Pool(Generic[Result]):
         except (EOFError, ConnectionResetError):
             worker.process.join()
             code = worker.process.exitcode or 0
-            raise WorkerDied(worker.chunk, -code if code < 0 else None) from None
+            raise _died(worker.chunk, code) from None
         if isinstance(answer, BaseException):
             raise answer
         result: Result = answer
@@ -174,8 +203,6 @@ class _Pool(Generic[Result]):
 
 def _serve(work: Callable[[range], Result], pipe: Connection, inherited: list[Connection]) -> None:
     """Life of a worker: chunks in, results out, until the other end is closed."""
-    # Ctrl-C goes to every process of the terminal; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # With the parent's ends open in here, the parent's death would go unnoticed.
     for other in inherited:
         other.close()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,13 +19,13 @@ class Answer:
         data: Bytes to serve in place of the file's.
         drop: Bytes of the body after which the connection is closed.
         ranges: Whether `Range` is obeyed.
-        conditions: Whether `If-Range` is.
         length: What `Content-Length` claims in place of the truth; "" leaves it out.
         start: What `Content-Range` claims as first byte in place of the truth.
-        tag: ETag; None = made from the bytes, "" = none.
-        changed: `Last-Modified`.
         chunked: Sends the body in chunks, without a length.
         hang: Falls silent after `drop` bytes and keeps the connection open.
+        again: Headers that are sent beside those of the same name.
+        trickle: Seconds before each byte of the body; 0 = all at once.
+        slow_header: Seconds before each byte of a header that never ends; 0 = none.
     """
 
     status: int = 200
@@ -34,13 +33,13 @@ class Answer:
     data: bytes | None = None
     drop: int | None = None
     ranges: bool = True
-    conditions: bool = True
     length: str | None = None
     start: int | None = None
-    tag: str | None = None
-    changed: str = ""
     chunked: bool = False
     hang: bool = False
+    again: tuple[tuple[str, str], ...] = ()
+    trickle: float = 0.0
+    slow_header: float = 0.0
 
 
 @dataclass
@@ -99,6 +98,8 @@ def serve(files: dict[str, Served | bytes]) -> Iterator[FaultyServer]:
             answer = file.answers.pop(0) if file.answers else file.then
             _answer(self, answer, file.data if answer.data is None else answer.data, faulty)
 
+        do_CONNECT = do_GET
+
         def log_message(self, *args: object) -> None:
             pass
 
@@ -124,9 +125,13 @@ def _answer(
         for name, value in answer.headers.items():
             handler.send_header(name, value)
         handler.end_headers()
+        if answer.hang:
+            faulty.closing.wait(20)
         return
-    tag = f'"{hashlib.md5(data).hexdigest()}"' if answer.tag is None else answer.tag
-    start = _start(handler, answer, tag)
+    if answer.slow_header:
+        _slowly(handler, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000, answer.slow_header, faulty)
+        return
+    start = _start(handler, answer)
     if start is not None and start >= len(data):
         handler.send_response(416)
         handler.send_header("Content-Range", f"bytes */{len(data)}")
@@ -138,8 +143,6 @@ def _answer(
         said = start if answer.start is None else answer.start
         handler.send_header("Content-Range", f"bytes {said}-{len(data) - 1}/{len(data)}")
     for name, value in {
-        "ETag": tag,
-        "Last-Modified": answer.changed,
         "Transfer-Encoding": "chunked" if answer.chunked else "",
         "Content-Length": "" if answer.chunked else answer.length,
         **answer.headers,
@@ -148,6 +151,8 @@ def _answer(
             handler.send_header(name, str(len(body)))
         elif value:
             handler.send_header(name, value)
+    for name, value in answer.again:
+        handler.send_header(name, value)
     handler.end_headers()
     sent = body if answer.drop is None else body[: answer.drop]
     if answer.chunked:
@@ -157,18 +162,29 @@ def _answer(
         )
         if answer.drop is None:
             sent += b"0\r\n\r\n"
+    if answer.trickle:
+        _slowly(handler, sent, answer.trickle, faulty)
+        return
     handler.wfile.write(sent)
     handler.wfile.flush()
     if answer.hang:
         faulty.closing.wait(20)
 
 
-def _start(handler: BaseHTTPRequestHandler, answer: Answer, tag: str) -> int | None:
+def _slowly(
+    handler: BaseHTTPRequestHandler, sent: bytes, pause: float, faulty: FaultyServer
+) -> None:
+    with suppress(OSError):
+        for byte in sent:
+            if faulty.closing.wait(pause):
+                return
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+
+
+def _start(handler: BaseHTTPRequestHandler, answer: Answer) -> int | None:
     """First byte that is asked for, None for the whole file."""
     asked = handler.headers.get("Range")
-    condition = handler.headers.get("If-Range")
     if not asked or not answer.ranges:
-        return None
-    if condition and answer.conditions and condition not in (tag, answer.changed):
         return None
     return int(asked.removeprefix("bytes=").split("-")[0])

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -108,12 +109,12 @@ import os, signal, sys
 from pathlib import Path
 from peas.data.fetch import archives
 
-def stop(content, file, write=archives._write):
+def stop(content, file, limit, write=archives._write):
     if file.name == "c.txt":
         # In the middle of a file: half of it lies under its other name.
         file.with_name(f".{file.name}.part").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    return write(content, file)
+    return write(content, file, limit)
 
 archives._write = stop
 folder = Path(sys.argv[1])
@@ -261,3 +262,103 @@ def test_full_disk(tmp_path):
     with pytest.raises(DataError, match="out: the disk is full"):
         _unpack(_zip(tmp_path / "a.zip"))
     assert not (tmp_path / "marker.json").exists()
+
+
+def _shared_members(path, count):
+    """A zip whose entries all point at one member of 1 MB of zeros."""
+    zeros = bytes(1 << 20)
+    _zip(path, {"top/0": zeros})
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as opened:
+        start = opened.start_dir
+    entry = data[start : data.index(b"PK\x05\x06")]
+    assert entry.count(b"top/0") == 1
+    entries = b"".join(entry.replace(b"top/0", b"top/%d" % n) for n in range(count))
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(entries), start, 0)
+    path.write_bytes(data[:start] + entries + end)
+    return path
+
+
+def test_zip_whose_entries_share_one_member(tmp_path):
+    archive = _shared_members(tmp_path / "a.zip", 10)
+    with pytest.raises(DataError, match=str(archive)):
+        _unpack(archive)
+    assert _tree(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+@pytest.mark.parametrize("only", [(), ("other/",)])
+def test_more_bytes_than_sound_can_be_packed_into(tmp_path, name, only):
+    archive = MAKERS[name](tmp_path / name, {"top/zeros": bytes(80 << 20), "top/z": b"z"})
+    with pytest.raises(DataError, match=f"{archive}: {archive.stat().st_size} bytes"):
+        _unpack(archive, only=only)
+    if name == "a.zip":
+        # Its table tells before anything is written.
+        assert _tree(tmp_path / "out") == {}
+    assert sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.part")) <= 64 << 20
+
+
+def test_sparse_member_that_claims_a_terabyte(tmp_path):
+    member = tarfile.TarInfo("top/sparse")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+    header[483:495] = b"\x80\0\0\0" + (1 << 40).to_bytes(8, "big")
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(gzip.compress(bytes(header) + bytes(512 + 1024)))
+    with pytest.raises(DataError, match=str(archive)):
+        _unpack(archive)
+    assert sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.part")) <= 65 << 20
+
+
+def _block(kind, size, name="top/a.txt"):
+    """A member's header with any size, and no content."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+_NOISE = os.urandom(1 << 21)
+_SPARSE_1 = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        _block(tarfile.XHDTYPE, 4 << 20) + bytes(4 << 20) + _block(tarfile.REGTYPE, 0),
+        (_block(tarfile.XHDTYPE, 1 << 19) + bytes(1 << 19)) * 8 + _block(tarfile.REGTYPE, 0),
+        _block(tarfile.GNUTYPE_LONGNAME, 4 << 20) + bytes(4 << 20) + _block(tarfile.REGTYPE, 0),
+        _block(tarfile.XHDTYPE, -512) + _NOISE,
+        _block(tarfile.XHDTYPE, len(_SPARSE_1))
+        + _SPARSE_1.ljust(512, b"\0")
+        + _block(tarfile.REGTYPE, 4 << 20)
+        + b"9999999\n"
+        + b"0\n" * (2 << 20),
+    ],
+    ids=["pax", "several pax", "long name", "negative", "holes"],
+)
+def test_tar_whose_headers_would_fill_the_memory(tmp_path, tar):
+    archive = tmp_path / "a.tar.gz"
+    # As many bytes as the limit of growth lets pass.
+    archive.write_bytes(gzip.compress(tar + bytes(1024)))
+    with pytest.raises(DataError, match="more than 1048576 bytes"):
+        _unpack(archive)
+
+
+def test_tar_whose_member_leads_back_to_itself(tmp_path):
+    size = b"13 size=-512\n"
+    header = _block(tarfile.XHDTYPE, len(size)) + size.ljust(512, b"\0")
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(gzip.compress(header + _block(tarfile.REGTYPE, 0) + bytes(1024)))
+    with pytest.raises(DataError, match=r"'top/a\.txt' has -512 bytes|invalid"):
+        _unpack(archive)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_zip_methods_with_a_dictionary_of_any_size(tmp_path, method):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", method) as opened:
+        opened.writestr("top/a", b"a" * 1000)
+    with pytest.raises(DataError, match="top/a"):
+        _unpack(archive)

@@ -276,6 +276,8 @@ def test_the_walk_passes_over_what_is_no_sound(tmp_path):
     for path in (
         "a.wav",
         "x/y/b.m4a",
+        "x/y/h.3gp",
+        "x/y/i.MOV",
         "\u3000ü/g.wav",
         "x/c.txt",
         ".hidden/d.wav",
@@ -290,7 +292,13 @@ def test_the_walk_passes_over_what_is_no_sound(tmp_path):
     (tmp_path / "again").symlink_to(tmp_path / "x" / "y")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     found = sorted(walk_sounds(tmp_path).to_pylist())
-    assert [os.path.basename(path) for path in found] == ["a.wav", "b.m4a", "g.wav"]
+    assert [os.path.basename(path) for path in found] == [
+        "a.wav",
+        "b.m4a",
+        "h.3gp",
+        "i.MOV",
+        "g.wav",
+    ]
 
 
 def test_a_linked_folder_of_sounds_is_walked(root, tmp_path_factory):

@@ -119,6 +119,13 @@ def test_a_clip_that_begins_after_its_file():
     assert "begins at 2 s" in found.message
 
 
+def test_a_clip_that_ends_after_its_file():
+    found = check_clip(Source(encoded(noise()), "long", 0.5, 4.5))
+    assert found.odd == Odd.UNDECODABLE
+    assert "ends at 4.5 s, but the file has 1 s" in found.message
+    assert check_clip(Source(encoded(noise()), "rounded", 0.5, 1.04)).odd == 0
+
+
 def test_a_stretch_of_a_file():
     samples = noise(3 * RATE)
     part = check_clip(Source(encoded(samples), "part", 1.0, 2.0))
@@ -174,10 +181,27 @@ def test_other_rate_and_channels():
     assert (found.seconds, found.rate, found.channels) == (1.0, 8_000, 2)
 
 
-def test_a_rate_that_cannot_be_resampled():
-    found = check(encoded(noise(), 44_101))
+def test_rates():
+    assert check(encoded(noise(), 44_101)).odd == Odd.RATE
+    found = check(encoded(noise(), 1))
     assert found.odd == Odd.UNDECODABLE
-    assert found.message.startswith("the clip: its rate of 44101 Hz")
+    assert " 1 Hz" in found.message
+
+
+def test_a_clip_beyond_the_bound():
+    data = encoded(noise())
+    assert check_clip(Source(data, "the clip"), max_samples=RATE).odd == 0
+    found = check_clip(Source(data, "the clip"), max_samples=RATE - 1)
+    assert found.odd == Odd.UNDECODABLE
+    assert "max_samples" in found.message
+
+
+def test_huge_samples():
+    samples = noise()
+    samples[5], samples[9] = 3e38, -3e38
+    found = check(encoded(samples, subtype="FLOAT"))
+    assert found.odd == Odd.NAN
+    assert "2 of 16000" in found.message
 
 
 def test_channels_are_mixed_as_in_training():
@@ -207,6 +231,7 @@ def test_the_hash_is_of_the_sound_and_not_of_the_file():
 
 class Reader:
     channels = "mean"
+    max_samples = 10_000_000
 
 
 class Listed(Sounds):
@@ -385,6 +410,8 @@ def test_classes_without_clips():
     assert "single_clip_class" not in found
     single = by_kind(of_classes(inventory([0], targets=Targets.one_each([1])), ["a", "b"]))
     assert single["single_clip_class"].names == ["b"]
+    assert single["one_class"].names == ["b"]
+    assert "one_class" not in found
     assert list(of_classes(inventory([0, 1]), ["a"])) == []
 
 

@@ -1,5 +1,6 @@
 import logging
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import soundfile
 import torch
 
 from peas import audio
-from peas.data.cache import ResampledCache, default_folder
+from peas.data.cache import ResampledCache, default_folder, file_state
 from peas.errors import AudioError
 
 
@@ -95,3 +96,41 @@ def test_default_folder(monkeypatch):
     assert str(default_folder()) == "/somewhere"
     monkeypatch.delenv("PEAS_CACHE")
     assert default_folder().parts[-3:] == (".cache", "peas", "audio")
+
+
+def test_files_that_exchange_their_names_are_not_mixed_up(tmp_path):
+    paths = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for seed, path in enumerate(paths):
+        _write(path, seed)
+        os.utime(path, ns=(1, 1))
+    before = [_cache(tmp_path).load(path) for path in paths]
+    paths[0].rename(tmp_path / "c.wav")
+    paths[1].rename(paths[0])
+    (tmp_path / "c.wav").rename(paths[1])
+    after = [_cache(tmp_path).load(path) for path in paths]
+    assert torch.equal(after[0], before[1])
+    assert torch.equal(after[1], before[0])
+
+
+def test_a_copy_over_a_file_that_keeps_its_size_and_time_is_another_one(tmp_path, sound):
+    os.utime(sound, ns=(1, 1))
+    before, inode = _cache(tmp_path).load(sound), os.stat(sound).st_ino
+    other = tmp_path / "other.wav"
+    _write(other, 1)
+    sound.write_bytes(other.read_bytes())
+    os.utime(sound, ns=(1, 1))
+    assert os.stat(sound).st_ino == inode
+    after = _cache(tmp_path).load(sound)
+    assert torch.equal(after, audio.load(sound, 16_000, "mean"))
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("field", ["st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"])
+def test_each_part_of_a_files_state_counts_by_itself(monkeypatch, field):
+    same = {"st_ino": 1, "st_size": 2, "st_mtime_ns": 3, "st_ctime_ns": 4}
+    states = []
+    for found in (same, {**same, field: 9}):
+        monkeypatch.setattr(os, "stat", lambda _, found=found: SimpleNamespace(**found))
+        states.append(file_state("a.wav"))
+    monkeypatch.undo()
+    assert states[0] != states[1]

@@ -9,11 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import peas.data
-from peas.data.clips import ClipDataset
+from peas.data.clips import ClipDataset, input_samples
 from peas.data.columns import Targets
+from peas.data.loader import OddClips
 from peas.data.module import ClipDataModule
 from peas.data.samplers import ClipKey
 from peas.errors import AudioError, ConfigError, DataError
+from peas.frontend import LogMel
 
 
 class Tones(ClipDataModule):
@@ -99,6 +101,76 @@ def test_place_of_another_epoch_is_not_used(tones):
     loader.load_state_dict({"epoch": 0, "read": 5})
     loader.sampler.set_epoch(1)
     assert len(_read(loader)) == 5
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 7.0), (0, 0.0)])
+def test_every_loader_has_the_time_limit_of_the_settings(tones, workers, seconds):
+    # Nothing is forked before the first batch is asked for.
+    module = Tones(tones, num_workers=workers, timeout=7.0)
+    for split in ("train", "val", "test", "predict"):
+        assert getattr(module, f"{split}_dataloader")().timeout == seconds, split
+
+
+def _state_after(loader, batches):
+    places = iter(loader)
+    for _ in range(batches):
+        next(places)
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank_and_world", "said"),
+    [
+        ({"batch_size": 5}, (0, 1), r"2 batches of 4 clips .* now has 5"),
+        ({}, (1, 2), r"2 batches of 4 clips .* now has 8"),
+        ({"sampling": "balanced"}, (0, 1), "its order is another one"),
+        ({"label_fraction": 0.5}, (0, 1), "its order is another one"),
+    ],
+)
+def test_a_place_inside_an_epoch_means_the_same_clips_or_is_refused(
+    tones, changes, rank_and_world, said
+):
+    state = _state_after(Tones(tones).train_dataloader(), 2)
+    module = Tones(tones, **changes)
+    module._place = lambda: rank_and_world
+    loader = module.train_dataloader()
+    loader.load_state_dict(state)
+    with pytest.raises(ConfigError, match=said):
+        next(iter(loader))
+    # Where another epoch begins, it is no matter.
+    loader.load_state_dict(state)
+    loader.sampler.set_epoch(1)
+    assert next(iter(loader))
+
+
+def test_rows_that_came_into_another_order_move_the_place(tones, monkeypatch):
+    state = _state_after(Tones(tones).train_dataloader(), 2)
+    module = Tones(tones)
+    table = module.clips("train")
+    monkeypatch.setattr(module, "clips", lambda split: table.take(range(len(table))[::-1]))
+    loader = module.train_dataloader()
+    loader.load_state_dict(state)
+    with pytest.raises(ConfigError, match="its order is another one"):
+        next(iter(loader))
+
+
+def test_the_same_global_batch_on_more_processes_keeps_the_place(tones):
+    state = _state_after(Tones(tones).train_dataloader(), 2)
+    names = []
+    for rank in range(2):
+        module = Tones(tones, batch_size=2)
+        module._place = lambda rank=rank: (rank, 2)
+        loader = module.train_dataloader()
+        loader.load_state_dict(state)
+        names += [name for batch in loader for name in batch["id"]]
+    first = [batch["id"] for batch in Tones(tones).train_dataloader()]
+    assert sorted(names) == sorted(name for ids in first[2:] for name in ids)
+
+
+def test_the_place_of_an_older_checkpoint_is_taken_as_it_is(tones):
+    loader = Tones(tones).train_dataloader()
+    loader.load_state_dict({"epoch": 0, "read": 3})
+    assert len(_read(loader)) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -194,6 +266,44 @@ def test_silent_and_short_clips_are_fine_and_told_once(tones, caplog):
         module.teardown("fit")
     lines = [record.message for record in caplog.records if "silent" in record.message]
     assert lines == ["odd clips: 1 silent, 1 shorter than one frame, 0 unreadable"]
+
+
+def test_clips_that_lose_their_end_are_counted_once(tones, printed):
+    # 64 frames hold 10,639 samples: one more would be the 65th frame's.
+    for clip, samples in ((3, 10_639), (4, 10_640), (5, 20_000)):
+        soundfile.write(tones / f"{clip:02}.wav", np.full(samples, 0.1), 16_000)
+    module = Tones(tones)
+    _read(module.train_dataloader())
+    _read(module.val_dataloader())
+    assert module.odd_clips.cut == {"04.wav", "05.wav"}
+    other = OddClips(cut={"05.wav", "99.wav"}, silent={"x"})
+    module.odd_clips.join(other)
+    module.tell_odd_clips()
+    module.teardown("fit")
+    (line,) = [record.message for record in printed.records if "odd clips" in record.message]
+    assert line.startswith("odd clips: 1 silent, 0 shorter than one frame, 0 unreadable, 3 longer")
+
+
+def test_frames_count_as_the_front_end_has_them():
+    front_end = LogMel(rate=16_000, frames=200, mean=0.0, std=1.0)
+    longest = input_samples(64, 16_000)
+    for samples, frames in ((longest, 64), (longest + 1, 65)):
+        wave = torch.zeros(1, samples)
+        assert int(front_end(wave, torch.tensor([samples])).frames) == frames
+
+
+@pytest.mark.parametrize(
+    ("batch", "left", "size"), [(4, None, 4), (6, "2 of its 20", 6), (19, "1 of its 20", 19)]
+)
+def test_clips_that_an_epoch_leaves_out_are_said_once(tones, printed, batch, left, size):
+    module = Tones(tones, batch_size=batch)
+    for _ in range(2):
+        module.train_dataloader()
+    lines = [record.message for record in printed.records if "leaves out" in record.message]
+    assert len(lines) == (left is not None)
+    if left:
+        assert left in lines[0]
+        assert f"global batch of {size}" in lines[0]
 
 
 @pytest.mark.parametrize(

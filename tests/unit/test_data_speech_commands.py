@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -92,6 +94,34 @@ def test_noise_and_hidden_files_are_no_clips(root):
     )
     assert inventory.parts == ["train", "validation", "test"]
     assert inventory.part.tolist() == [0, 0, 0, 0, 0, 1, 1, 2]
+
+
+def test_other_endings_links_and_what_is_left_out(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("disk")
+    soundfile.write(elsewhere / "7.flac", np.full(160, 0.1), 16_000)
+    (root / "bed" / "3.wav").rename(root / "bed" / "3.WAV")
+    (root / "bed" / "more").symlink_to(elsewhere)
+    (root / "bed" / "notes.txt").touch()
+    module = SpeechCommands(root)
+    train = module.clips("train").ids
+    assert [name for name in train if name.startswith("bed")] == [
+        "bed/2.wav",
+        "bed/3.WAV",
+        "bed/more/7.flac",
+    ]
+    (note,) = module.inventory().notes
+    assert "4 recordings that this task has no use for (such as '_background_noise_')" in note
+    assert ".txt: 1" in note
+
+
+def test_a_list_that_is_not_utf8(root):
+    (root / "testing_list.txt").write_bytes(b"bed/caf\xe9.wav\n")
+    _reject(root, r"testing_list\.txt: not UTF-8")
+
+
+def test_a_name_that_is_not_utf8(root):
+    (root / "bed" / os.fsdecode(b"\xe9.wav")).touch()
+    _reject(root, r"/bed': 1 names of files are not UTF-8")
 
 
 def test_inventory_names_what_a_list_names(root):

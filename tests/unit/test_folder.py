@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from peas import verbs
+from peas.callbacks.run_files import label_map
 from peas.data.columns import Strings, Targets
 from peas.data.folder.class_order import read_order
 from peas.data.folder.holdout import draw_parts
@@ -107,6 +108,12 @@ def test_linked_class_folder(tmp_path):
     assert _ids(module, "train") == ["a/1.wav", "b/2.wav"]
 
 
+def test_link_to_itself_beside_the_classes(tmp_path):
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(DataError, match=f"{tmp_path}/round: a link"):
+        _ids(_tree(tmp_path, "a/1.wav", "b/2.wav"), "train")
+
+
 @pytest.mark.parametrize(
     ("names", "match"),
     [
@@ -128,6 +135,39 @@ def test_name_of_a_file_that_is_not_utf8(tmp_path):
     module = _tree(tmp_path, "a/1.wav")
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.wav")).touch()
     _reject(module, r"1 names of files are not UTF-8, such as 'caf")
+
+
+def test_links_below_a_class_folder(tmp_path):
+    _sound(tmp_path / "elsewhere" / "2.wav")
+    module = _tree(tmp_path / "set", "a/1.wav", "b/3.WAV")
+    (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    assert _ids(module, "train") == ["a/1.wav", "a/more/2.wav", "b/3.WAV"]
+    (tmp_path / "set" / "a" / "round").symlink_to(tmp_path / "set")
+    _reject(AudioFolder(str(tmp_path / "set"), **KNOWN), r"link \S+a/round\S* leads back")
+
+
+def test_what_is_left_out_is_counted_and_said(tmp_path, caplog):
+    names = ("a/1.wav", "_background_noise_/n.wav", "_background_noise_/m.wav", "loose.flac")
+    module = _tree(tmp_path, *names, "a/.hidden.wav", ".trash/2.wav")
+    (tmp_path / "a" / "notes.txt").touch()
+    assert _ids(module, "train") == ["a/1.wav"]
+    (note,) = module.inventory().notes
+    for part in (
+        "2 sound files in folders whose names begin with an underscore (such as '_background_noise",
+        "1 sound files beside the folders of the classes ('loose.flac')",
+        "2 hidden files and folders",
+        "(.txt: 1)",
+    ):
+        assert part in note
+    (record,) = [record for record in caplog.records if "left out" in record.message]
+    assert record.levelname == "WARNING"
+    assert note in record.message
+
+
+def test_class_folder_that_is_not_utf8(tmp_path):
+    module = _tree(tmp_path, "a/1.wav")
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    _reject(module, r"1 names are not UTF-8, such as 'caf")
 
 
 def test_missing_root(tmp_path):
@@ -170,6 +210,8 @@ def test_csv_dialects(tmp_path, text):
         (b"path,label\na/1.wav,caf\xe9\n", r"clips\.csv line 2: not UTF-8 text.*iconv"),
         (b"path,label\na/1.wav,b\na/2.wav\n", r"cannot be read as a table.*the 2 cells"),
         (b"path,label,path\na,b,c\n", r"several columns path"),
+        (b"filename,category\na,b\n", r"no column path .*are filename, category.*rename filename"),
+        (b"x,y\na,b\n", r"no column path \(its columns are x, y\)"),
         (b"file,label\na,b\n", r"no column path \(its columns are file\).*rename file"),
         (b"path,lable\na,b\n", r"a column lable, which is not known: is it label\?"),
         (b"path,Label\na,b\n", r"a column Label, which is not known: is it label\?"),
@@ -238,7 +280,85 @@ def test_a_stretch_beyond_the_file_is_found_at_reading(tmp_path):
         module.clips("train").sounds.load(0)
 
 
+def test_an_end_beyond_the_file_is_an_error(tmp_path):
+    text = _lines("path,label,start,end", "a.wav,x,0,0.14", "a.wav,x,0.05,4.05", "a.wav,y,,0.2")
+    table = _table(tmp_path, text, "a.wav").clips("train")
+    # A table may round.
+    assert len(table.sounds.load(0)) == 1600
+    for row, end in ((1, "4.05"), (2, "0.2")):
+        with pytest.raises(AudioError, match=rf"a\.wav: the clip ends at {end} s.* has 0\.1 s"):
+            table.sounds.load(row)
+
+
+# --- one spelling ----------------------------------------------------------------------------
+
+COMPOSED, APART = "caf\u00e9", "cafe\u0301"
+
+
+def test_one_class_in_two_spellings_of_unicode(tmp_path):
+    text = _lines(
+        "path,label,speaker,split",
+        f"1.wav,{COMPOSED},{COMPOSED},train",
+        f"2.wav,{APART},{APART},train",
+        "3.wav,tea,x,test",
+    )
+    module = _table(tmp_path, text, "1.wav", "2.wav", "3.wav")
+    assert module.labels == [COMPOSED, "tea"]
+    speakers = module.inventory().speakers
+    assert speakers[0] == speakers[1] == f"{tmp_path.name}:{COMPOSED}"
+    (tmp_path / "order.txt").write_text(f"tea\n{APART}\n")
+    ordered = _table(tmp_path, text, labels_file="order.txt")
+    assert ordered.labels == ["tea", COMPOSED]
+
+
+@pytest.mark.parametrize(("listed", "stored"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_a_path_is_found_in_either_spelling(tmp_path, listed, stored):
+    text = _lines("path,label", f"{listed}/{listed}.wav,x", "b.wav,y")
+    module = _table(tmp_path, text, f"{stored}/{stored}.wav", "b.wav")
+    table = module.clips("train")
+    assert list(table.ids) == [f"{COMPOSED}/{COMPOSED}.wav", "b.wav"]
+    assert [len(table.sounds.load(row)) for row in range(2)] == [1600, 1600]
+    assert table.sounds.file(0) == str(tmp_path / f"{stored}/{stored}.wav")
+
+
+def test_class_folders_in_two_spellings_are_one_class(tmp_path, caplog):
+    module = _tree(tmp_path, f"{COMPOSED}/1.wav", f"{APART}/2.wav", "tea/3.wav")
+    assert module.labels == [COMPOSED, "tea"]
+    table = module.clips("train")
+    assert list(table.ids) == [f"{COMPOSED}/2.wav", f"{COMPOSED}/1.wav", "tea/3.wav"]
+    assert [len(table.sounds.load(row)) for row in range(3)] == [1600] * 3
+    assert "2 spellings of the folder" in caplog.text
+
+
+def test_two_files_whose_names_look_the_same(tmp_path):
+    _reject(_tree(tmp_path, f"a/{COMPOSED}.wav", f"a/{APART}.wav"), "Unicode spelling only")
+
+
+def test_names_that_differ_by_case_only_are_said(tmp_path, caplog):
+    text = _lines("path,label,speaker", "a.wav,Dog,ann", "A.wav,dog,Ann", "c.wav,cat,Ann")
+    module = _table(tmp_path, text, "a.wav", "A.wav", "c.wav")
+    assert module.labels == ["Dog", "cat", "dog"]
+    notes = module.inventory().notes
+    assert len(notes) == 3
+    for kind, names in (
+        ("classes", "'Dog', 'dog'"),
+        ("speakers", f"'{tmp_path.name}:Ann', '{tmp_path.name}:ann'"),
+        ("files", "'A.wav', 'a.wav'"),
+    ):
+        assert any(note.startswith(kind) and names in note for note in notes)
+    assert all(note in caplog.text for note in notes)
+
+
 # --- classes ---------------------------------------------------------------------------------
+
+
+def test_one_class_alone_is_warned_of(tmp_path, caplog):
+    module = _tree(tmp_path, "audio/low/1.wav", "audio/mid/2.wav")
+    module.clips("train")
+    assert "all 2 training clips are of one class, audio" in caplog.text
+    caplog.clear()
+    _tree(tmp_path / "audio", "low/3.wav").clips("train")
+    assert "one class" not in caplog.text
 
 
 def test_several_labels(tmp_path):
@@ -295,6 +415,20 @@ def test_order_of_classes_from_a_file(tmp_path, text, caplog):
     assert "1 of 3 classes have no training clip: hiss" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "a\rb", 'a "b", c', "a\u2028b", "x"])
+def test_the_label_map_of_a_run_is_read_back(tmp_path, name):
+    rows = [["1.wav", name], ["2.wav", "other"]]
+    text = "path,label\n" + "".join(f'{path},"{label}"\n' for path, label in rows).replace(
+        'a "b"', 'a ""b""'
+    )
+    module = _table(tmp_path, text, "1.wav", "2.wav")
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        file.write(label_map(module))
+    again = _table(tmp_path, text, labels_file="labels.csv")
+    assert again.labels == module.labels
+    assert name in again.labels
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -316,6 +450,54 @@ def test_missing_or_foreign_order(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"latin\.txt: not UTF-8"):
         read_order(tmp_path / "latin.txt")
+
+
+def test_classes_of_a_checkpoint_are_taken_where_the_clips_have_no_others(tmp_path):
+    text = "path,label,split\n1.wav,b,test\n2.wav,d,test\n"
+    module = _table(tmp_path, text, "1.wav", "2.wav", mean=None, std=None)
+    assert module.clips("test").targets.classes.tolist() == [0, 1]
+    # No statistics are asked for, which only training clips could give.
+    assert module.take_labels(["d", "c", "b", "a"])
+    assert module.labels == ["d", "c", "b", "a"]
+    assert module.clips("test").targets.classes.tolist() == [2, 0]
+    assert not _table(tmp_path, text).take_labels(["a", "b"])
+    assert not _table(tmp_path, "path,split\n1.wav,test\n").take_labels(["a", "b"])
+
+
+# --- which clips are predicted ---------------------------------------------------------------
+
+
+def _predicted(module):
+    module.setup("predict")
+    table, splits = module.prediction_clips()
+    known = [
+        ";".join(module.labels[number] for number in table.targets[row])
+        for row in range(len(table))
+    ]
+    return dict(zip(table.ids, zip(splits, known, strict=True), strict=True))
+
+
+def test_a_folder_without_classes_is_predicted_whole(tmp_path):
+    module = _tree(tmp_path, "1.wav", "a/2.wav", "a/deep/3.wav", holdout=None)
+    assert _predicted(module) == {
+        "1.wav": ("", ""),
+        "a/2.wav": ("", "a"),
+        "a/deep/3.wav": ("", "a"),
+    }
+    batch = next(iter(module.predict_dataloader()))
+    assert batch["id"] == ["1.wav", "a/2.wav", "a/deep/3.wav"]
+    flat = _tree(tmp_path / "flat", "1.wav", "2.wav", holdout=0.25, labels_file="gone.txt")
+    assert _predicted(flat) == {"1.wav": ("", ""), "2.wav": ("", "")}
+    # What cannot be trained on still cannot.
+    with pytest.raises(DataError, match="no folder of a class"):
+        flat.setup("fit")
+
+
+def test_a_csv_without_classes_and_test_clips_that_are_known(tmp_path):
+    module = _table(tmp_path, "path\n1.wav\n2.wav\n", "1.wav", "2.wav")
+    assert _predicted(module) == {"1.wav": ("", ""), "2.wav": ("", "")}
+    text = "path,label,split\n1.wav,a,train\n2.wav,b,test\n"
+    assert _predicted(_table(tmp_path, text)) == {"2.wav": ("test", "b")}
 
 
 # --- which clips train -----------------------------------------------------------------------

@@ -19,6 +19,18 @@ def test_weights_are_the_official_sum_over_classes():
     np.testing.assert_allclose(weights, [common, common + rare, 0, common + rare], rtol=1e-12)
 
 
+def test_a_clip_without_a_class_weighs_exactly_nothing_in_a_large_set():
+    """However much the sums before it have been rounded."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 4, 5000)
+    targets = Targets.several([rng.integers(0, 300, size).tolist() for size in sizes])
+    weights = clip_weights(targets, 300)
+    assert np.array_equal(weights == 0, sizes == 0)
+    assert (weights[sizes > 0] > 1).all()
+    drawn = _drawn(Weighted(weights, 20_000)).numpy()
+    assert (sizes[drawn] > 0).all()
+
+
 def test_balanced_with_replacement_draws_in_proportion():
     weights = np.array([1.0, 0.0, 3.0, 6.0, 0.0])
     drawn = _drawn(Weighted(weights, 100_000)).numpy()

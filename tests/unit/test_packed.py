@@ -1,5 +1,6 @@
 """Packed folders, open: every split, and every damage."""
 
+import gc
 import json
 import pickle
 
@@ -10,8 +11,11 @@ import torch
 from packing_toys import bag, copy_of, packed, said
 
 import peas.data
+from peas.commands.data.verify import take_stock
 from peas.data.cache import ResampledCache
 from peas.data.columns import Strings, Targets
+from peas.data.packed.index_checks import index_fault
+from peas.data.packed.manifest import INDEX
 from peas.data.packed.module import PackedSet
 from peas.data.packed.opening import PackedFolder, open_part, open_split, read_manifest
 from peas.errors import AudioError, ConfigError, DataError
@@ -210,6 +214,8 @@ def test_a_process_that_is_not_forked_opens_the_shards_itself(splits):
 
 def test_opening_copies_no_column(loose, tmp_path):
     packed(bag(loose, ["train"] * 3 + ["test"] * 3), tmp_path / "packed")
+    # What earlier tests have left in circles may be let go of at any time.
+    gc.collect()
     before = pa.total_allocated_bytes()
     table = open_part(tmp_path / "packed", "train", READER)
     assert pa.total_allocated_bytes() == before
@@ -265,6 +271,93 @@ def test_an_index_that_is_missing_cut_or_damaged(damaged):
     file.write_bytes(changed)
     with pytest.raises(DataError, match=r"index\.arrow: damaged, its checksum"):
         PackedSet(str(damaged)).inventory()
+
+
+def index_with(damaged, change):
+    """Writes the index with other numbers in its buffers, under the same size."""
+    file = damaged / "index.arrow"
+    data = file.read_bytes()
+    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    column, buffer, dtype, place, value = change
+    buffers = batch.column(column).buffers()
+    numbers = np.frombuffer(buffers[buffer], dtype).copy()
+    start = buffers[buffer].address - pa.py_buffer(data).address
+    numbers[place] = value
+    file.write_bytes(data[:start] + numbers.tobytes() + data[start + numbers.nbytes :])
+
+
+@pytest.mark.parametrize(
+    ("column", "buffer", "dtype", "place", "value", "said"),
+    [
+        ("id", 1, np.int64, 3, 2**40, "id"),
+        ("id", 1, np.int64, 3, -5, "id"),
+        ("id", 1, np.int64, 16, 2**40, "values"),
+        ("labels", 1, np.int64, 2, 2**40, "labels"),
+        ("labels", 3, np.int32, 2, 2**30, "classes"),
+        ("labels", 3, np.int32, 2, -1, "classes"),
+        # Classes that exist, but not those of these clips.
+        ("labels", 3, np.int32, slice(0, 6), 0, "classes"),
+        ("part", 1, np.int32, 0, 7, "parts"),
+        ("part", 1, np.int32, slice(0, 2), 0, "parts"),
+        ("place", 1, np.int64, 0, 2**40, "place"),
+        ("place", 1, np.int64, slice(0, 2), 1, "place"),
+    ],
+)
+def test_numbers_of_an_index_that_lead_astray(damaged, column, buffer, dtype, place, value, said):
+    index_with(damaged, (column, buffer, dtype, place, value))
+    with pytest.raises(DataError, match=rf"index\.arrow: damaged.*{said}"):
+        open_part(damaged, "train", READER)
+
+
+@pytest.mark.parametrize("column", ["id", "labels", "sum", "part", "place", "a class"])
+def test_a_row_of_an_index_without_a_value(splits, column):
+    manifest = read_manifest(splits)
+    with pa.memory_map(str(splits / INDEX)) as mapped:
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        names, columns = batch.schema.names, dict(zip(batch.schema.names, batch, strict=True))
+        assert index_fault(batch, manifest, every=True) == ""
+        if column == "a class":
+            rows = [[None], *columns["labels"].to_pylist()[1:]]
+            columns["labels"] = pa.array(rows, columns["labels"].type)
+        else:
+            rows = [None, *columns[column].to_pylist()[1:]]
+            columns[column] = pa.array(rows, columns[column].type)
+        without = pa.RecordBatch.from_arrays([columns[name] for name in names], names)
+        word = "classes" if column == "a class" else f"column {column} "
+        assert word in index_fault(without, manifest)
+
+
+def test_verify_speaks_of_the_damage_and_not_of_folds(folds, tmp_path):
+    copy = copy_of(folds, tmp_path / "damaged")
+    index_with(copy, ("labels", 3, np.int32, 0, 2**30))
+    with pytest.raises(DataError, match=r"index\.arrow: damaged"):
+        take_stock(PackedSet(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", "x"),
+        ("std", 0),
+        ("std", 1e999),
+        ("clips", 15),
+        ("recipe.labels", 3),
+        ("recipe.frames", -1),
+        ("shards.0.rows", "4"),
+        ("shards.0.file", "../shard.arrow"),
+        ("parts.0.classes", [1]),
+    ],
+)
+def test_a_manifest_of_other_types(damaged, key, value):
+    text = json.loads((damaged / "manifest.json").read_text())
+    *path, last = key.split(".")
+    room = text
+    for step in path:
+        room = room[int(step) if isinstance(room, list) else step]
+    room[last] = value
+    (damaged / "manifest.json").write_text(json.dumps(text))
+    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+        PackedSet(str(damaged))
 
 
 def test_a_shard_that_is_missing_or_cut_is_found_at_once(damaged):

@@ -193,7 +193,7 @@ def test_a_killed_worker_names_its_clips(tmp_path, waveforms, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(statistics, "_measure_rows", die)
-    with pytest.raises(DataError, match=r"signal 9 .*\(clips 0\.wav to 3\.wav\)"):
+    with pytest.raises(DataError, match=r"SIGKILL.*\(clips 0\.wav to 3\.wav\)"):
         measure(_table(tmp_path, waveforms), 64, workers=1)
 
 

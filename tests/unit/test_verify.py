@@ -21,6 +21,13 @@ from peas.data.inventory import Inventory
 from peas.errors import ConfigError
 
 RATE = 16_000
+
+
+def plain(text):
+    """Text without its line ends: where it wraps depends on the length of the paths in it."""
+    return " ".join(text.split())
+
+
 KINDS = ((0, "dog"), (10, "rain"))
 
 
@@ -150,8 +157,8 @@ def test_a_clip_without_usable_sound_is_an_error(set_, capsys, spoil, kind):
     assert set_.name(5) in found["messages"][0]
     assert report["parts"]["fold 2"]["unreadable"] == 1
     shown, errors = capsys.readouterr()
-    assert set_.name(5) in shown
-    assert found["advice"].split(";")[0] in shown
+    assert set_.name(5) in plain(shown)
+    assert found["advice"].split(";")[0] in plain(shown)
     # The report has said it: no second message.
     assert errors == ""
 
@@ -184,7 +191,7 @@ def test_missing_files(set_, capsys):
     assert report["by_kind"]["missing"]["names"] == [set_.name(row) for row in (0, 1, 2, 3, 7)]
     # The fold is empty only of sound: its clips still count.
     assert report["parts"]["fold 1"]["clips"] == report["parts"]["fold 1"]["unreadable"] == 4
-    assert "and 2 more" in capsys.readouterr().out
+    assert "and 2 more" in plain(capsys.readouterr().out)
 
 
 def test_one_recording_in_two_folds(set_):
@@ -214,7 +221,7 @@ def test_copies(set_, capsys):
     shared, doubled = (report["by_kind"][kind] for kind in ("shared_audio", "doubled_audio"))
     assert (shared["severity"], shared["names"]) == ("error", [set_.name(0), set_.name(6)])
     assert (doubled["severity"], doubled["names"]) == ("warning", [set_.name(8), set_.name(9)])
-    shown = capsys.readouterr().out
+    shown = plain(capsys.readouterr().out)
     assert "error: 2 clips with the same sound in several parts (1 sound)" in shown
     assert f"{set_.name(0)} (fold 1), {set_.name(6)} (fold 2)" in shown
     set_.put(6, encoded(noise(77)))
@@ -251,7 +258,7 @@ def test_contradicting_tables_are_one_error_and_the_files_are_checked(set_, caps
     # Without folds a copy is nothing worse than a copy.
     assert report["by_kind"]["doubled_audio"]["count"] == 2
     assert "without splits and classes" in report["notes"][0]
-    assert said in capsys.readouterr().out
+    assert said in plain(capsys.readouterr().out)
 
 
 def test_no_set_at_all(tmp_path, capsys):
@@ -311,7 +318,7 @@ def test_against_another_set(tmp_path, capsys, turned):
     assert all("esc50=" in place for place in found["against_audio"]["places"])
     kind = "undecodable" if turned else "against_unread"
     assert found[kind]["names"] == [theirs.name(8)]
-    assert f"compared with {name}" in capsys.readouterr().out
+    assert f"compared with {name}" in plain(capsys.readouterr().out)
 
 
 def test_both_sets_are_read_with_the_same_channels(tmp_path):
@@ -370,7 +377,7 @@ def test_a_killed_worker_is_an_error_and_no_hang(set_, monkeypatch, capsys):
     status = main(["data", "verify", "esc50", str(set_.root), "--workers", "2", "--out", str(out)])
     assert status == 1
     errors = capsys.readouterr().err
-    assert "ended by signal 9" in errors
+    assert "SIGKILL" in errors
     assert f"(clips {set_.name(6)} to {set_.name(7)})" in errors
     # Half a report would pass for a whole one.
     assert list(out.iterdir()) == []
@@ -443,7 +450,7 @@ def test_millions_of_findings_are_written_in_blocks(tmp_path):
 def test_untouched_recordings_have_no_error(shared, capsys, name, folder, options):
     root = str(shared / "data" / folder)
     assert main(["data", "verify", name, root, "--workers", "2", *options]) == 0
-    assert "no errors" in capsys.readouterr().out
+    assert "no errors" in plain(capsys.readouterr().out)
 
 
 def test_against_a_set_with_arguments_of_its_own(set_, tmp_path):

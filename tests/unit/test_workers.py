@@ -100,7 +100,7 @@ def test_a_killed_worker_is_an_error_and_no_hang():
         return rows
 
     begun = time.monotonic()
-    with pytest.raises(WorkerDied, match="by signal 9 in rows 6 to 7") as caught:
+    with pytest.raises(WorkerDied, match="by SIGKILL in rows 6 to 7") as caught:
         list(in_order(work, 40, size=2, workers=2))
     assert time.monotonic() - begun < 5
     named = caught.value.naming([f"{row}.wav" for row in range(40)])
@@ -187,3 +187,27 @@ def test_negative_workers():
 
 def test_default_workers():
     assert 1 <= default_workers() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(("number", "memory"), [(signal.SIGKILL, True), (signal.SIGUSR2, False)])
+def test_memory_is_named_for_the_signal_that_the_system_sends(number, memory):
+    def work(rows):
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(WorkerDied, match=number.name) as caught:
+        list(in_order(work, 1, size=1, workers=1))
+    assert ("memory" in str(caught.value)) == memory
+
+
+def test_a_worker_that_does_not_answer_is_given_up():
+    def work(rows):
+        if rows.start == 6:
+            time.sleep(60)
+        return rows
+
+    begun = time.monotonic()
+    with pytest.raises(WorkerDied, match="6 to 7") as caught:
+        # Long enough for the others to start on a busy machine.
+        list(in_order(work, 8, size=2, workers=2, patience=3.0))
+    assert time.monotonic() - begun < 30
+    assert caught.value.rows == range(6, 8)

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from peas.data.audioset.classes import ClassTable
-from peas.data.audioset.youtube_files import join_paths, list_names, stems_of, youtube_ids
+from peas.data.audioset.youtube_files import stems_of, youtube_ids
 from peas.data.columns import Rows, Targets
+from peas.data.walk import join_paths, listed
 from peas.errors import DataError
 
 _FORM = '{"data": [{"wav": PATH, "labels": "mid,mid"}, …]}'
@@ -100,11 +101,10 @@ def _present(base: Path, folders: list[str]) -> pa.Array:
     """Paths of everything in some folders, written as the folders are."""
     nothing = pa.scalar("", pa.large_string())
     lists = [
-        pc.binary_join_element_wise(
-            pa.scalar(folder, pa.large_string()), list_names(str(base / folder)), nothing
-        )
+        pc.binary_join_element_wise(pa.scalar(folder, pa.large_string()), names, nothing)
         for folder in folders
         if (base / folder).is_dir()
+        for names, _ in listed(base / folder, [])
     ]
     return pa.concat_arrays([pa.array([], pa.large_string()), *lists])
 

@@ -58,6 +58,12 @@ class EncodedSounds(Sounds):
             raise AudioError(f"{name}: its row of the Parquet copy holds no sound; fetch it again")
         return Source(data, name)
 
+    def extents(self, rows: Rows) -> Rows:
+        """Sizes of the encoded sounds."""
+        sizes = [pc.binary_length(pc.struct_field(chunk, "bytes")) for chunk in self.audio.chunks]
+        found: Rows = np.concatenate([size.fill_null(0).to_numpy() for size in sizes])
+        return found[rows].astype(np.int64)
+
 
 @dataclass(frozen=True)
 class ParquetClips:

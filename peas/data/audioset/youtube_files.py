@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import logging
+import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from peas import ffmpeg
+from peas.audio import SOUND_ENDINGS
 from peas.data.columns import Rows
+from peas.data.walk import walk
 from peas.errors import DataError
 
-# Decoded by libsndfile; and so before the others where a clip has both.
-_NATIVE = "wav|flac|ogg|oga|opus|mp3|aif|aiff|aifc|au|caf|w64|rf64"
-# Decoded through an ffmpeg on the path.
-_FOREIGN = "m4a|mp4|mov|webm|mkv|mka|aac|wma|3gp"
-_SOUND_NAME = rf"(?i)^[^.].*\.({_NATIVE}|{_FOREIGN})$"
-_FOREIGN_NAME = rf"(?i)\.({_FOREIGN})$"
+log = logging.getLogger(__name__)
+
+# Where a clip has both, what libsndfile decodes goes first.
+_FOREIGN_NAME = rf"(?i)({'|'.join(map(re.escape, ffmpeg.ENDINGS))})$"
 
 # An id has eleven characters and may itself hold underscores, begin with a Y or look like a
 # number. Its length alone parts it from what surrounds it: a Y before it, which AudioSet's tools
 # add, and the start and end after it. No name can be read in two ways.
 YOUTUBE_ID = "[0-9A-Za-z_-]{11}"
 _NAME = rf"^Y?(?P<id>{YOUTUBE_ID})(?:_(?P<start>[0-9]+(?:\.[0-9]+)?)(?:_[0-9]+(?:\.[0-9]+)?)?)?$"
-_BATCH = 65_536
 
 
 def youtube_ids(stems: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -54,19 +53,11 @@ def stems_of(paths: pa.Array) -> pa.Array:
     )
 
 
-def list_names(folder: str) -> pa.Array:
-    """Names of everything in one folder.
-
-    Raises:
-        DataError: The folder cannot be read.
-    """
-    return pa.concat_arrays([names for names, _ in _listed(folder)])
-
-
 def walk_sounds(root: Path) -> pa.Array:
     """Paths of all sound files in a folder and the folders in it, from `root`.
 
-    Names that begin with a dot are passed over. No file is opened or asked for its state.
+    What is passed over is said in the log: a clip is looked for by its name, and what has another
+    name is none.
 
     Returns:
         `[N]`, in no particular order.
@@ -76,67 +67,12 @@ def walk_sounds(root: Path) -> pa.Array:
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: correct data.init_args.root")
-    chunks = []
-    # A link may lead back to where the walk came from.
-    waiting, seen = [""], {_identity(str(root))}
-    while waiting:
-        inner = waiting.pop()
-        for names, entries in _listed(os.path.join(root, inner)):
-            sound = pc.match_substring_regex(names, pattern=_SOUND_NAME)
-            chunks.append(join_paths(inner, names.filter(sound)))
-            # Whether something is a folder may cost a call to the file system, so sounds are
-            # not asked.
-            for row in np.flatnonzero(~sound.to_numpy(zero_copy_only=False)):
-                entry = entries[row]
-                if entry.name.startswith(".") or not entry.is_dir():
-                    continue
-                identity = _identity(entry.path)
-                if identity not in seen:
-                    seen.add(identity)
-                    waiting.append(os.path.join(inner, entry.name))
-    return pa.concat_arrays(chunks)
-
-
-def join_paths(folder: str, names: pa.Array) -> pa.Array:
-    """Paths of names in a folder; an empty folder adds nothing."""
-    if not folder:
-        return names
-    before, slash = (pa.scalar(text, pa.large_string()) for text in (folder.rstrip("/"), "/"))
-    return pc.binary_join_element_wise(before, names, slash)
-
-
-def _listed(folder: str) -> Iterator[tuple[pa.Array, list[os.DirEntry[str]]]]:
-    """Names in a folder with their entries, some at a time: few are Python objects at once.
-
-    A name that is no text in UTF-8 is no clip's, and no column of text could hold it.
-    """
-    try:
-        with os.scandir(folder) as source:
-            while True:
-                batch = list(islice(source, _BATCH))
-                entries = [entry for entry in batch if entry.name.isascii() or _is_text(entry.name)]
-                yield pa.array([entry.name for entry in entries], pa.large_string()), entries
-                if not batch:
-                    return
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or folder}: cannot be listed ({error.strerror}); check the path and "
-            "its permissions"
-        ) from error
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    """What is the same for a folder and all links to it."""
-    state = os.stat(folder)
-    return state.st_dev, state.st_ino
+    found = walk(root, endings=(*SOUND_ENDINGS, *ffmpeg.ENDINGS))
+    if found.passed:
+        log.info("%s: %s", root, found.passed)
+    if found.loops:
+        log.warning("%s: not followed, as it leads back to a folder it lies in", min(found.loops))
+    return found.paths
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 from dataclasses import dataclass, field
 from enum import IntFlag
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
-from torch import Tensor
 
 from peas import audio
 from peas.data.clips import FRAME_SECONDS, ClipTable
@@ -134,7 +130,7 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
         rows: Consecutive rows of it.
     """
     found = Checks.empty(len(rows))
-    channels = table.sounds.reader.channels
+    reader = table.sounds.reader
     quoted = 0
     for place, row in enumerate(rows):
         try:
@@ -142,7 +138,7 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
         except AudioError as error:
             clip = ClipCheck(Odd.UNDECODABLE, message=str(error))
         else:
-            clip = check_clip(source, channels)
+            clip = check_clip(source, reader.channels, reader.max_samples)
         found.odd[place] = clip.odd
         found.seconds[place] = clip.seconds
         found.rate[place] = clip.rate
@@ -154,21 +150,33 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
     return found
 
 
-def check_clip(source: Source, channels: Literal["mean", "first"] = "mean") -> ClipCheck:
+def check_clip(
+    source: Source,
+    channels: Literal["mean", "first"] = "mean",
+    max_samples: int = audio.MAX_SAMPLES,
+) -> ClipCheck:
     """Decode one clip at its own rate and look at it.
 
     Args:
         source: Where its sound lies.
         channels: What becomes of several channels, as in training.
+        max_samples: Samples that a clip may have, as in training.
     """
     data, name = source.data, source.name
     if isinstance(data, Path) and not data.exists():
         return ClipCheck(Odd.MISSING, message=f"{name}: there is no such file")
     try:
-        info = _probe(source, channels)
-        waveform = _load(source, info.rate, channels)
-        if info.rate != RATE and (fault := _rate_fault(info.rate)):
-            raise AudioError(f"{name}{fault}")
+        info = audio.probe(data, name=name, max_samples=max_samples)
+        waveform = audio.load(
+            data,
+            # Resampling costs more than decoding, and finds nothing.
+            info.rate,
+            channels,
+            name=name,
+            start=source.start,
+            stop=source.stop,
+            max_samples=max_samples,
+        )
     except (AudioError, OSError, MemoryError) as error:
         return _unreadable(name, error)
     odd = Odd(0)
@@ -223,36 +231,6 @@ def sound_hash(samples: NDArray[np.float32]) -> bytes:
     return hashlib.blake2b(rounded.tobytes(), digest_size=HASH_BYTES).digest()
 
 
-@functools.lru_cache(maxsize=64)
-def _rate_fault(rate: int) -> str:
-    """Why sound of this rate cannot be brought to the models' rate; empty where it can.
-
-    Clips are checked at their own rate, since resampling costs more than decoding.
-    """
-    one = io.BytesIO()
-    soundfile.write(one, np.zeros(1, np.float32), rate, format="WAV")
-    try:
-        audio.load(one.getvalue(), RATE, name="")
-    except AudioError as error:
-        return str(error)
-    return ""
-
-
-def _probe(source: Source, channels: Literal["mean", "first"]) -> audio.AudioInfo:
-    try:
-        return audio.probe(source.data, name=source.name)
-    except AudioError:
-        # Reading checks the container first, and can tell a file cut short from a damaged one.
-        _load(source, RATE, channels)
-        raise
-
-
-def _load(source: Source, rate: int, channels: Literal["mean", "first"]) -> Tensor:
-    return audio.load(
-        source.data, rate, channels, name=source.name, start=source.start, stop=source.stop
-    )
-
-
 def _unreadable(name: str, error: Exception) -> ClipCheck:
     said = str(error).removeprefix(f"{name}: ")
     if isinstance(error, MemoryError):
@@ -262,6 +240,6 @@ def _unreadable(name: str, error: Exception) -> ClipCheck:
     odd = Odd.UNDECODABLE
     if said.startswith("cut short"):
         odd = Odd.TRUNCATED
-    elif "NaN or infinite" in said:
+    elif " samples are NaN" in said or " samples exceed" in said:
         odd = Odd.NAN
     return ClipCheck(odd, message=f"{name}: {said}")

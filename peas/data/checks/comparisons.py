@@ -128,7 +128,7 @@ def unread(inventory: Inventory, checks: Checks, name: str) -> Iterator[Finding]
 
 
 def of_classes(inventory: Inventory, labels: Sequence[str]) -> Iterator[Finding]:
-    """Classes with no clip, or a single one; nothing where no clip has a class."""
+    """Classes with no clip, all clips or a single one; nothing where no clip has a class."""
     counts = class_counts(inventory, len(labels))
     total = counts.sum(axis=0)
     if not total.any():
@@ -140,6 +140,9 @@ def of_classes(inventory: Inventory, labels: Sequence[str]) -> Iterator[Finding]
     places = ["every part"] * len(nowhere) + [inventory.parts[part] for part, _ in empty]
     if rows:
         yield Finding("empty_class", names.take(rows), Strings(places), unit="classes")
+    alone = np.flatnonzero(total)
+    if len(alone) == 1:
+        yield Finding("one_class", names.take(alone), unit="classes")
     single = np.flatnonzero(total == 1)
     if len(single):
         yield Finding("single_clip_class", names.take(single), unit="classes")

@@ -44,7 +44,11 @@ KINDS = {
         "cut short",
         "copy or fetch the files again; other programs read them without a word",
     ),
-    "nan": Kind("error", "with NaN or infinite samples", "export them again from their source"),
+    "nan": Kind(
+        "error",
+        "with NaN, infinite or huge samples",
+        "export them again from their source",
+    ),
     "listed_twice": Kind("error", "listed more than once", "remove the rows that are too many"),
     "shared_recording": Kind(
         "error",
@@ -112,6 +116,11 @@ KINDS = {
         "warning",
         "without a clip in a part",
         "see whether the split should have them; metrics can say nothing about them",
+    ),
+    "one_class": Kind(
+        "warning",
+        "that is the only one of all clips",
+        "a classifier learns nothing from one class: see whether ROOT is one level too high",
     ),
     "single_clip_class": Kind(
         "warning", "with a single clip", "one clip cannot be both trained on and tested"

@@ -11,6 +11,7 @@ import numpy as np
 from peas.data.checks.findings import KINDS, Finding
 from peas.data.checks.report import Report
 from peas.data.listing import some
+from peas.errors import printable
 
 WIDTH = 100
 _EXAMPLES = 3
@@ -75,6 +76,7 @@ def _parts(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines of a table: the first column to the left, numbers to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import stat
 import tarfile
@@ -19,7 +20,23 @@ from peas.data.fetch.download import Progress, file_sum
 from peas.errors import DataError
 
 _BLOCK = 1 << 20
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+# Recorded sound does not shrink to a fiftieth. The floor is for small archives of text.
+_RATIO, _FLOOR = 50, 64 << 20
+# What `tarfile` keeps in memory of one member: its name, and what else is said of it.
+_HEADER = 1 << 20
+# Others need a dictionary of whatever size the archive names.
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    # Numbers and names of a damaged table that Python's modules trust.
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 _ADVICE = "fetch it again, from another server if need be (--mirror)"
 
@@ -40,6 +57,51 @@ class Unpacked(NamedTuple):
     checksum: str
     files: int
     size: int
+
+
+class _Limit(NamedTuple):
+    """Bytes that an archive may become.
+
+    Attributes:
+        archive: Its file.
+        packed: Bytes of the archive.
+        before: Bytes that it has become so far.
+    """
+
+    archive: Path
+    packed: int
+    before: int
+
+    def check(self, more: int) -> None:
+        """Raises ArchiveError when `more` further bytes are too many."""
+        if self.before + more > max(_RATIO * self.packed, _FLOOR):
+            raise ArchiveError(
+                f"{self.archive}: {self.packed} bytes that would become more than "
+                f"{self.before + more}: no archive of sound does; {_ADVICE}"
+            )
+
+
+class _Plain(gzip.GzipFile):
+    """The tar of a `.tar.gz`.
+
+    `tarfile` reads names and maps of holes as long as the archive says they are, at once.
+
+    Attributes:
+        left: Bytes that may still be read.
+    """
+
+    left: float = _HEADER
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads bytes.
+
+        Raises:
+            tarfile.ReadError: So many must not be read here.
+        """
+        self.left -= math.inf if size is None or size < 0 else size
+        if self.left < 0:
+            raise tarfile.ReadError(f"what it says of a member has more than {_HEADER} bytes")
+        return super().read(size)
 
 
 class _Member(NamedTuple):
@@ -73,7 +135,9 @@ def unpack(
     """Unpacks an archive, unless the marker says that it was.
 
     Every file is written under another name first, and the marker after the last one: after a
-    kill the next call does all of it again, and no file is ever half there under its name.
+    kill the next call does all of it again, and no file is ever half there under its name. An
+    archive that would grow to more than fifty times its size (64 MiB for a small one) is refused
+    before it fills the disk.
 
     Args:
         archive: A `.tar.gz`, `.tgz` or `.zip` file.
@@ -86,7 +150,8 @@ def unpack(
 
     Raises:
         ArchiveError: The archive is damaged, or holds what no data set needs: a link, a device, a
-            name that leads out of the folder.
+            name that leads out of the folder, members that share their bytes, far more bytes than
+            sound can be packed into.
         DataError: The disk refuses.
     """
     with disk_errors(archive):
@@ -102,7 +167,7 @@ def unpack(
             place = _place(member.name, archive, strip)
             if only and not place.startswith(only):
                 continue
-            size += _write(member.content, target / place)
+            size += _write(member.content, target / place, _Limit(archive, total, size))
             files += 1
             progress("unpacking", member.done, total)
     if not files:
@@ -140,21 +205,30 @@ def _members(archive: Path, target: Path) -> Iterator[_Member]:
 def _tar_members(archive: Path, target: Path) -> Iterator[_Member]:
     with (
         archive.open("rb") as raw,
-        gzip.GzipFile(fileobj=raw) as plain,
+        _Plain(fileobj=raw) as plain,
         tarfile.open(fileobj=plain, mode="r:") as tar,
     ):
+        packed = archive.stat().st_size
         while (member := tar.next()) is not None:
+            # Also what no file is made of: names, members that are left out.
+            _Limit(archive, packed, plain.tell()).check(0)
             # An archive may have a hundred thousand members, and the list is not needed.
             tar.members.clear()  # type: ignore[attr-defined]
             if member.isdir():
                 continue
             if not member.isreg():
                 raise _refused(archive, member.name, "is not a plain file")
+            if member.size < 0:
+                # It would be followed by itself.
+                raise _refused(archive, member.name, f"has {member.size} bytes")
             _check_filter(archive, member, target)
             content = tar.extractfile(member)
             if content is None:
                 raise _refused(archive, member.name, "has no content")
+            plain.left = math.inf
             yield _Member(member.name, content, raw.tell())
+            plain.left = _HEADER
+        plain.left = math.inf
         # To the end, where gzip's own checksum is: tarfile stops at the last member.
         while plain.read(_BLOCK):
             pass
@@ -173,9 +247,18 @@ def _check_filter(archive: Path, member: tarfile.TarInfo, target: Path) -> None:
 
 def _zip_members(archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as opened:
+        packed = archive.stat().st_size
+        if sum(member.compress_size for member in opened.infolist()) > packed:
+            raise ArchiveError(
+                f"{archive}: its members have more bytes than the archive, so some share them; "
+                f"{_ADVICE}"
+            )
+        _Limit(archive, packed, 0).check(sum(member.file_size for member in opened.infolist()))
         for member in opened.infolist():
             if member.is_dir():
                 continue
+            if member.compress_type not in _ZIP_METHODS:
+                raise _refused(archive, member.filename, "is neither stored nor deflated")
             # The upper half holds Unix's mode, when the archive was made on Unix.
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
@@ -201,7 +284,7 @@ def _place(name: str, archive: Path, strip: bool) -> str:
     return "/".join(parts)
 
 
-def _write(content: IO[bytes], file: Path) -> int:
+def _write(content: IO[bytes], file: Path, limit: _Limit) -> int:
     """Writes a file under another name and renames it; returns its bytes."""
     fresh, size = file.with_name(f".{file.name}.part"), 0
     try:
@@ -211,7 +294,8 @@ def _write(content: IO[bytes], file: Path) -> int:
         sink = fresh.open("wb")
     with sink:
         while block := content.read(_BLOCK):
-            sink.write(block)
             size += len(block)
+            limit.check(size)
+            sink.write(block)
     os.replace(fresh, file)
     return size

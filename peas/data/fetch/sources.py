@@ -18,6 +18,7 @@ class Source:
         url: Its address; the last part is its name.
         checksum: `sha256:...`; None where none is published.
         size: Its bytes; None where they are not fixed.
+        most: Bytes that it has at most, where they are not fixed.
         into: Folder to unpack it into, relative to the root ("" = the root itself); None = it
             is no archive and lies in the root.
         strip: Everything in the archive lies in one folder, which is left out.
@@ -27,6 +28,7 @@ class Source:
     url: str
     checksum: str | None = None
     size: int | None = None
+    most: int = 1 << 30
     into: str | None = None
     strip: bool = False
     only: tuple[str, ...] = ()
@@ -63,6 +65,8 @@ class SpeechCommandsCounts(NamedTuple):
 # Address and counts: the data set's README (github.com/karolpiczak/ESC-50), Piczak 2015.
 ESC50 = Source(
     "https://github.com/karolpiczak/ESC-50/archive/master.zip",
+    # 616 MB when it was last looked at.
+    most=2 << 30,
     into="",
     strip=True,
     only=("audio/", "meta/", "LICENSE", "README.md"),
@@ -182,7 +186,7 @@ AUDIOSET = (
         "sha256:f7055f53935f70e74e39494a5c8c4c78f1700fce275028bd36e31186f33d45db",
         1_143_389,
     ),
-    Source(f"{_AUDIOSET}/class_labels_indices.csv"),
+    Source(f"{_AUDIOSET}/class_labels_indices.csv", most=1 << 20),
 )
 AUDIOSET_ROWS = {
     "balanced_train_segments.csv": 22_160,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from peas.data.columns import Rows
+from peas.data.folder.spelling import one_spelling
 from peas.data.listing import some
 from peas.errors import DataError
 
@@ -28,7 +31,9 @@ def read_order(file: Path) -> list[str]:
         DataError: The file is missing, no UTF-8 text, or numbers or names the classes badly.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        # Line ends as they are: a name may hold one.
+        with file.open(encoding="utf-8-sig", newline="") as source:
+            text = source.read()
     except OSError as error:
         raise DataError(
             f"{file} cannot be opened ({error.strerror}): check data.init_args.labels_file, a "
@@ -36,19 +41,24 @@ def read_order(file: Path) -> list[str]:
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"{file}: not UTF-8 text; save it as UTF-8") from None
-    lines = [line for line in lines if line.strip()]
-    head = [name.strip() for name in next(csv.reader(lines[:1]), [])]
+    try:
+        rows = [
+            row for row in csv.reader(io.StringIO(text, newline="")) if any(map(str.strip, row))
+        ]
+    except csv.Error:
+        rows = []
+    head = [name.strip() for name in rows[0]] if rows else []
     column = next((head.index(name) for name in _NAMES if name in head), None)
     if column is None:
-        names = [line.strip() for line in lines]
+        names = [one_spelling(line) for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     else:
-        rows = list(csv.reader(lines[1:]))
+        rows = rows[1:]
         short = [row for row in rows if len(row) < len(head)]
         if short:
             raise DataError(f"{file}: the row {short[0]} has fewer cells than the first line")
         if "index" in head:
             rows = _sorted(rows, head.index("index"), file)
-        names = [row[column].strip() for row in rows]
+        names = [one_spelling(row[column]) for row in rows]
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled or not names:
         what = f"names {some(doubled)} more than once" if names else "names no class"

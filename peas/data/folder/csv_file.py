@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
+from peas.data.folder.spelling import composed
 from peas.data.listing import some
 from peas.errors import DataError
 
@@ -24,7 +25,7 @@ _DELIMITERS = (",", ";", "\t")
 
 
 class TextTable:
-    """The columns of a CSV that have a meaning here, as trimmed text. N rows.
+    """The columns of a CSV that have a meaning here, as trimmed text in one spelling. N rows.
 
     Commas, semicolons and tabs are told apart by the first line, which names the columns. A byte
     order mark, either line ending, quoted cells and empty lines are fine.
@@ -51,9 +52,11 @@ class TextTable:
                 f"{file} has several columns {some(sorted(doubled))}: keep one of each name"
             )
         self.others = [name for name in names if name not in known]
-        table = self._read(names, [name for name in names if name in known])
+        # Arrow takes no wanted column for all of them.
+        wanted = [name for name in names if name in known]
+        table = self._read(names, wanted) if wanted else pa.table({})
         self.columns: dict[str, pa.Array] = {
-            name: pc.utf8_trim_whitespace(column.combine_chunks())
+            name: composed(pc.utf8_trim_whitespace(column.combine_chunks()))
             for name, column in zip(table.column_names, table.columns, strict=True)
         }
         self._rows: int = table.num_rows
@@ -119,7 +122,13 @@ class TextTable:
             raise DataError(f"{self.file}: the first line is empty: it must name the columns")
         # A CSV of one column has no delimiter at all.
         delimiter = max(_DELIMITERS, key=first.count)
-        names = next(csv.reader([first], delimiter=delimiter))
+        try:
+            names = next(csv.reader([first], delimiter=delimiter))
+        except csv.Error as error:
+            raise DataError(
+                f"{self.file} cannot be read as a table ({error}): its first line must name the "
+                "columns"
+            ) from None
         return delimiter, [name.strip() for name in names]
 
     def _read(self, names: list[str], wanted: list[str]) -> pa.Table:

@@ -16,16 +16,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.clips import ClipTable
-from peas.data.columns import Rows
+from peas.data.columns import Rows, Strings
 from peas.data.folder.class_order import numbered, read_order
 from peas.data.folder.moments import remembered
 from peas.data.folder.parts import TEST, VALIDATION, Division
+from peas.data.folder.spelling import on_disk, one_spelling
 from peas.data.folder.table import Listing, list_csv
 from peas.data.folder.tree import list_tree
 from peas.data.inventory import Inventory
 from peas.data.listing import some
-from peas.data.module import SPLITS, ClipDataModule, Split
+from peas.data.module import SPLITS, ClipDataModule, Predicted, Split
 from peas.data.sounds import SoundFiles
+from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,8 @@ class AudioFolder(ClipDataModule):
         self.separator = separator
         self._multi_label = multi_label
         self._tables: dict[Split, ClipTable] = {}
+        # Nothing but the sound is needed to predict.
+        self._predicts = False
 
     @property
     def labels(self) -> list[str]:
@@ -137,6 +141,11 @@ class AudioFolder(ClipDataModule):
         if self._multi_label is not None:
             return self._multi_label
         return bool((self._listing.targets.sizes > 1).any())
+
+    @property
+    def measures(self) -> bool:
+        """Whether mean and deviation follow from the training clips, and not from an argument."""
+        return math.isnan(self._mean)
 
     # The base class sets both; what is not given is measured when somebody asks.
     @property
@@ -166,6 +175,11 @@ class AudioFolder(ClipDataModule):
     def selects_on_test(self) -> bool:
         """Whether the tested fold validates too."""
         return self.division.fold is not None and self.division.split == "official"
+
+    @property
+    def names_test_clips(self) -> bool:
+        """Whether a column or folders of splits say which clips are for the test."""
+        return self.division.fold is None and self._listing.split is not None
 
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split, in the order of the CSV or by name.
@@ -203,12 +217,63 @@ class AudioFolder(ClipDataModule):
         else:
             used, part = np.unique(self._parts, return_inverse=True)
             parts = [SPLITS[number] for number in used]
-        return Inventory(self._table, parts, part, listing.recordings, listing.speakers)
+        notes = [*listing.notes, *listing.lookalikes]
+        if listing.passed:
+            notes.append(_passed_over(listing))
+        return Inventory(
+            self._table, parts, part, listing.recordings, listing.speakers, notes=notes
+        )
+
+    def setup(self, stage: str) -> None:
+        """Read the tables of clips, so that a fault in them is found before the work."""
+        if self._predicts != (stage == "predict"):
+            self._predicts = stage == "predict"
+            self._forget("_listing", "_table", "_files", "_parts")
+        if self._predicts:
+            self.prediction_clips()
+        else:
+            super().setup(stage)
+
+    def prediction_clips(self) -> Predicted:
+        """The test clips; all clips where nothing says which those are, or no clip has a class."""
+        listing = self._listing
+        told = self.division.fold is not None or listing.split is not None
+        if told or (self.division.holdout is not None and listing.labels):
+            rows = self._rows("test")
+            if not len(rows):
+                raise DataError(self.division.why_empty(listing, "test"))
+            splits = ["test"] * len(rows)
+        else:
+            rows = np.arange(len(listing))
+            splits = [""] * len(rows)
+        self._require_files()
+        return Predicted(self._table.take(rows), splits)
+
+    def take_labels(self, labels: list[str]) -> bool:
+        """Number the classes as a checkpoint does, where the clips have no others."""
+        ours = self._listing
+        order = [one_spelling(label) for label in labels]
+        if list(ours.labels) == list(labels):
+            return True
+        known = self.labels_file is None and bool(ours.labels)
+        if not known or not set(ours.labels) <= set(order):
+            return False
+        numbers = [order.index(label) for label in ours.labels]
+        self._forget("_table")
+        self.__dict__["_listing"] = replace(
+            ours, labels=list(labels), targets=ours.targets.renumbered(numbers)
+        )
+        return True
+
+    def _forget(self, *made: str) -> None:
+        for name in made:
+            self.__dict__.pop(name, None)
+        self._tables.clear()
 
     @cached_property
     def _listing(self) -> Listing:
         if self.csv is None:
-            listing = list_tree(self.root)
+            listing = list_tree(self.root, unlabelled=self._predicts)
         elif self.csv.is_file():
             listing = list_csv(self.csv, self.root, self.separator)
         else:
@@ -216,7 +281,9 @@ class AudioFolder(ClipDataModule):
                 f"there is no file {self.csv}: data.init_args.csv is a path from "
                 "data.init_args.root, or an absolute one"
             )
-        if self.labels_file is not None:
+        if not self._predicts:
+            self._tell_oddities(listing)
+        if self.labels_file is not None and not self._predicts:
             order = read_order(self.labels_file)
             listing = replace(
                 listing,
@@ -225,8 +292,16 @@ class AudioFolder(ClipDataModule):
                     numbered(listing.labels, order, listing.source, self.labels_file)
                 ),
             )
-        self._check_sizes(listing)
+        if not self._predicts:
+            self._check_sizes(listing)
         return listing
+
+    def _tell_oddities(self, listing: Listing) -> None:
+        for note in [*listing.notes, *listing.lookalikes]:
+            log.warning("%s: %s", listing.source, note)
+        if listing.passed:
+            level = logging.WARNING if listing.passed.sound else logging.INFO
+            log.log(level, "%s: %s", listing.source, _passed_over(listing))
 
     def _check_sizes(self, listing: Listing) -> None:
         """Whether the clips have as many classes as they may."""
@@ -250,7 +325,7 @@ class AudioFolder(ClipDataModule):
     @cached_property
     def _table(self) -> ClipTable:
         listing = self._listing
-        sounds = SoundFiles(self.reader, self.root, listing.paths, listing.start, listing.end)
+        sounds = SoundFiles(self.reader, self.root, self._files[0], listing.start, listing.end)
         return ClipTable(listing.ids, listing.targets, sounds)
 
     @cached_property
@@ -266,8 +341,10 @@ class AudioFolder(ClipDataModule):
         return np.flatnonzero(self._parts == number)
 
     @cached_property
-    def _absent(self) -> Rows:
-        """Clips whose file is not there."""
+    def _files(self) -> tuple[Strings, Rows]:
+        """Path of each clip's file, as the file system spells it; rows without a file."""
+        if self.csv is None:
+            return self._listing.paths, np.empty(0, dtype=np.int64)
         paths = self._listing.paths.array
         folders = pc.unique(pc.replace_substring_regex(paths, r"[^/]*$", "")).to_pylist()
         here = []
@@ -279,19 +356,37 @@ class AudioFolder(ClipDataModule):
                 continue
             here += [folder.encode() + name for name in names]
         found = pc.is_in(paths.cast(pa.large_binary()), pa.array(here, pa.large_binary()))
-        return np.flatnonzero(~np.asarray(found))
+        absent = np.flatnonzero(~np.asarray(found))
+        spelled = on_disk(self.root, paths, absent)
+        if spelled:
+            rows = np.fromiter(spelled, dtype=np.int64)
+            mask = np.zeros(len(paths), dtype=bool)
+            mask[rows] = True
+            files = pa.array([spelled[row] for row in sorted(spelled)], pa.large_string())
+            paths = pc.replace_with_mask(paths, pa.array(mask), files)
+            absent = np.setdiff1d(absent, rows)
+        return Strings(paths), absent
 
     def _require_files(self) -> None:
-        if self.csv is None or not len(self._absent):
+        absent = self._files[1]
+        if not len(absent):
             return
         paths = self._listing.paths
         raise DataError(
-            f"{len(self._absent)} of the {len(paths)} files that {self.csv} lists are not there: "
-            f"{some(paths.take(self._absent))}; paths start from {self.root}"
+            f"{len(absent)} of the {len(paths)} files that {self.csv} lists are not there: "
+            f"{some(paths.take(absent))}; paths start from {self.root}"
         )
 
     def _tell_unused_classes(self, table: ClipTable) -> None:
         counts = table.targets.counts(len(self.labels))
+        if np.count_nonzero(counts) == 1 and not self.multi_label:
+            log.warning(
+                "all %d training clips are of one class, %s: a classifier learns nothing from "
+                "them. See whether data.init_args.root (%s) is one level too high",
+                len(table),
+                self.labels[int(counts.argmax())],
+                self.root,
+            )
         unused = [name for name, count in zip(self.labels, counts, strict=True) if not count]
         if unused:
             log.warning(
@@ -306,6 +401,16 @@ class AudioFolder(ClipDataModule):
         """Mean and standard deviation of the log-mel."""
         if not math.isnan(self._mean):
             return self._mean, self._std
-        paths = self._listing.paths.take(self._rows("train"))
+        paths = self._files[0].take(self._rows("train"))
         policy = self.odd_clips.on_error
         return remembered(self.clips("train"), self.root, paths, self.frames, on_error=policy)
+
+
+def _passed_over(listing: Listing) -> str:
+    """What is no clip, and how it becomes one."""
+    if FOREIGN not in listing.passed.counts:
+        return str(listing.passed)
+    return (
+        f"{listing.passed}: to use what ffmpeg decodes, list it in a CSV (data.init_args.csv), or "
+        "convert it (ffmpeg -i IN OUT.wav)"
+    )

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from peas import audio
-from peas.data.cache import ResampledCache
+from peas.data.cache import ResampledCache, file_state
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
 from peas.data.statistics import measure
@@ -33,7 +33,7 @@ def remembered(
     """Mean and standard deviation of the log-mel of some clips.
 
     They are kept in the folder of the resampled audio, under a key of the clips' names and of their
-    files' sizes and times of change, so that an edited set is measured again.
+    files' states (`file_state`), so that an edited set is measured again.
 
     Args:
         table: The clips.
@@ -73,11 +73,10 @@ def _key(table: ClipTable, root: Path, paths: Strings, frames: int, reader: Resa
     states = []
     for path in paths:
         try:
-            state = os.stat(root / path)
-            states.append((state.st_size, state.st_mtime_ns))
+            states.append(file_state(root / path))
         except OSError:
             # The measurement will say what is wrong with it.
-            states.append((-1, -1))
+            states.append((-1,) * 4)
     settings = (root.resolve(), frames, reader.rate, reader.channels, audio.RESAMPLER)
     digest = hashlib.blake2b("\x1f".join(map(str, settings)).encode(), digest_size=16)
     digest.update("\x1f".join(table.ids).encode())

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings, Targets
 from peas.data.folder.csv_file import TextTable
+from peas.data.folder.spelling import case_twins, composed
 from peas.data.listing import some
 from peas.data.module import SPLITS, Split
+from peas.data.walk import PassedOver
 from peas.errors import DataError
 
 SPLIT_NAMES: dict[str, Split] = {
@@ -53,6 +55,8 @@ class Listing:
         end: `[N]` seconds at which they end, NaN = at the file's end; None = all there.
         recordings: Name of the recording that each clip is from; None = not known.
         speakers: Name of each clip's speaker; None = not known.
+        notes: What a user should know of the clips, one sentence each.
+        passed: What was found and is no clip.
     """
 
     source: Path
@@ -66,19 +70,40 @@ class Listing:
     end: NDArray[np.float64] | None = None
     recordings: Strings | None = None
     speakers: Strings | None = None
+    notes: list[str] = field(default_factory=list)
+    passed: PassedOver = field(default_factory=PassedOver)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def ids(self) -> Strings:
-        """Names of the clips: the path, and the stretch where the set has stretches."""
+        """Names of the clips: the path, and the stretch where the set has stretches.
+
+        They are in one spelling, whatever the file system's is.
+        """
+        paths = composed(self.paths.array)
         if self.start is None or self.end is None:
-            return self.paths
+            return Strings(paths)
         stop = pa.array(self.end, from_pandas=True).cast(pa.large_string())
         start = pa.array(self.start).cast(pa.large_string())
         stretch = _joined(start, pc.fill_null(stop, ""), "-")
-        return Strings(_joined(self.paths.array, stretch, "#"))
+        return Strings(_joined(paths, stretch, "#"))
+
+    @property
+    def lookalikes(self) -> list[str]:
+        """A sentence for each kind of names of which some differ by case only."""
+        notes = case_twins("classes", self.labels)
+        if self.speakers is not None:
+            notes += case_twins("speakers", pc.unique(self.speakers.array).to_pylist())
+        files = pc.unique(composed(self.paths.array))
+        # A million files: Python sees those that are alike alone.
+        lower = pc.value_counts(pc.utf8_lower(files))
+        alike = lower.field("values").filter(pc.greater(lower.field("counts"), 1))
+        if len(alike):
+            twins = files.filter(pc.is_in(pc.utf8_lower(files), alike)).to_pylist()
+            notes += case_twins("files", twins)
+        return notes
 
 
 def _text(value: str) -> pa.Scalar:
@@ -96,6 +121,21 @@ def in_order(names: Iterable[str]) -> list[str]:
     if all(re.fullmatch(r"[0-9]+", name) for name in listed):
         listed.sort(key=int)
     return listed
+
+
+def require_different(listing: Listing) -> None:
+    """Check that no two clips have one name.
+
+    Raises:
+        DataError: The names of two files differ in their Unicode spelling alone.
+    """
+    counted = pc.value_counts(listing.ids.array)
+    doubled = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    if len(doubled):
+        raise DataError(
+            f"{listing.source} has files whose names differ in their Unicode spelling only: "
+            f"{some(doubled.to_pylist())}; rename one of each"
+        )
 
 
 def list_csv(file: Path, root: Path, separator: str) -> Listing:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import soundfile
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from peas import audio
+from peas.audio import MAX_SAMPLES
+from peas.data.cache import file_state
 from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.errors import AudioError
@@ -32,12 +34,14 @@ class Coding:
         audio: `flac` or `wav`, mono with 16 bits, or `keep` for the very bytes of the source.
         channels: What becomes of several channels: their `mean`, or the `first` alone.
         front_end: Measures the log-mel; None = nothing is measured.
+        max_samples: Samples that a clip may have, of all channels together.
     """
 
     rate: int | None
     audio: Literal["flac", "wav", "keep"]
     channels: Literal["mean", "first"]
     front_end: LogMel | None = None
+    max_samples: int = MAX_SAMPLES
 
 
 class Encoded(NamedTuple):
@@ -60,20 +64,51 @@ class Encoded(NamedTuple):
     cells: Moments = Moments()
 
 
+# Hours of sound that are cut into clips, or a few bytes and a hole.
+_MOST_SUMMED, _SUMMED_END = 1 << 32, 1 << 26
+
+
 def bytes_sum(data: bytes) -> str:
     """Checksum of a clip's bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def file_state(source: Source) -> str:
-    """Size and time of change of a source that is a file, `absent`, or nothing for bytes."""
+def source_state(source: Source) -> str:
+    """State of a source that is a file, `absent`, or nothing for bytes."""
     if isinstance(source.data, bytes):
         return ""
     try:
-        found = os.stat(source.data)
+        return " ".join(map(str, file_state(source.data)))
     except OSError:
         return "absent"
-    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def source_content(source: Source) -> str:
+    """Size, time of modification and checksum of a source that is a file; as `source_state`."""
+    state = source_state(source)
+    # A pipe might never end.
+    if isinstance(source.data, bytes) or not source.data.is_file():
+        return state
+    _, size, modified, _ = state.split()
+    return f"{size} {modified} {_file_sum(str(source.data), state)}"
+
+
+# Clips that are stretches of one file mostly come one after the other.
+@functools.lru_cache(maxsize=4)
+def _file_sum(path: str, state: str) -> str:
+    """Checksum of a file in a state: of one that would take minutes, its beginning and its end."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _MOST_SUMMED:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            digest = hashlib.blake2b()
+            for start in (0, size - _SUMMED_END):
+                file.seek(start)
+                digest.update(file.read(_SUMMED_END))
+            return digest.hexdigest()[:32]
+    except OSError:
+        return "unreadable"
 
 
 def encode(source: Source, coding: Coding) -> Encoded:
@@ -93,16 +128,24 @@ def encode(source: Source, coding: Coding) -> Encoded:
                 "are kept: use --format flac"
             )
         # What is decoded below is then what is stored, even if the file changes meanwhile.
-        data = _bytes(data, name)
-    rate = coding.rate or audio.probe(data, name=name).rate
-    waveform = audio.load(data, rate, coding.channels, name=name, start=start, stop=stop)
+        data = audio.read_bytes(data, name=name, most=_MOST_BYTES)
+
+    def decoded(rate: int) -> Tensor:
+        return audio.load(
+            data,
+            rate,
+            coding.channels,
+            name=name,
+            start=start,
+            stop=stop,
+            max_samples=coding.max_samples,
+        )
+
+    rate = coding.rate or audio.probe(data, name=name, max_samples=coding.max_samples).rate
+    waveform = decoded(rate)
     cells = Moments()
     if coding.front_end is not None:
-        heard = waveform
-        if rate != coding.front_end.rate:
-            heard = audio.load(
-                data, coding.front_end.rate, coding.channels, name=name, start=start, stop=stop
-            )
+        heard = waveform if rate == coding.front_end.rate else decoded(coding.front_end.rate)
         cells = _cells(heard, coding.front_end)
     saturated = False
     if not (coding.audio == "keep" and isinstance(data, bytes)):
@@ -111,17 +154,6 @@ def encode(source: Source, coding: Coding) -> Encoded:
     if len(data) > _MOST_BYTES:
         raise AudioError(f"{name}: {len(data)} bytes are too many for one clip: cut it up")
     return Encoded(data, ending, len(waveform) / rate, rate, saturated, cells)
-
-
-def _bytes(data: Path | bytes, name: str) -> bytes:
-    if isinstance(data, bytes):
-        return data
-    try:
-        return data.read_bytes()
-    except OSError as error:
-        raise AudioError(
-            f"{name}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
 
 
 def _written(waveform: Tensor, rate: int, kind: str, name: str) -> tuple[bytes, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from peas.data.columns import Rows
 from peas.data.inventory import Inventory
 from peas.data.listing import some
-from peas.data.packed.encoding import file_state
+from peas.data.packed.encoding import source_content, source_state
 from peas.data.packed.manifest import (
     JOURNAL,
     MANIFEST,
@@ -23,6 +23,7 @@ from peas.data.packed.manifest import (
     read_manifest,
 )
 from peas.data.packed.shards import UNFINISHED, named_when_whole
+from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.errors import AudioError, ConfigError, DataError
 
@@ -52,7 +53,8 @@ class Done:
         shard: The file that holds them; None = every one of them was left out.
         next: Place in the order of the first clip behind them.
         left_out: Those that could not be read.
-        state: Checksum over size and time of change of their files; empty = not all are files.
+        state: Checksum over the states of their files; empty = not all are files.
+        content: Checksum over what is in them, compared where the states differ.
         cells: Moments of their log-mel, if they were measured.
     """
 
@@ -60,6 +62,7 @@ class Done:
     next: int
     left_out: list[LeftOut]
     state: str
+    content: str
     cells: Moments
 
 
@@ -93,6 +96,7 @@ class Journal:
                     one["next"],
                     [LeftOut(**clip) for clip in one["left_out"]],
                     one["state"],
+                    one["content"],
                     Moments(**one["cells"]),
                 )
                 for one in said["done"]
@@ -136,7 +140,12 @@ class Journal:
             rows = order[first : one.next]
             first = one.next
             between = f"{inventory.table.ids[int(rows[0])]} to {inventory.table.ids[int(rows[-1])]}"
-            if one.state and _state_now(inventory, rows) != one.state:
+            # The state is a file's own: it also changes with permissions, or a set that is moved.
+            if (
+                one.state
+                and _sum_now(inventory, rows, source_state) != one.state
+                and _sum_now(inventory, rows, source_content) != one.content
+            ):
                 raise DataError(
                     f"{self.out}: a sound file of the clips {between}, which are packed already, "
                     "has changed since; delete the folder and pack again"
@@ -210,12 +219,12 @@ def states_sum(states: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _state_now(inventory: Inventory, rows: Rows) -> str:
+def _sum_now(inventory: Inventory, rows: Rows, state_of: Callable[[Source], str]) -> str:
     states = []
     for row in rows.tolist():
         state = ""
         with suppress(AudioError):
-            state = file_state(inventory.table.sounds.source(row))
+            state = state_of(inventory.table.sounds.source(row))
         states.append(state)
     return states_sum(states)
 

@@ -107,7 +107,7 @@ class PackedSet(ClipDataModule):
     @cached_property
     def reader(self) -> ResampledCache:
         """Decoder of this data set's sound; there are no files whose sound could be kept."""
-        return ResampledCache(None, rate=RATE, channels=self.channels)
+        return ResampledCache(None, rate=RATE, channels=self.channels, max_samples=self.max_samples)
 
     @property
     def labels(self) -> list[str]:
@@ -121,10 +121,21 @@ class PackedSet(ClipDataModule):
         return packed if self._multi_label is None else self._multi_label
 
     @property
+    def measures(self) -> bool:
+        """Whether mean and deviation follow from the training parts."""
+        return math.isnan(self.mean)
+
+    @property
     def facts(self) -> Facts:
         """What the task must know."""
         mean, std = self._moments
-        return Facts(self.labels, mean, std, self.frames, self.multi_label)
+        return Facts(self.labels, mean, std, self.frames, self.multi_label, self.heard_channels)
+
+    @property
+    def heard_channels(self) -> Literal["mean", "first"] | None:
+        """As packed; where the bytes were kept, as they are read."""
+        packed = self._folder.manifest.recipe.channels
+        return "first" if packed == "first" else "mean" if packed == "mean" else self.channels
 
     @property
     def selects_on_test(self) -> bool:

@@ -4,8 +4,8 @@ A packed folder holds
 
 * `manifest.json`: what was packed, how, into which files, and their checksums;
 * `index.arrow`: every column but the sound, in the order of the set that was packed, as one
-  uncompressed record batch. It is mapped into memory: opening reads nothing, and all processes
-  share its pages;
+  uncompressed record batch. It is mapped into memory: opening checks its numbers against the
+  manifest and copies nothing, and all processes share its pages;
 * `shard-00000-PART.arrow`: the clips with their sound, part after part, as Arrow streams that
   `datasets.Dataset.from_file` opens as well. The sound is a plain struct of bytes and path, as
   writing the `Audio` feature of `datasets` would need another decoder.
@@ -28,6 +28,7 @@ from peas.data.columns import Rows, Strings, Targets
 from peas.data.fetch.download import file_sum
 from peas.data.inventory import Inventory
 from peas.data.listing import some
+from peas.data.packed.index_checks import index_fault, manifest_fault
 from peas.data.packed.manifest import AGAIN, INDEX, MANIFEST, Manifest, read_manifest
 from peas.data.packed.sounds import PackedSounds, Shards, size_fault
 from peas.errors import DataError
@@ -89,6 +90,9 @@ class PackedFolder:
         self.root = Path(root).expanduser()
         self.reader = reader
         self.manifest = read_manifest(self.root)
+        fault = manifest_fault(self.manifest)
+        if fault:
+            raise DataError(f"{self.root / MANIFEST}: damaged: {fault}; {AGAIN}")
         self._shards = Shards(self.root, self.manifest.shards)
 
     @property
@@ -141,6 +145,9 @@ class PackedFolder:
         _require(file, manifest.index.bytes)
         if file_sum(file) != manifest.index.checksum:
             raise DataError(f"{file}: damaged, its checksum is not the manifest's; {AGAIN}")
+        fault = index_fault(self._index, manifest, every=True)
+        if fault:
+            raise DataError(f"{file}: damaged: {fault}; {AGAIN}")
         notes = list(manifest.notes)
         if manifest.left_out:
             names = some(clip.id for clip in manifest.left_out)
@@ -185,10 +192,9 @@ class PackedFolder:
                 batch.validate()
         except (pa.ArrowException, OSError, IndexError) as error:
             raise DataError(f"{file}: damaged ({error}); {AGAIN}") from None
-        if batch.num_rows != self.manifest.clips:
-            raise DataError(
-                f"{file}: {batch.num_rows} clips, and {MANIFEST} has {self.manifest.clips}; {AGAIN}"
-            )
+        fault = index_fault(batch, self.manifest)
+        if fault:
+            raise DataError(f"{file}: damaged: {fault}; {AGAIN}")
         return batch
 
 

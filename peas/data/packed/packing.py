@@ -16,7 +16,14 @@ from peas.data.disk import disk_errors, only_one
 from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import RATE, ClipDataModule
-from peas.data.packed.encoding import Coding, Encoded, bytes_sum, encode, file_state
+from peas.data.packed.encoding import (
+    Coding,
+    Encoded,
+    bytes_sum,
+    encode,
+    source_content,
+    source_state,
+)
 from peas.data.packed.facts import manifest_of, recipe_of, stated_moments
 from peas.data.packed.journal import (
     LOCK,
@@ -44,12 +51,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         place: Its place in the order in which clips are packed.
-        state: Size and time of change of its file.
+        state: What changes whenever its file does.
+        content: What changes with its file's content or time of modification.
         clip: What is stored, or why it cannot be.
     """
 
     place: int
     state: str
+    content: str
     clip: Encoded | str
 
 
@@ -88,6 +97,7 @@ def pack(
     inventory = module.inventory()
     if not len(inventory.table):
         raise DataError(f"{module.root}: the set has no clip with sound; nothing was packed")
+    coding = replace(coding, max_samples=module.max_samples)
     if stated_moments(module) is None:
         # Raw values: mean 0 and twice the deviation 1.
         coding = replace(
@@ -143,14 +153,14 @@ def _outcomes(
 
 
 def _outcome(find: Callable[[int], Source], order: Rows, place: int, coding: Coding) -> Outcome:
-    state = ""
+    state = content = ""
     try:
         source = find(int(order[place]))
         # Before the file is read, so that a change while it is read is noticed by the next run.
-        state = file_state(source)
-        return Outcome(place, state, encode(source, coding))
+        state, content = source_state(source), source_content(source)
+        return Outcome(place, state, content, encode(source, coding))
     except AudioError as error:
-        return Outcome(place, state, str(error))
+        return Outcome(place, state, content, str(error))
 
 
 def _each(
@@ -197,6 +207,7 @@ class _Stretch:
         self.progress = progress
         self.left_out: list[LeftOut] = []
         self.states: list[str] = []
+        self.contents: list[str] = []
         self.saturated = 0
         self.cells = Moments()
         number = int(inventory.part[order[first]])
@@ -224,7 +235,8 @@ class _Stretch:
                     writer.add(row)
                     row = self._readable() if writer.sound < shard_bytes else None
             shard = stored(file, writer.rows, self.part, self.saturated)
-        return Done(shard, self.next, self.left_out, states_sum(self.states), self.cells)
+        sums = states_sum(self.states), states_sum(self.contents)
+        return Done(shard, self.next, self.left_out, *sums, self.cells)
 
     def _readable(self) -> dict[str, Any] | None:
         """The next clip that can be read, as a row of the shard; None at the part's end."""
@@ -234,6 +246,7 @@ class _Stretch:
             self.next += 1
             self.progress(self.next, len(self.order))
             self.states.append(outcome.state)
+            self.contents.append(outcome.content)
             row = int(self.order[outcome.place])
             name = self.inventory.table.ids[row]
             if isinstance(outcome.clip, Encoded):

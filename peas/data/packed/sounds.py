@@ -16,6 +16,7 @@ from peas.data.packed.encoding import bytes_sum
 from peas.data.packed.manifest import AGAIN, Stored
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError
+from peas.randomness import stable_hash
 
 
 class PackedSounds(Sounds):
@@ -60,6 +61,11 @@ class PackedSounds(Sounds):
             raise AudioError(f"{name}: damaged, its checksum is not the one packed; {AGAIN}")
         return Source(data, name)
 
+    def extents(self, rows: Rows) -> Rows:
+        """The checksums of the clips' shards: of a set packed anew, all differ."""
+        sums = np.array([stable_hash(shard.checksum) for shard in self.shards.stored])
+        return sums[np.searchsorted(self.shards.ends, self.places[rows], side="right")]
+
 
 class Shards:
     """The shards of a folder, each mapped into memory when it is first needed."""
@@ -67,7 +73,7 @@ class Shards:
     def __init__(self, root: Path, shards: list[Stored]) -> None:
         self.stored = shards
         self.files = [str(root / shard.file) for shard in shards]
-        self._ends: list[int] = np.cumsum([0, *(shard.rows for shard in shards)])[1:].tolist()
+        self.ends: list[int] = np.cumsum([0, *(shard.rows for shard in shards)])[1:].tolist()
         self._open: list[pa.ChunkedArray | None] = [None] * len(shards)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +86,7 @@ class Shards:
         Raises:
             AudioError: The shard cannot be read.
         """
-        number = bisect_right(self._ends, place)
+        number = bisect_right(self.ends, place)
         shard, file = self.stored[number], self.files[number]
         name = f"clip {clip} in {file}"
         # Looked at each time, in microseconds: reading beyond the end of a file that was cut
@@ -94,7 +100,9 @@ class Shards:
                 column = self._open[number] = _audio(file, shard.rows)
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise AudioError(f"{name}: the shard is damaged ({error}); {AGAIN}") from None
-        data: bytes = column[place - self._ends[number] + shard.rows]["bytes"].as_py()
+        data: bytes | None = column[place - self.ends[number] + shard.rows]["bytes"].as_py()
+        if data is None:
+            raise AudioError(f"{name}: the shard is damaged (it has no sound); {AGAIN}")
         return data, name
 
 

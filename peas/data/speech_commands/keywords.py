@@ -132,7 +132,8 @@ class NoiseCrops(Sounds):
         place = stable_hash("crop", self.ids[row]) / 2**63 if draw is None else draw
         spare = max(info.frames - _CROP_SECONDS * info.rate, 0)
         start = int(place * (spare + 1)) / info.rate
-        return Source(path, str(path), start, start + _CROP_SECONDS)
+        # A recording may be shorter than a clip.
+        return Source(path, str(path), start, start + _CROP_SECONDS if spare else None)
 
 
 class HalfOfUnknown:

@@ -26,6 +26,7 @@ from peas.data.speech_commands.keywords import (
     speaker_of,
 )
 from peas.data.speech_commands.word_folders import LISTS, WordFolders, archive_clips
+from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class SpeechCommands(ClipDataModule):
         self.test_root = None if test_root is None else Path(test_root).expanduser()
         self.silence = silence
         self.repeated = drawn == "repeated"
+        self._told_passed = False
         self._folders = WordFolders(self.root, task[1], twelve=twelve)
 
     @property
@@ -156,6 +158,7 @@ class SpeechCommands(ClipDataModule):
             DataError: The data set is missing, incomplete or contradicts itself.
         """
         self._folders.require_files()
+        self._tell_passed_over()
         names = self._folders.names(split)
         if not names:
             source = LISTS.get(split, "the folders of the words")
@@ -163,6 +166,13 @@ class SpeechCommands(ClipDataModule):
                 f"{self.root}: {source} leaves no clip for {split}; {self._folders.advice}"
             )
         return self._table(split, names)
+
+    def _tell_passed_over(self) -> None:
+        passed = self._folders.passed
+        if passed and not self._told_passed:
+            level = logging.WARNING if FOREIGN in passed.counts else logging.INFO
+            log.log(level, "%s: %s", self.root, passed)
+            self._told_passed = True
 
     def inventory(self) -> Inventory:
         """Every clip once with its speaker; what training silence is cut from, whole.
@@ -176,7 +186,7 @@ class SpeechCommands(ClipDataModule):
         hashes = map(speaker_of, table.ids)
         speakers = Strings([f"speech_commands:{one}" if one else "" for one in hashes])
         absent: list[str] = []
-        notes: list[str] = []
+        notes = [str(self._folders.passed)] if self._folders.passed else []
         if self.twelve:
             noise = len(self._folders.noise)
             if noise:

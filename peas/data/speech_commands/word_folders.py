@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,12 @@ from peas.data.speech_commands.keywords import (
     SECOND_VERSION_WORDS,
     split_of_speaker,
 )
+from peas.data.walk import PassedOver, walk
 from peas.errors import DataError
 
 log = logging.getLogger(__name__)
 
+UNUSED = "recordings that this task has no use for"
 LISTS: dict[Split, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -76,6 +77,16 @@ class WordFolders:
     def noise(self) -> list[Path]:
         """The long recordings of noise, by name."""
         return [self.root / NOISE / name for name in wav_names(self.root / NOISE)]
+
+    @cached_property
+    def passed(self) -> PassedOver:
+        """What lies in the folders of the words and is no clip, and recordings that are unused."""
+        passed = PassedOver()
+        for word in self._words:
+            passed.join(walk(self.root / word).passed)
+        if not self.twelve and self.noise:
+            passed.add(UNUSED, NOISE, len(self.noise))
+        return passed
 
     def archive(self, given: Path | None) -> Path | None:
         """Folder of the test archive; None when nobody named it and it is in no usual place.
@@ -150,7 +161,10 @@ class WordFolders:
         """Clips of one of the two lists."""
         if not file.is_file():
             raise DataError(f"there is no {file}: {self.advice}")
-        lines = file.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: not UTF-8 text; use the official list") from None
         names = [line.strip() for line in lines if line.strip()]
         words = {name: name.partition("/")[0] for name in names}
         strange = [name for name, word in words.items() if word not in self._all_words]
@@ -185,10 +199,9 @@ def archive_clips(folder: Path) -> list[str]:
 
 
 def wav_names(folder: Path) -> list[str]:
-    """Names of the WAV files of a folder, in order; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    # macOS leaves hidden files of the same ending beside those that it unpacks.
-    return sorted(
-        name for name in os.listdir(folder) if name.endswith(".wav") and not name.startswith(".")
-    )
+    """Names of the sound files below a folder, in order; none where there is no folder.
+
+    Raises:
+        DataError: A link leads in a circle, or a name is not UTF-8.
+    """
+    return walk(folder).sorted_paths() if folder.is_dir() else []
