@@ -303,7 +303,16 @@ def test_export_of_a_pretraining_run(tmp_path, capsys):
         assert torch.equal(again.reconstruct(x), model.reconstruct(x))
     # It is official already.
     with pytest.raises(CheckpointError, match="in the official layout already"):
-        export.main(["--checkpoint", str(out), "--out", str(out) + "2", "--layout", "pretrained"])
+        export.main(
+            [
+                "--checkpoint",
+                str(out),
+                "--out",
+                str(out.with_name("second.pth")),
+                "--layout",
+                "pretrained",
+            ]
+        )
 
 
 def test_export_without_a_pixel_decoder_names_the_file(tmp_path):

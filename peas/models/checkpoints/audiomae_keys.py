@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from peas.errors import CheckpointError, NoReconstruction
+from peas.models.checkpoints.checking import check_geometry
 from peas.models.encoder import SIZES
 from peas.models.grid import Pair
 from peas.models.mae import decoder_of
@@ -98,6 +99,7 @@ def unwrap(state: Mapping[str, Any], where: str) -> tuple[State, list[str]]:
         needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
         if all(isinstance(own.get(root + key), Tensor) for key in needed):
             outside = [key for key in inner if not key.startswith(prefix)]
+            check_geometry(own, where)
             return own, outside
     names = [str(key) for key in inner][:4]
     raise CheckpointError(

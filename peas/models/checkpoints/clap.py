@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peas.errors import CheckpointError
 from peas.models.checkpoints import clap_keys
+from peas.models.checkpoints.checking import check_weights
 from peas.models.checkpoints.clap_keys import HUB_TOWER, PROJECTION, TOWER, State
 from peas.models.checkpoints.reading import read_state
 from peas.models.clap import front_end
@@ -135,10 +136,8 @@ def read_clap(path: str | Path) -> ClapWeights:
     if laion:
         _require_front_end(audio, where)
         audio = clap_keys.to_hub(audio)
-    for key, value in audio.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            name = clap_keys.laion_key(key) if laion else key
-            raise CheckpointError(f"{where}: {name} holds NaN or infinity; get the file again")
+    theirs = {(clap_keys.laion_key(key) if laion else key): v for key, v in audio.items()}
+    check_weights(theirs, where)
     state = {k: v.float() if v.is_floating_point() else v for k, v in audio.items()}
     return ClapWeights(where, _arch(state, where), state, laion)
 
@@ -177,7 +176,13 @@ def _numpy_numbers() -> Iterator[None]:
 
 def _folder_state(path: Path) -> dict[str, Any]:
     config = _json(path / "config.json")
-    _require(config.get("audio_config", config), _TOWER_FACTS, path / "config.json")
+    tower = config.get("audio_config", config)
+    if not isinstance(tower, dict):
+        raise CheckpointError(
+            f"{path / 'config.json'}: audio_config is {tower!r}, not a table of settings; download "
+            f"it again. {_SOURCE}"
+        )
+    _require(tower, _TOWER_FACTS, path / "config.json")
     if (path / "preprocessor_config.json").exists():
         wanted = {name: front_end.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
         file = path / "preprocessor_config.json"
@@ -206,7 +211,8 @@ def _json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing, so this is no model folder. {_SOURCE}") from error
-    except ValueError as error:
+    # A thousand brackets are a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no JSON object; download it again")

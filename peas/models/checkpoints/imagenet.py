@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from peas.errors import CheckpointError
+from peas.models.checkpoints.checking import check_weights
 from peas.models.checkpoints.reading import ImportReport, read_state
 from peas.models.encoder import SIZES
 from peas.models.grid import resize_positions
@@ -51,6 +52,7 @@ def load_imagenet(model: MaskedModel, source: str) -> ImportReport:
     """
     state = _read(source)
     where = f"{PREFIX}{source}"
+    check_weights(state, where)
     _check_kind(state, model, where)
     new = {key: value for key, value in state.items() if not key.startswith(HEADS)}
     report = ImportReport(where, "ImageNet weights of a vision transformer")

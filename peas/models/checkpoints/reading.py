@@ -4,6 +4,8 @@ import argparse
 import pickle
 import pickletools
 import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from peas.errors import CheckpointError
+from peas.models.checkpoints.checking import check_weights, require_stored
 
 
 @dataclass
@@ -56,15 +59,21 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
-            run, or if it holds no dictionary with text keys.
+            run, if it holds no dictionary with text keys, or weights that are not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        found = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
+        advice = f"give {inside / found[0]}" if found else "give a checkpoint file in it"
+        raise CheckpointError(f"{path}: is a folder and no checkpoint file: {advice}")
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such checkpoint file. Official SSAST weights are linked from the README "
             "of the SSAST repository (github.com/YuanGongND/ssast), for instance "
             "SSAST-Base-Patch-400.pth: download one and give its path"
         )
+    _refuse_compressed(path)
     try:
         # Official AudioMAE files hold their arguments: a class of plain attributes, made here
         # without calling anything that the file names.
@@ -85,6 +94,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
     # Which of these torch raises on a damaged file depends only on where the damage lies.
     except (
         RuntimeError,
+        MemoryError,
         EOFError,
         OSError,
         ValueError,
@@ -99,7 +109,41 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{path}: holds a {type(state).__name__}, not a dictionary of named tensors; "
             "save the model's state_dict with torch.save"
         )
+    _require_stored(state, str(path))
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            check_weights(state[wrapper], str(path))
+            break
+    else:
+        check_weights(state, str(path))
     return state
+
+
+def _require_stored(value: Any, where: str) -> None:
+    """`require_stored` for every tensor, however deep."""
+    if isinstance(value, torch.Tensor):
+        require_stored(value, where)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_stored(inner, f"{where}: {key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_stored(inner, where)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that would grow while it is read; torch never writes one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
+    # Not an archive, or a damaged one: torch's own reader tells.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if packed:
+        raise CheckpointError(
+            f"{path}: {packed[0].filename} is compressed, which PyTorch never does; get the file "
+            "again, as it was saved"
+        )
 
 
 def _damaged(path: Path) -> str:

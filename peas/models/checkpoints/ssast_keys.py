@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from peas.errors import CheckpointError, NoReconstruction
+from peas.models.checkpoints.checking import check_geometry
 from peas.models.encoder import SIZES
 from peas.models.grid import Pair, grid_shape
 
@@ -166,6 +167,7 @@ def unwrap(state: Mapping[str, Any], where: str) -> tuple[State, list[str]]:
         needed = ("pos_embed", "dist_token", "patch_embed.proj.weight")
         for root in ("v.", "encoder."):
             if tensors and all(root + key in own for key in needed):
+                check_geometry(own, where)
                 return own, [key for key in inner if not key.startswith(prefix)]
     names = [str(key) for key in (inner if isinstance(inner, Mapping) else state)][:4]
     raise CheckpointError(
