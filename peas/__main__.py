@@ -4,13 +4,18 @@ Lightning's verbs go to `peas.verbs`, the others to one module each. A module is
 verb is called, so `peas --version` answers at once.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from peas import __version__
-from peas.errors import PeasError
+from peas.boundary import UNEXPECTED, known
+from peas.children import end_with_launcher
+from peas.errors import say
+from peas.noise import be_harmless
 
 LIGHTNING_VERBS = {
     "fit": "train a model from a config; --ckpt_path goes on with the same run",
@@ -41,6 +46,7 @@ def dispatch(argv: Sequence[str]) -> int:
     """Calls the verb that `argv` begins with; returns the exit status."""
     verb = argv[0]
     if verb in LIGHTNING_VERBS:
+        end_with_launcher()
         from peas.verbs import run
 
         run(argv)
@@ -55,32 +61,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0
     if argv[0] == "--version":
-        print(f"peas {__version__}")
+        say(f"peas {__version__}")
         return 0
     if argv[0] not in LIGHTNING_VERBS | OWN_VERBS:
-        print(f"peas: unknown verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        say(f"peas: unknown verb {argv[0]!r}\n\n{usage()}", sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in ASCII, or a file name that is no text, must not end a verb.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    be_harmless()
     try:
-        return dispatch(argv)
-    except PeasError as error:
-        print(f"peas {argv[0]}: error: {error}", file=sys.stderr)
-        return 1
+        status = dispatch(argv)
+        # Here, where a full disk can still be told.
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
-        print(f"\npeas {argv[0]}: stopped", file=sys.stderr)
+        _say(f"\npeas {argv[0]}: stopped")
         return 130
     except BrokenPipeError:
-        # The reader (`head`, say) left; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`head`, say) left.
+        _close_stdout()
         return 1
-    except OSError as error:
-        # With a name it is the user's file or folder; without one, our own fault.
-        if error.filename is None:
+    except Exception as error:
+        message = known(error)
+        if message is None:
+            error.add_note(UNEXPECTED.format(verb=argv[0]))
             raise
-        print(f"peas {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        _say(f"peas {argv[0]}: error: {message}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _close_stdout()
         return 1
+
+
+def _say(line: str) -> None:
+    """Prints to stderr, if anybody can still read it."""
+    with contextlib.suppress(OSError):
+        say(line, sys.stderr)
+
+
+def _close_stdout() -> None:
+    """Leaves nothing in stdout that Python would fail to write once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+_ARROWS = "JE_ARROW_MALLOC_CONF"
 _USERS_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -28,3 +29,12 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _NEVER) and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def keep_arrow_from_threads() -> None:
+    """Have pyarrow's second allocator start no thread; before pyarrow is imported.
+
+    That thread does nothing while another allocator is the default one, but the allocator takes
+    the locks it shares with it whenever a worker is forked. A setting of the user's stays.
+    """
+    os.environ.setdefault(_ARROWS, "background_thread:false")

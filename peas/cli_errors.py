@@ -5,16 +5,11 @@ whole value each time: tens of lines in which the cause is one.
 """
 
 import re
-from typing import NoReturn
-
-from lightning.pytorch.cli import LightningArgumentParser
-
-from peas.errors import ConfigError
 
 KEY = re.compile(r"""Parser key "([^"]+)"(?: element \d+)?:(.*)""")
 OPTION = re.compile(r"(?:Option|does not accept option) '([^']+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
-EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$")
+EXPECTED = re.compile(r"Expected (?:an? )?(.+?)(?:\. Got value: (.*))?$")
 GIVEN = re.compile(r"Given value: (.+)")
 NESTED = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)$")
 
@@ -81,6 +76,7 @@ def _sentence(keys: list[str], said: list[str], expected: list[str], given: str)
         keys, given = [*keys[:1], flag[1]], flag[2]
     if expected:
         wanted = " or ".join(dict.fromkeys(expected))
+        given = "null" if given == "None" else given
         return f"`{_key(keys)}` is {given}: give {wanted}"
     return ""
 
@@ -100,15 +96,23 @@ def _type(text: str) -> str:
     return re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", text)
 
 
-class PeasParser(LightningArgumentParser):
-    """Parser that raises ConfigError in place of printing its usage and ending the process."""
+ABSENT = re.compile(
+    r"(?i)No supported gpu backend|accelerator is not available|your machine only has"
+    r"|No CUDA GPUs are available|no NVIDIA driver|not compiled with CUDA|invalid device ordinal"
+    r"|selected with `CPUAccelerator`"
+)
+"""What Lightning and PyTorch say of a device that is not there."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ConfigError with the cause.
 
-        Raises:
-            ConfigError: Always, except inside jsonargparse's own trials.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise ConfigError(cause(message)) from ex
+def no_device(message: str) -> str:
+    """A message with what to do about a device that is not there, if it is of one.
+
+    Args:
+        message: Of Lightning or PyTorch.
+    """
+    if not ABSENT.search(message):
+        return message
+    return (
+        f"{message.rstrip('.')}. `peas doctor` shows the devices of this machine; give "
+        "`--trainer.accelerator cpu`, or fewer `--trainer.devices` (`--device cpu` of other verbs)"
+    )

@@ -4,9 +4,43 @@ Each message names the file or key, says what is wrong and what to do next. The 
 prints it without a traceback and exits with status 1.
 """
 
+from typing import TextIO
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text with control characters as escapes, as labels and file names may move a cursor.
+
+    Args:
+        text: To be printed.
+        keep: Control characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        # Spaces of other widths are not printable to Python, and harm nothing.
+        if char.isprintable() or char in keep or (char.isspace() and ord(char) > 0xA0)
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print at once; what the text quotes from a file cannot control a terminal.
+
+    Args:
+        text: One or more lines.
+        file: Where to; None = standard output.
+    """
+    print(printable(text, keep="\n\t"), file=file, flush=True)
+
 
 class PeasError(Exception):
     """Base of every error whose cause lies in the user's files, data or settings."""
+
+    def __str__(self) -> str:
+        """The message; what it quotes from a file cannot control a terminal."""
+        return printable(super().__str__(), keep="\n\t")
 
 
 class AudioError(PeasError):

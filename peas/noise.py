@@ -2,6 +2,10 @@
 
 import logging
 import warnings
+from collections.abc import Callable
+from typing import Any
+
+from peas.errors import printable
 
 NOISE = (
     # Our own doing: the front end belongs to the task, so that its statistics travel with it.
@@ -37,11 +41,39 @@ def be_quiet(verb: str) -> None:
     Args:
         verb: Of Lightning.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertising)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_no_advertising)
+    logger.addFilter(_harmless)
+    be_harmless()
     for message in NOISE if verb == "fit" else NOISE + EVALUATION_NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
+
+
+def be_harmless() -> None:
+    """Take from log lines and warnings what labels and names of clips could do to a terminal."""
+    if logging.lastResort is not None:
+        logging.lastResort.addFilter(_harmless)
+    # Lightning brings a form of its own when it is imported, so this is called again after that.
+    if not isinstance(warnings.formatwarning, _HarmlessForm):
+        warnings.formatwarning = _HarmlessForm(warnings.formatwarning)
+
+
+class _HarmlessForm:
+    """The text of a warning by another function, made harmless."""
+
+    def __init__(self, form: Callable[..., str]) -> None:
+        self.form = form
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        return printable(self.form(*args, **kwargs), keep="\n\t")
 
 
 def _no_advertising(record: logging.LogRecord) -> bool:
     """Drops Lightning's tips to install other products."""
     return "Tip:" not in record.getMessage()
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    """Takes from a message what labels and names of clips could do to a terminal."""
+    record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
+    return True

@@ -1,10 +1,19 @@
 """What the processes of a run tell one another as objects."""
 
+import os
 from typing import Any, TypeVar
 
 from torch import distributed
 
 T = TypeVar("T")
+
+PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables by which a launcher tells a process its place; each is 0 in the first one."""
+
+
+def is_launched_first() -> bool:
+    """Whether this process is the first one of its run, before the processes know one another."""
+    return all(os.environ.get(name) in (None, "", "0") for name in PLACES)
 
 
 def are_several() -> bool:

@@ -7,6 +7,9 @@ from pathlib import Path
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+from peas.run_folder import writing
 
 
 class LogWriter(ExperimentWriter):
@@ -48,7 +51,18 @@ class RunLog(CSVLogger):
     def experiment(self) -> LogWriter:
         """The writer, made when it is first asked for."""
         if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = LogWriter(log_dir=self.log_dir)
+            with writing(Path(self.root_dir)):
+                os.makedirs(self.root_dir, exist_ok=True)
+                self._experiment = LogWriter(log_dir=self.log_dir)
         writer: LogWriter = self._experiment  # type: ignore[assignment]
         return writer
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Put settings and lines into their files.
+
+        Raises:
+            PeasError: The disk is full, or the folder is gone.
+        """
+        with writing(Path(self.log_dir), Path(self.save_dir)):
+            super().save()

@@ -44,7 +44,7 @@ def marginals(
         score: `[B, T, F]`.
         time_ok: `[B, T]` bool, False on frames to leave out (padding, digital silence, frames
             that the grid does not cover); None = all count.
-        freq_ok: `[F]` bool, likewise.
+        freq_ok: `[B, F]` (or `[1, F]`) bool, likewise for mel bins.
 
     Returns:
         The means; 0 on a line without a cell that counts.
@@ -54,10 +54,10 @@ def marginals(
     if time_ok is None:
         time_ok = torch.ones(1, frames, dtype=torch.bool, device=score.device)
     if freq_ok is None:
-        freq_ok = torch.ones(mels, dtype=torch.bool, device=score.device)
-    score = torch.where(time_ok[:, :, None] & freq_ok, score, 0.0)
+        freq_ok = torch.ones(1, mels, dtype=torch.bool, device=score.device)
+    score = torch.where(time_ok[:, :, None] & freq_ok[:, None, :], score, 0.0)
     return Marginals(
-        score.sum(2) / freq_ok.sum().clamp(min=1),
+        score.sum(2) / freq_ok.sum(1, keepdim=True).clamp(min=1),
         score.sum(1) / time_ok.sum(1, keepdim=True).clamp(min=1),
     )
 

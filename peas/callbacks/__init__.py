@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from peas.callbacks.pictures import Pictures
     from peas.callbacks.reconstructions import Reconstructions
     from peas.callbacks.spec_augment import RandomMasking, SpecAugment
+    from peas.callbacks.weight_average import WeightAverage
 
 __all__ = [
     "KNN",
@@ -19,6 +20,7 @@ __all__ = [
     "RandomMasking",
     "Reconstructions",
     "SpecAugment",
+    "WeightAverage",
 ]
 
 _ROOMS = {
@@ -29,6 +31,7 @@ _ROOMS = {
     "RandomMasking": "peas.callbacks.spec_augment",
     "Reconstructions": "peas.callbacks.reconstructions",
     "SpecAugment": "peas.callbacks.spec_augment",
+    "WeightAverage": "peas.callbacks.weight_average",
 }
 
 

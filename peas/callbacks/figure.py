@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 WINDOW = "#2f6fd0"
 ADAPTIVE = "#d1495b"
 RANDOM = "#7a7a7a"
+EMPTY: dict[str, Any] = {
+    "facecolor": "#bbbbbb",
+    "edgecolor": "#555555",
+    "hatch": "//",
+    "alpha": 0.4,
+    "lw": 0,
+}
 FRAME_SECONDS = 0.01
 
 
@@ -34,6 +41,7 @@ def draw(view: "ClipView") -> Figure:
     _map(figure, grid[1, 0], hidden, "(a) conventional mask, same widths' law", **level)
     axes = _map(figure, grid[2, 0], view.masked, "(b) what the model gets in this step", **level)
     _blocks(axes, view)
+    empty = [] if view.empty is None else _runs(view.empty)
 
     if view.reconstruction is None or view.e_rec is None or view.e_pred is None:
         axes = figure.add_subplot(grid[:, 1:])
@@ -50,7 +58,7 @@ def draw(view: "ClipView") -> Figure:
         _map(
             figure, grid[1, 1], view.e_rec, "e_rec, equation 1", cmap="viridis", **_top(view.e_rec)
         )
-        _map(
+        axes = _map(
             figure,
             grid[2, 1],
             view.e_pred,
@@ -58,13 +66,17 @@ def draw(view: "ClipView") -> Figure:
             cmap="viridis",
             **_top(view.e_pred),
         )
+        for start, end in empty:
+            axes.axhspan(start, end, **EMPTY)
         frames, mels = view.log_mel.shape
         assert view.time_scores is not None
         assert view.freq_scores is not None
         _scores(figure, grid[0, 2], view.time_scores, view.time, frames, "time", FRAME_SECONDS)
-        _scores(figure, grid[1, 2], view.freq_scores, view.freq, mels, "frequency", 1.0)
+        axes = _scores(figure, grid[1, 2], view.freq_scores, view.freq, mels, "frequency", 1.0)
+        for start, end in empty:
+            axes.axvspan(start, end, **EMPTY)
         _legend(figure, grid[2, 2])
-    figure.suptitle(view.title)
+    figure.suptitle(view.title, parse_math=False)
     return figure
 
 
@@ -101,6 +113,13 @@ def _spans(plan: AxisPlan) -> list[tuple[int, int, bool]]:
     return [(start, start + width, adaptive) for start, width, adaptive in rows if width]
 
 
+def _runs(flags: Tensor) -> list[tuple[int, int]]:
+    """Start and end of every run of True in `[L]`."""
+    padded = [False, *flags.tolist(), False]
+    edges = [i for i in range(len(padded) - 1) if padded[i] != padded[i + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
 def _blocks(axes: Any, view: "ClipView") -> None:
     for start, end, adaptive in _spans(view.time):
         colour = ADAPTIVE if adaptive else RANDOM
@@ -117,7 +136,7 @@ def _scores(
     size: int,
     axis: str,
     unit: float,
-) -> None:
+) -> Any:
     axes = figure.add_subplot(place)
     width = size - len(scores) + 1
     centre = [(start + width / 2) * unit for start in range(len(scores))]
@@ -133,6 +152,7 @@ def _scores(
     axes.set_title(f"(iii) mean e_pred of {width}-wide windows, {axis}", fontsize=10)
     axes.set_xlabel(f"{label} (centre of the window)", fontsize=8)
     axes.tick_params(labelsize=8)
+    return axes
 
 
 def _legend(figure: Figure, place: Any) -> None:
@@ -147,6 +167,7 @@ def _legend(figure: Figure, place: Any) -> None:
             Patch(fill=False, ec=WINDOW, label="window chosen by the mask position selector"),
             Patch(color=ADAPTIVE, alpha=0.5, label="adaptive block, drawn inside its window"),
             Patch(color=RANDOM, alpha=0.5, label="random block"),
+            Patch(**EMPTY, label="mel bins without sound"),
         ],
         loc="center left",
         frameon=False,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows
+from peas.data.loader import ClipLoader
 from peas.data.module import SPLITS, ClipDataModule
 from peas.errors import ConfigError
 from peas.frontend import LogMel
@@ -57,6 +58,7 @@ class KNN(Callback):
             )
         self.data, self.k, self.every, self.split = data, k, every_n_epochs, split
         self._clips: _Clips | None = None
+        self._loader: ClipLoader | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before training: makes the set where it makes itself, and reads its tables.
@@ -76,7 +78,7 @@ class KNN(Callback):
                 "`KNN.init_args.data` has clips of several classes, and a vote finds one: give a "
                 "set with one class a clip"
             )
-        self._clips = self._read()
+        self._clips, self._loader = self._read(), None
 
     def _read(self) -> "_Clips":
         if self.split == "folds":
@@ -138,7 +140,9 @@ class KNN(Callback):
         task.model.eval()
         rows: list[tuple[Tensor, Tensor, list[int]]] = []
         try:
-            for batch in self.data.loader(clips.table):
+            # Kept, since its workers are forked once.
+            self._loader = self._loader or self.data.loader(clips.table)
+            for batch in self._loader:
                 waveform = batch["waveform"].to(task.device)
                 log_mel = front_end(waveform, batch["length"].to(task.device)).log_mel
                 with trainer.precision_plugin.forward_context():

@@ -1,6 +1,8 @@
 """Logits per clip in the run folder, so that runs can be compared later without a model."""
 
 import csv
+import filecmp
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.class_table import class_rows, summary, write_class_table
+from peas.callbacks.clip_origins import ORIGIN, ClipOrigins
 from peas.processes import gather
 from peas.tasks.base import BaseTask
 
@@ -19,11 +22,14 @@ from peas.tasks.base import BaseTask
 class ClipOutputs(Callback):
     """Writes `logits/val_last.npz`, `logits/val_best.npz`, `logits/test.npz`, `predictions.csv`.
 
+    `predictions.csv` has a row a clip: `id`, the columns of `ORIGIN`, the checkpoint, the best
+    class and its probability, and that of every class. Other predictions are never overwritten:
+    they are kept beside it as `predictions.1.csv`, and so on.
+
     Each `.npz` holds `ids [N]`, `logits [N, C]`, `targets [N, C]`, `labels [C]` and `epoch`. The
     scores of each class lie beside it (`logits/test_classes.csv`), and evaluation ends with the
     best and the worst of them.
-    All processes' clips are gathered; each clip appears once. What a new run (not a resumed one)
-    finds in its folder keeps its content: `val_best.1.npz`.
+    All processes' clips are gathered; each clip appears once.
 
     Args:
         run_dir: Folder of the run.
@@ -43,16 +49,9 @@ class ClipOutputs(Callback):
         self._best = state_dict["best"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the logits of an earlier run in this folder, under counted names."""
-        if not trainer.is_global_zero or trainer.ckpt_path is not None:
-            return
-        for name in ("val_last", "val_best"):
-            path, count = self.run_dir / "logits" / f"{name}.npz", 1
-            while path.with_name(f"{name}.{count}.npz").exists():
-                count += 1
-            for old in (path, path.with_name(f"{name}_classes.csv")):
-                if old.exists():
-                    old.rename(old.with_name(f"{old.stem}.{count}{old.suffix}"))
+        """Forgets a best score whose file lies elsewhere."""
+        if not (self.run_dir / "logits" / "val_best.npz").exists():
+            self._best = None
 
     def _keep(self, outputs: Any) -> None:
         # Pretraining scores no clips.
@@ -92,7 +91,9 @@ class ClipOutputs(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING
         name, mode = pl_module.monitor(pl_module.hparams["multi_label"])
         score = float(trainer.callback_metrics[name])
-        better = self._best is None or (score > self._best if mode == "max" else score < self._best)
+        better = math.isfinite(score) and (
+            self._best is None or (score > self._best if mode == "max" else score < self._best)
+        )
         if not trainer.is_global_zero:
             return
         self._write(trainer, pl_module, rows, "val_last" if fitting else "val")
@@ -107,7 +108,7 @@ class ClipOutputs(Callback):
             self._write(trainer, pl_module, rows, "test")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes `predictions.csv`: id, label, its probability, and that of every class."""
+        """Writes `predictions.csv`, or the next free name where that holds other predictions."""
         rows = self._gather()
         if not trainer.is_global_zero or not rows:
             return
@@ -117,15 +118,18 @@ class ClipOutputs(Callback):
         scores = torch.from_numpy(logits)
         scores = scores.sigmoid() if several else scores.softmax(dim=-1)
         ids = [clip for row in rows for clip in row["id"]]
+        origins = ClipOrigins(getattr(trainer, "datamodule", None), labels)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        path = self.run_dir / "predictions.csv"
-        with path.open("w", newline="") as file:
+        partial = self.run_dir / ".predictions.csv"
+        with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["id", "label", "score", *labels])
+            writer.writerow(["id", *ORIGIN, "checkpoint", "label", "score", *labels])
             for clip, score in zip(ids, scores, strict=True):
                 best = int(score.argmax())
                 values = [f"{value:.6f}" for value in score.tolist()]
-                writer.writerow([clip, labels[best], values[best], *values])
+                said = [*origins.of(clip), trainer.ckpt_path or ""]
+                writer.writerow([clip, *said, labels[best], values[best], *values])
+        path = _keep_all(partial, self.run_dir / "predictions.csv")
         rank_zero_info(f"{len(ids)} predictions in {path}")
 
     def _gather(self) -> list[dict[str, Any]]:
@@ -157,3 +161,21 @@ class ClipOutputs(Callback):
         write_class_table(folder / f"{name}_classes.csv", table)
         if name in ("val", "test"):
             rank_zero_info(f"{summary(table, len(ids))}\n{folder / name}_classes.csv")
+
+
+def _keep_all(partial: Path, path: Path) -> Path:
+    """Names a finished file, without touching others; where it is there already, that stays.
+
+    Args:
+        partial: The finished file.
+        path: Its name; a counted one where another file has it.
+    """
+    count, name = 0, path
+    while name.exists():
+        if filecmp.cmp(partial, name, shallow=False):
+            partial.unlink()
+            return name
+        count += 1
+        name = path.with_name(f"{path.stem}.{count}{path.suffix}")
+    partial.rename(name)
+    return name

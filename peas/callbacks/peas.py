@@ -16,7 +16,7 @@ from peas.augment.windows import Marginals, Select
 from peas.callbacks.auxiliary import AuxiliaryModel
 from peas.callbacks.error_cache import ErrorCache, due
 from peas.callbacks.scoring import Scoring
-from peas.callbacks.selector_log import EMPTY_FILTER, SelectorLog
+from peas.callbacks.selector_log import SelectorLog
 from peas.callbacks.spec_augment import RandomMasking, Stage
 from peas.data.batch import Batch
 from peas.errors import ConfigError
@@ -67,6 +67,10 @@ class PEAS(RandomMasking):
         exclude_padding: Leave zero padding and digital silence out of the scores. Literally
             taken the paper scores them, and on real sets a third or more of the clips then put
             their time window on the padded tail.
+        exclude_empty_bins: Leave out mel bins that hold no sound (`LogMel.sounding_bins`), clip by
+            clip: those above a recording's own Nyquist frequency, and filters without an FFT bin.
+            Literally taken the paper scores them, and then clips of 8 to 12 kHz put their
+            frequency window on the empty band.
         refresh_every: Epochs between two scorings of a clip, 1 = always. In between its last
             marginals are used, rolled with the clip; clips in a mixture are always scored.
     """
@@ -95,6 +99,7 @@ class PEAS(RandomMasking):
         overlap: Overlap = "forbid",
         stage: Stage = "after_noise",
         exclude_padding: bool = False,
+        exclude_empty_bins: bool = False,
         refresh_every: int = 1,
     ) -> None:
         super().__init__(n_time, n_freq, max_time, max_freq, final_phase, overlap, stage)
@@ -107,6 +112,7 @@ class PEAS(RandomMasking):
         self.select, self.rounding, self.ramp = select, rounding, ramp
         self.progressive_single = progressive_single
         self.exclude_padding = exclude_padding
+        self.exclude_empty_bins = exclude_empty_bins
         self.refresh_every = refresh_every
         self.scoring = Scoring(
             self.means,
@@ -158,7 +164,8 @@ class PEAS(RandomMasking):
         # all processes agree.
         if not self.adapts(trainer):
             return super().plans(trainer, task, batch, log_mel, valid)
-        time_ok, freq_ok = self.countable(task, log_mel, valid)
+        sounding = self.sounding(task, batch)
+        time_ok, freq_ok = self.countable(task, log_mel, valid, sounding)
         errors = self.errors(trainer, task, batch, log_mel, time_ok, freq_ok)
         if self.score == "shuffled":
             errors = Marginals(errors.time.roll(1, 0), errors.freq.roll(1, 0))
@@ -175,12 +182,11 @@ class PEAS(RandomMasking):
             n_freq,
             self.uniform(task, batch, "freq", self.n_freq),
             self.selection(trainer, self.max_freq),
-            ok=None if freq_ok is None else freq_ok[None],
+            ok=freq_ok,
             key=self.key("max_freq"),
         )
         self.means.add("peas/windows_on_padding", _share(time_plan, valid))
-        empty = torch.arange(log_mel.shape[2], device=log_mel.device)[None] != EMPTY_FILTER
-        self.means.add("peas/windows_on_empty_filter", _share(freq_plan, empty))
+        self.means.add("peas/windows_on_empty_bins", _share(freq_plan, sounding))
         self.selector_log.count(time_plan, freq_plan, log_mel.shape[1], log_mel.shape[2])
         return time_plan, freq_plan
 
@@ -203,17 +209,18 @@ class PEAS(RandomMasking):
         return max(whole) > 0
 
     def countable(
-        self, task: BaseTask, log_mel: Tensor, valid: Tensor
+        self, task: BaseTask, log_mel: Tensor, valid: Tensor, sounding: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Frames `[B, T]` and mel bins `[F]` that count for the scores; None = all."""
+        """Frames `[B, T]` and mel bins `[B, F]` that count for the scores; None = all."""
         time_ok = valid if self.exclude_padding else None
-        freq_ok: Tensor | None = None
+        freq_ok = sounding if self.exclude_empty_bins else None
         if self.aux_grid == "finetune" and self.score != "energy":
-            covered_time, freq_ok = (
+            covered_time, covered_freq = (
                 line.to(log_mel.device)
                 for line in task.model.coverage(log_mel.shape[1], "finetune")
             )
             time_ok = covered_time.expand(valid.shape) if time_ok is None else valid & covered_time
+            freq_ok = covered_freq & (torch.ones_like(sounding) if freq_ok is None else freq_ok)
         return time_ok, freq_ok
 
     # --- errors -----------------------------------------------------------------------------
@@ -242,9 +249,12 @@ class PEAS(RandomMasking):
         )
         if fresh.any():
             at = fresh.nonzero().flatten().to(device)
-            some = None if time_ok is None else time_ok[at]
             new = self.scoring.marginals(
-                trainer, task, _rows(batch, fresh), log_mel[at], some, freq_ok
+                trainer,
+                task,
+                _rows(batch, fresh),
+                log_mel[at],
+                *(None if ok is None else ok[at] for ok in (time_ok, freq_ok)),
             )
             result.time[at], result.freq[at] = new.time, new.freq
             still = new.time if roll is None else roll_time(new.time, -roll[at])
@@ -316,6 +326,7 @@ class PEAS(RandomMasking):
         return {
             **super().state_dict(),
             "cache": self.cache.state_dict(),
+            "cache_leaves_out": self._left_out(),
             "auxiliary": self.scoring.auxiliary.state_dict(),
             "selector_log": self.selector_log.state_dict(),
         }
@@ -323,9 +334,16 @@ class PEAS(RandomMasking):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with saved counts, cache and copy."""
         super().load_state_dict(state_dict)
-        self.cache.load_state_dict(state_dict["cache"])
+        # Marginals over other cells are not this run's; a checkpoint of before has no empty bins.
+        before = state_dict.get("cache_leaves_out", [self.exclude_padding, False])
+        if before == self._left_out():
+            self.cache.load_state_dict(state_dict["cache"])
         self.scoring.auxiliary.load_state_dict(state_dict["auxiliary"])
         self.selector_log.load_state_dict(state_dict["selector_log"])
+
+    def _left_out(self) -> list[bool]:
+        """Which cells the kept marginals are not of."""
+        return [self.exclude_padding, self.exclude_empty_bins]
 
 
 def _rows(batch: Batch, keep: Tensor) -> Batch:

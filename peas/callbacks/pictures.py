@@ -41,6 +41,8 @@ class ClipView(NamedTuple):
     time_scores: Tensor | None = None
     """`[T - w + 1]` mean e_pred of every window."""
     freq_scores: Tensor | None = None
+    empty: Tensor | None = None
+    """`[F]` bool, mel bins without sound."""
 
 
 class Pictures(Callback):
@@ -112,6 +114,7 @@ def _view(
         # Its blocks were chosen before the noise and the roll: show the clip in its own time.
         x, masked, valid = (roll_time(a, -batch["roll"][one]) for a in (x - noise, masked, valid))
     time, freq = (_row(plan, index) for plan in batch["mask_plan"])
+    sounding = strategy.sounding(task, batch)[one]
     conventional = cross(
         *(
             blocks_to_mask(
@@ -135,6 +138,7 @@ def _view(
         conventional[0].cpu(),
         time,
         freq,
+        empty=~sounding[0].cpu(),
     )
     if not task.model.can_reconstruct:
         return view
@@ -146,9 +150,8 @@ def _view(
     task.model.train(training)
     assert maps.e_rec is not None
     assert maps.e_pred is not None
-    time_ok, freq_ok = strategy.countable(task, x, valid)
+    time_ok, freq_ok = strategy.countable(task, x, valid, sounding)
     lines = marginals(maps.e_pred, time_ok, freq_ok)
-    some = None if freq_ok is None else freq_ok[None]
     probe = task.model.pixel_probe is not None
     return view._replace(
         drawn_by="a linear pixel probe" if probe else "G(E(x))",
@@ -156,7 +159,7 @@ def _view(
         e_rec=maps.e_rec[0].cpu(),
         e_pred=maps.e_pred[0].cpu(),
         time_scores=window_scores(lines.time, max(1, strategy.max_time), time_ok)[0].cpu(),
-        freq_scores=window_scores(lines.freq, max(1, strategy.max_freq), some)[0].cpu(),
+        freq_scores=window_scores(lines.freq, max(1, strategy.max_freq), freq_ok)[0].cpu(),
     )
 
 

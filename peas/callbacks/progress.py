@@ -5,10 +5,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from peas.tasks.base import BaseTask
+
 FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("lr",), "lr {:.3g}"),
     (("train/loss",), "loss {:.4f}"),
     (("train/accuracy",), "train acc {:.1%}"),
     (("val/accuracy",), "val acc {:.2%}"),
@@ -27,6 +30,11 @@ FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 The trivial predictor, which is one and the same for all clips, stands beside each objective.
 """
+
+LIMITS: tuple[tuple[str, float, str], ...] = (
+    ("peas/windows_on_empty_bins", 0.2, "{:.0%} of frequency windows touch empty bins"),
+)
+"""What the line tells only when it is above a limit."""
 
 
 class Rate:
@@ -88,6 +96,7 @@ class EpochLine(Callback):
     """
 
     def __init__(self) -> None:
+        self._told = False
         self._known: dict[str, Tensor] = {}
         self._clips = 0
         self._training = 0.0
@@ -124,17 +133,32 @@ class EpochLine(Callback):
         self._since = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves validation out of the training rate."""
+        """Leaves validation out of the training rate; says when it measured nothing."""
         self._since = time.perf_counter()
+        if self._told or trainer.sanity_checking or not isinstance(pl_module, BaseTask):
+            return
+        name, _ = pl_module.monitor(pl_module.hparams["multi_label"])
+        value = trainer.callback_metrics.get(name)
+        if value is not None and not value.isfinite():
+            self._told = True
+            rank_zero_warn(
+                f"{name}, by which best.ckpt is chosen, is {float(value)} in epoch "
+                f"{trainer.current_epoch + 1}: such an epoch is never the best. Of scores that is "
+                "so when no validation clip has a class, or the model's outputs are no numbers"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints epoch, losses, metrics and rate."""
         metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        # Lightning keeps the figures of earlier epochs, as the very tensors that they were.
+        new = {key for key, value in metrics.items() if value is not self._known.get(key)}
         for keys, form in FIGURES:
-            # Lightning keeps the figures of earlier epochs, as the very tensors that they were.
-            if all(key in metrics and metrics[key] is not self._known.get(key) for key in keys):
+            if new.issuperset(keys):
                 parts.append(form.format(*(float(metrics[key]) for key in keys)))
+        for key, limit, form in LIMITS:
+            if key in new and float(metrics[key]) > limit:
+                parts.append(form.format(float(metrics[key])))
         if self._training > 0:
             parts.append(f"{self._clips / self._training:.1f} clips/s")
         rank_zero_info("  ".join(parts))

@@ -55,7 +55,7 @@ def draw(view: "ReconstructionView") -> Figure:
         _map(figure, grid[1, 3:], error, title, "squared error", view, mels, **scale)
     if view.features is not None:
         _features(figure, [grid[rows - 1, 2 * i : 2 * i + 2] for i in range(3)], view)
-    figure.suptitle(view.title)
+    figure.suptitle(view.title, parse_math=False)
     return figure
 
 

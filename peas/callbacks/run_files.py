@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -19,10 +19,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from peas import __version__
+from peas.callbacks.wandb_run import tell
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
 from peas.processes import gather
-from peas.run_folder import lock
+from peas.run_checkpoints import run_id
+from peas.run_folder import writing
 
 PACKAGES = (
     "torch",
@@ -48,6 +50,8 @@ def config_hash(config: dict[str, Any]) -> str:
     config = json.loads(json.dumps(config, default=str))
     for key in ("config", "seed_everything", "ckpt_path", "allow_test_selection", "checkpoints"):
         config.pop(key, None)
+    # It describes the row, and changes no result.
+    (config.get("paper") or {}).pop("requires", None)
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("enable_progress_bar", None)
     model = (config.get("model") or {}).get("init_args", {})
@@ -106,11 +110,12 @@ class RunFiles(SaveConfigCallback):
 
     `fit` also writes `labels.csv`: number and name of each class, and how many training clips have
     it. Other verbs write `config_<verb>.yaml`. Nothing is overwritten: a start with other
-    settings in the same folder writes `config.1.yaml`, and so on. While `fit` runs, the folder is
-    locked.
+    settings in the same folder writes `config.1.yaml`, and so on. Every checkpoint gets the run's
+    id and the number of saves before it.
     """
 
-    _lock: IO[str] | None = None
+    _run: str | None = None
+    _saves: int = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes, once it is sure that all processes mean the same run.
@@ -132,11 +137,16 @@ class RunFiles(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on rank 0 before anything runs."""
         folder = Path(trainer.default_root_dir)
+        with writing(folder):
+            self._write(folder, trainer, stage)
+
+    def _write(self, folder: Path, trainer: Trainer, stage: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if stage == "fit":
-            # Lightning tells where it goes on from only after this.
-            self._lock = lock(folder, afresh=not getattr(pl_module, "resumes", False))
-        text = self.parser.dump(self.config, skip_none=False)
+        self._run = run_id(folder)
+        settings = self.config.clone()
+        # Of this start, and not of the run: its config begins no other one.
+        settings.pop("new", None)
+        text = self.parser.dump(settings, skip_none=False)
         config = yaml.safe_load(text)
         facts = {**environment(), "config_hash": config_hash(config)}
         # Lightning hands over an enum, whose name in a string depends on Python's version.
@@ -149,38 +159,41 @@ class RunFiles(SaveConfigCallback):
         for logger in trainer.loggers:
             _log_settings(logger, config, facts)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the folder."""
-        self._release()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lets go of the folder."""
-        self._release()
+        """Adds where the checkpoint belongs."""
+        self._saves += 1
+        # An epoch that is broken off is over: its last window is never made.
+        inside = not trainer.should_stop and trainer.fit_loop.epoch_loop._should_accumulate()
+        checkpoint["run"] = {"run": self._run, "saves": self._saves, "inside_window": inside}
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on counting."""
+        self._saves = (checkpoint.get("run") or {}).get("saves", 0)
 
 
 def label_map(data: ClipDataModule) -> str:
     """Classes of a data set as a CSV: `index`, `name`, `training_clips`."""
     counts = data.clips("train").targets.counts(len(data.labels))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "name", "training_clips"])
-    writer.writerows(zip(range(len(counts)), data.labels, counts, strict=True))
-    return text.getvalue()
+    text = io.StringIO(newline="")
+    # A name with either sign of a line's end is quoted only where both end a row.
+    writer = csv.writer(text, lineterminator="\r\n")
+    rows = ["index,name,training_clips\n"]
+    for row in zip(range(len(counts)), data.labels, counts, strict=True):
+        text.seek(text.truncate(0))
+        writer.writerow(row)
+        rows.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(rows)
 
 
 def _log_settings(logger: Logger, config: dict[str, Any], facts: dict[str, Any]) -> None:
     """One nested group in W&B, so that a sweep's own flat keys stay apart."""
     if isinstance(logger, WandbLogger):
-        logger.experiment.config.update(
-            {"config": config, "environment": facts}, allow_val_change=True
-        )
+        settings = {"config": config, "environment": facts}
+        tell(logger, lambda run: run.config.update(settings, allow_val_change=True))
 
 
 def _write_new(folder: Path, stem: str, ending: str, text: str) -> None:

@@ -106,7 +106,7 @@ class Scoring:
             batch: The clips' place in training, for draws.
             log_mel: `[B, T, F]` unmasked.
             time_ok: `[B, T]` frames that count; None = all.
-            freq_ok: `[F]` mel bins that count; None = all.
+            freq_ok: `[B, F]` mel bins that count; None = all.
         """
         timed = self._is_timed(log_mel)
         since = time.perf_counter()

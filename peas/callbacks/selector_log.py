@@ -15,9 +15,6 @@ from peas.augment.windows import marginals, window_scores
 from peas.processes import gather, is_first
 from peas.tasks.base import BaseTask
 
-EMPTY_FILTER = 3
-"""Mel filter (from 0) that has no FFT bin at 128 mels and 16 kHz: constant in every clip."""
-
 CLIPS = 4
 PASSES = 4
 
@@ -55,22 +52,24 @@ class SelectorLog:
             self._starts[axis] = counted + before.to(counted.device)
 
     def write(self, trainer: Trainer) -> None:
-        """Appends the epoch, of all processes, to `mask_starts.csv` and starts anew."""
+        """Adds the epoch, of all processes, to `mask_starts.csv` and starts anew."""
         starts = self.state_dict()
         self._starts = {}
         if not trainer.is_global_zero or not starts:
             return
         path = Path(trainer.default_root_dir) / "mask_starts.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
+        partial = path.with_name(f".{path.name}")
+        with partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["epoch", "axis", "start", "count"])
+            writer.writerow(["epoch", "axis", "start", "count"])
+            # A run that was stopped may have written this epoch before.
+            writer.writerows(row for row in _rows(path) if int(row[0]) < trainer.current_epoch)
             for axis, counted in starts.items():
                 for start, count in enumerate(counted.tolist()):
                     if count:
                         writer.writerow([trainer.current_epoch, axis, start, count])
+        partial.replace(path)
 
     def agreement(self, task: BaseTask, log_mel: Tensor, widths: tuple[int, int]) -> None:
         """Logs the rank correlations on some clips.
@@ -119,3 +118,11 @@ class SelectorLog:
                     rank_zero_only=True,
                     batch_size=len(x),
                 )
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Lines of the file so far, without its head and without one that a kill cut."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.reader(file) if len(row) == 4 and row[0].isdigit()]

@@ -71,10 +71,18 @@ class Masking(Callback):
         raise NotImplementedError
 
     def countable(
-        self, task: BaseTask, log_mel: Tensor, valid: Tensor
+        self, task: BaseTask, log_mel: Tensor, valid: Tensor, sounding: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Frames `[B, T]` and mel bins `[F]` that count for a score of windows; None = all."""
+        """Frames `[B, T]` and mel bins `[B, F]` that count for a score of windows; None = all."""
         return None, None
+
+    def sounding(self, task: BaseTask, batch: Batch) -> Tensor:
+        """`[B, F]` mel bins that hold sound in each clip, before noise lies over them."""
+        log_mel = batch["log_mel"]
+        if "noise" in batch:
+            # It moved with the clip, and a bin's frames are counted wherever they lie.
+            log_mel = log_mel - batch["noise"]
+        return task.front_end.sounding_bins(log_mel, batch["valid"])
 
     # --- hooks ------------------------------------------------------------------------------
 

@@ -2,9 +2,13 @@
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import wraps
 from itertools import product
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -20,6 +24,20 @@ HIGHER = ("accuracy", "mAP", "AUC", "d_prime", "nce_accuracy")
 LOWER = ("loss", "mse", "valid_mse", "feature_mse", "reconstruction", "distillation", "contrastive")
 """Metrics whose best value is the highest, or the lowest. Without, W&B's tables and sweeps would
 take the last one."""
+_CALLS = (
+    "after_save_checkpoint",
+    "finalize",
+    "log_audio",
+    "log_hyperparams",
+    "log_image",
+    "log_metrics",
+    "log_table",
+    "log_text",
+    "log_video",
+    "save",
+    "watch",
+)
+"""Of a logger, none of which may end a run."""
 
 
 def place(folder: Path, *, afresh: bool) -> None:
@@ -70,6 +88,69 @@ def connect(loggers: Iterable[Logger]) -> None:
             # Its service holds the id of the run that did not begin, and the settings of before.
             wandb.teardown()
             _ = logger.experiment
+        _GUARDS[logger] = _Guard(logger)
+
+
+class _Guard:
+    """Lets a logger fail once, with a warning; from then on it is told nothing more.
+
+    Args:
+        logger: Whose calls are guarded.
+    """
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self._lost = False
+        for name in _CALLS:
+            setattr(logger, name, self.guarded(getattr(logger, name)))
+
+    def guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, which never raises."""
+
+        @wraps(call)
+        def instead(*args: Any, **settings: Any) -> Any:
+            if self._lost:
+                return None
+            try:
+                return call(*args, **settings)
+            # Whatever W&B raises: it has no common base for the loss of its service.
+            except Exception as error:
+                self._lost = True
+                self._give_up(error)
+                return None
+
+        return instead
+
+    def _give_up(self, error: Exception) -> None:
+        import wandb
+
+        rank_zero_warn(
+            f"W&B takes nothing more ({_line(error) or type(error).__name__}): the run continues "
+            "without it, and logs/ holds every metric. What it has taken is sent with "
+            f"`wandb sync {os.environ.get('WANDB_DIR', '.')}/wandb/*run-*`"
+        )
+        # What it would do at the end of the process fails as well, with tracebacks.
+        with suppress(Exception):
+            wandb.finish(exit_code=1)
+        with suppress(Exception):
+            wandb.teardown(exit_code=1)
+
+
+_GUARDS: WeakKeyDictionary[WandbLogger, _Guard] = WeakKeyDictionary()
+
+
+def tell(logger: WandbLogger, call: Callable[[Any], object]) -> None:
+    """Call W&B's run of a logger; a failure is a warning, once.
+
+    Args:
+        logger: Of the trainer.
+        call: Of the run.
+    """
+
+    def ask() -> None:
+        call(logger.experiment)
+
+    guard = _GUARDS.get(logger)
+    (guard.guarded(ask) if guard else ask)()
 
 
 def _line(error: Exception) -> str:
@@ -88,10 +169,14 @@ class WandbRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says of each metric whether its highest or its lowest value is the run's."""
-        for logger in _wandb(trainer):
+
+        def define(run: Any) -> None:
             for names, best in ((HIGHER, "max"), (LOWER, "min")):
                 for stage, name in product(("val", "test", "knn"), names):
-                    logger.experiment.define_metric(f"{stage}/{name}", summary=best)
+                    run.define_metric(f"{stage}/{name}", summary=best)
+
+        for logger in _wandb(trainer):
+            tell(logger, define)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the table of the best epoch."""

@@ -19,9 +19,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peas.arguments import Arguments
 from peas.commands.cluster_report import Report, disagreements, table
 from peas.commands.rendezvous import Place, joined, place
-from peas.errors import DataError, PeasError
+from peas.errors import DataError, PeasError, say
 
 if TYPE_CHECKING:
     from peas.data.module import ClipDataModule
@@ -30,11 +31,9 @@ LOOK = 10.0
 """Seconds in which a file must show on other hosts; network file systems remember for a while."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command; it hands others on to the parser of `peas fit`."""
-    p = argparse.ArgumentParser(
-        prog="peas doctor --cluster", description=__doc__, allow_abbrev=False
-    )
+    p = Arguments(prog="peas doctor --cluster", description=__doc__)
     p.add_argument("--data", nargs=2, metavar=("SET", "ROOT"), help="as for `peas data`")
     # Not `--run`, which torchrun would take for the start of one of its own options.
     p.add_argument("--run_dir", help="folder of the run (default: that of the config, or runs)")
@@ -68,11 +67,11 @@ def main(argv: list[str]) -> int:
     found = disagreements(reports)
     if here.rank:
         return 1 if found else 0
-    print(table(reports), flush=True)
+    say(table(reports))
     if found:
         raise PeasError("\n  ".join(["the ranks disagree, or cannot train:", *found]))
     hosts = len({report.host for report in reports})
-    print(f"ok: {here.world} rank(s) on {hosts} host(s) agree", flush=True)
+    say(f"ok: {here.world} rank(s) on {hosts} host(s) agree")
     return 0
 
 

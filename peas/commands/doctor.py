@@ -3,7 +3,6 @@
 `peas doctor --cluster`, started by every rank of a job, compares what the ranks see instead.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -11,7 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from peas.errors import PeasError
+from peas.arguments import Arguments
+from peas.errors import PeasError, say
 
 
 def _versions() -> str:
@@ -74,10 +74,12 @@ def _cache() -> str:
 
     folder = default_folder()
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    # Without a home `expanduser` raises a RuntimeError.
+    except (OSError, RuntimeError) as error:
         raise PeasError(
             f"{folder} cannot be written ({error}): every epoch will resample. Set PEAS_CACHE"
         ) from error
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> int:
         from peas.commands import cluster
 
         return cluster.main([word for word in argv if word != "--cluster"])
-    p = argparse.ArgumentParser(prog="peas doctor", description=__doc__)
+    p = Arguments(prog="peas doctor", description=__doc__)
     p.add_argument(
         "--cluster", action="store_true", help="compare all ranks; see `peas doctor --cluster -h`"
     )
@@ -129,10 +131,10 @@ def main(argv: list[str]) -> int:
     missing = []
     for name, check in CHECKS.items():
         try:
-            print(f"ok       {name:<11} {check()}", flush=True)
+            say(f"ok       {name:<11} {check()}")
         except PeasError as error:
             missing.append(name)
-            print(f"MISSING  {name:<11} {error}", flush=True)
+            say(f"MISSING  {name:<11} {error}")
     if missing:
         raise PeasError(f"{', '.join(missing)}: see above")
     return 0

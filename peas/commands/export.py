@@ -1,20 +1,24 @@
 """`peas export --checkpoint C --out F.pth`: weights in SSAST's or AudioMAE's own layout."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from peas.errors import CheckpointError, NoReconstruction, PeasError
+from peas.arguments import Arguments
+from peas.errors import CheckpointError, NoReconstruction, PeasError, printable, say
 from peas.models.checkpoints import audiomae, audiomae_keys, read_state, ssast, ssast_keys
 from peas.models.checkpoints.audiomae_keys import Layout
+from peas.models.checkpoints.checking import check_run, malformed
+from peas.models.checkpoints.writing import write_whole
+
+ENDINGS = (".pth", ".pt", ".ckpt", ".bin")
+"""Of names that PyTorch files have."""
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    p = argparse.ArgumentParser(prog="peas export", description=__doc__)
+    p = Arguments(prog="peas export", description=__doc__)
     p.add_argument(
         "--checkpoint",
         required=True,
@@ -32,18 +36,24 @@ def main(argv: list[str]) -> None:
     out = Path(args.out)
     if out.exists():
         raise PeasError(f"{out} exists: choose another --out, nothing is overwritten")
+    if out.suffix not in ENDINGS:
+        raise PeasError(
+            f"{out}: an official file is a PyTorch file, which no name in {out.suffix or 'nothing'}"
+            f" suggests: let --out end in {' or '.join(ENDINGS)}"
+        )
     content = read_state(args.checkpoint)
+    check_run(content, args.checkpoint)
     try:
-        state, wrapper = official(content, args.layout, args.checkpoint)
+        with malformed(args.checkpoint):
+            state, wrapper = official(content, args.layout, args.checkpoint)
     except NoReconstruction as error:
         raise NoReconstruction(f"{args.checkpoint}: {error}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    torch.save({wrapper: state} if wrapper else state, partial)
-    partial.replace(out)
-    print(f"{out}: {len(state)} tensors, {args.layout} layout")
+    write_whole({wrapper: state} if wrapper else state, out)
+    say(f"{out}: {len(state)} tensors, {args.layout} layout")
     if args.layout == "fine-tuned":
-        print("labels, in the order of the classifier: " + ", ".join(_labels(content)))
+        say(
+            "labels, in the order of the classifier: " + ", ".join(map(printable, _labels(content)))
+        )
 
 
 def official(content: dict[str, Any], layout: Layout, where: str) -> tuple[dict[str, Tensor], str]:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import torch
 
+from peas.arguments import Arguments
 from peas.data.labels import read_labels
-from peas.errors import CheckpointError, PeasError
+from peas.errors import CheckpointError, PeasError, say
 from peas.models.checkpoints import audiomae, load_pretrained, read_state, ssast
 from peas.models.checkpoints.audiomae_keys import is_audiomae
+from peas.models.checkpoints.checking import malformed
+from peas.models.checkpoints.writing import write_whole
 from peas.models.grid import Pair
 from peas.tasks.classification import Classification
 
@@ -22,9 +24,9 @@ STATISTICS = {
 """Mean, standard deviation and frames of the official recipes."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    p = argparse.ArgumentParser(
+    p = Arguments(
         prog="peas import",
         description=__doc__ + " Without --out it only reports the file's keys. An official "
         "pretrained file needs no import: give it to `--model.init_args.pretrained`.",
@@ -46,8 +48,9 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
     state = read_state(args.file)
-    family: Literal["ssast", "audiomae"] = "audiomae" if is_audiomae(state) else "ssast"
-    facts, stride = _ssast(state, args) if family == "ssast" else _audiomae(state, args)
+    with malformed(args.file):
+        family: Literal["ssast", "audiomae"] = "audiomae" if is_audiomae(state) else "ssast"
+        facts, stride = _ssast(state, args) if family == "ssast" else _audiomae(state, args)
     mean, std, frames = STATISTICS[args.dataset]
     labels = read_labels(args.dataset)
     if facts.num_classes and facts.num_classes != len(labels):
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> None:
         multi_label=args.dataset == "audioset",
     )
     task.build(initialise=False)
-    print(load_pretrained(task.model, args.file))
+    say(str(load_pretrained(task.model, args.file)))
     if not args.out:
         return
     if not facts.num_classes:
@@ -81,8 +84,7 @@ def main(argv: list[str]) -> None:
     out = Path(args.out)
     if out.exists():
         raise PeasError(f"{out} exists: choose another --out, nothing is overwritten")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
+    write_whole(
         {
             "state_dict": task.state_dict(),
             "hyper_parameters": dict(task.hparams),
@@ -90,7 +92,7 @@ def main(argv: list[str]) -> None:
         },
         out,
     )
-    print(f"written: {out}")
+    say(f"written: {out}")
 
 
 def _ssast(state: dict[str, Any], args: argparse.Namespace) -> tuple[ssast.Description, Pair]:

@@ -4,28 +4,34 @@ Every fold and seed is a fresh `peas fit` in a folder of its own. A second call 
 first one stopped. What the command does not know itself is handed on to `peas fit`.
 """
 
-import argparse
+import fcntl
 import importlib
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from peas.commands.kfold_table import Result, read_result, write_tables
-from peas.errors import ConfigError, PeasError
+from peas.arguments import Arguments
+from peas.commands.kfold_table import Result, log_rows, read_result, write_tables
+from peas.config_file import read_config
+from peas.errors import ConfigError, PeasError, say
 
 ASKED, DONE = "job.json", "done.json"
 """What a job was asked for when it began, and the mark of a finished one, with the same."""
+LOG = "fit.log"
+"""What the processes of a job print; locked while one of them runs."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,15 @@ class Job:
         ]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    p = argparse.ArgumentParser(prog="peas kfold", description=__doc__, allow_abbrev=False)
+    p = Arguments(prog="peas kfold", description=__doc__)
     p.add_argument("--config", "-c", action="append", required=True, help="as for `peas fit`")
     p.add_argument("--folds", help="such as 1-5 or 1,3 (default 1-5 where the config has a fold)")
     p.add_argument("--seeds", default="0", help="such as 0-2 or 0,7 (default 0)")
     p.add_argument("--out", help="folder of the jobs and the table (default runs/kfold/<config>)")
     p.add_argument("--parallel", type=int, default=1, help="jobs at once (default 1)")
+    p.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     return p
 
 
@@ -104,16 +111,11 @@ def has_folds(configs: Iterable[str], asked: bool = False) -> bool:
     class_path: str | None = None
     given: dict[str, Any] = {}
     for config in configs:
-        path = Path(config)
-        if not path.is_file():
-            raise ConfigError(f"--config {config}: there is no such file")
-        try:
-            settings = yaml.safe_load(path.read_text()) or {}
-            data_settings = settings.get("data") or {}
-            class_path = data_settings.get("class_path", class_path)
-            given |= data_settings.get("init_args") or {}
-        except (yaml.YAMLError, AttributeError) as error:
-            raise ConfigError(f"--config {config}: not a config: {error}") from error
+        data_settings = read_config(config).get("data") or {}
+        if not isinstance(data_settings, dict):
+            raise ConfigError(f"--config {config}: `data` is no block of keys")
+        class_path = data_settings.get("class_path", class_path)
+        given |= data_settings.get("init_args") or {}
     if class_path is None:
         raise ConfigError(f"{configs}: no `data.class_path`, so nothing to divide into folds")
     room, _, name = str(class_path).rpartition(".")
@@ -136,33 +138,129 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
         PeasError: The process failed, and the message names its log; or the folder holds a job
             of another config, begun or finished.
     """
-    marker = job.folder / DONE
-    asked = {"configs": [Path(c).read_text() for c in configs], "arguments": rest}
-    for before in (marker, job.folder / ASKED):
-        if before.exists() and json.loads(before.read_text()) != asked:
-            raise PeasError(
-                f"{job.folder} holds a job of another config or other arguments: "
-                "choose another --out"
-            )
-    if marker.exists():
+    asked = asked_for(configs, rest)
+    if is_done(job.folder, asked):
         return read_result(job.folder, job.fold, job.seed)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(job.folder / ASKED, asked)
-    log = job.folder / "fit.log"
     commands = [job.command(configs, rest)]
     if job.fold is None:
         commands.append(job.test_command())
-    with log.open("a") as file:
+    with begun(job.folder, asked) as file:
         for command in commands:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
             ).returncode
             if code:
                 raise PeasError(
-                    f"{job.name} ended with status {code}; its last words:\n{tail(log)}"
+                    f"{job.name} ended with status {code}; its last words:\n"
+                    f"{tail(job.folder / LOG)}"
                 )
-    write_whole(marker, asked)
+    write_whole(job.folder / DONE, asked)
     return read_result(job.folder, job.fold, job.seed)
+
+
+def asked_for(configs: list[str], rest: list[str]) -> dict[str, Any]:
+    """All that a job's result depends on but its fold and seed."""
+    return {"configs": [Path(c).read_text() for c in configs], "arguments": rest}
+
+
+def is_done(folder: Path, asked: dict[str, Any]) -> bool:
+    """Whether a job is finished. A job that never trained a step does not hold its folder.
+
+    Args:
+        folder: Of the job.
+        asked: Its settings.
+
+    Raises:
+        PeasError: The folder holds a job of other settings, finished or begun.
+    """
+    for name in (DONE, ASKED):
+        before = folder / name
+        if not before.exists() or json.loads(before.read_text()) == asked:
+            continue
+        if name == ASKED and not has_trained(folder) and not is_busy(folder):
+            return False
+        raise PeasError(
+            f"{folder} holds a job of another config or other arguments: choose another --out"
+        )
+    return (folder / DONE).exists()
+
+
+@contextmanager
+def begun(folder: Path, asked: dict[str, Any]) -> Iterator[IO[str]]:
+    """Log of a job that begins or goes on. One that never trained a step makes room for it.
+
+    Args:
+        folder: Of the job, which `is_done` has let pass.
+        asked: Its settings.
+
+    Raises:
+        PeasError: Another call of the command is at this job.
+    """
+    before = folder / ASKED
+    if before.exists() and json.loads(before.read_text()) != asked:
+        count = 1
+        while (aside := folder.with_name(f"{folder.name}.failed{count}")).exists():
+            count += 1
+        folder.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a") as file:
+        # The processes of the job inherit it, and hold it as long as they live.
+        if not _locks(file):
+            raise PeasError(f"{folder}: another call is at this job: wait for it")
+        write_whole(before, asked)
+        yield file
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process of a job runs, here or in another call of the command.
+
+    Args:
+        folder: Of the job.
+    """
+    if not (folder / LOG).exists():
+        return False
+    with (folder / LOG).open("a") as file:
+        return not _locks(file)
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks.
+        return True
+    return True
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a job left anything of a trained step: a checkpoint or a line of its log."""
+    saved = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
+    return bool(saved or log_rows(folder))
+
+
+def check(jobs: Sequence[Job], configs: list[str], rest: list[str], *, opens: bool) -> None:
+    """Reads every job's settings as `peas fit` does, and the tables of its data.
+
+    Args:
+        jobs: Those that will run.
+        configs: Their config files.
+        rest: Arguments that are handed on.
+        opens: Whether the data are opened.
+
+    Raises:
+        PeasError: A setting is wrong, or the data cannot be opened.
+    """
+    from peas.commands.sweep_checks import CommandCheck
+
+    read = CommandCheck(allow_test_selection=True)
+    for job in jobs:
+        read(job.command(configs, rest))
+    if opens:
+        read.open_data("fit")
+        if jobs[0].fold is None:
+            read.open_data("test")
 
 
 def write_whole(path: Path, asked: dict[str, Any]) -> None:
@@ -219,31 +317,47 @@ def main(argv: list[str]) -> None:
         for seed in seeds
         for fold in folds
     ]
+    asked = asked_for(args.config, rest)
+    todo = [job for job in jobs if not is_done(job.folder, asked)]
+    if todo:
+        check(todo, args.config, rest, opens=not args.dry_run)
+    if args.dry_run:
+        say("\n".join(shlex.join(job.command(args.config, rest)) for job in todo))
+        return
     devices = Devices(args.parallel)
+    # What stops the first job before its first step will stop the others, too.
+    hopeless = threading.Event()
     results: list[Result] = []
     failed: list[str] = []
     lock = threading.Lock()
 
     def work(job: Job) -> None:
+        if hopeless.is_set():
+            return
         since = time.perf_counter()
         try:
             result = run_job(job, args.config, rest, devices.environment())
         except PeasError as error:
             with lock:
                 failed.append(str(error))
-                print(f"{job.name}: failed", flush=True)
+                say(f"{job.name}: failed")
+            if job is todo[0] and not has_trained(job.folder):
+                hopeless.set()
             return
         with lock:
             results.append(result)
             minutes = (time.perf_counter() - since) / 60
             count = len(results) + len(failed)
-            print(f"[{count}/{len(jobs)}] {job.name}: {result}  ({minutes:.1f} min)", flush=True)
+            say(f"[{count}/{len(jobs)}] {job.name}: {result}  ({minutes:.1f} min)")
 
     with ThreadPoolExecutor(args.parallel) as pool:
         list(pool.map(work, jobs))
     if failed:
+        left = len(jobs) - len(results) - len(failed)
+        skipped = f", {left} were not started" if left else ""
         raise PeasError(
-            f"{len(failed)} of {len(jobs)} jobs failed; call again to go on.\n" + "\n".join(failed)
+            f"{len(failed)} of {len(jobs)} jobs failed{skipped}; call again to resume.\n"
+            + "\n".join(failed)
         )
     config: dict[str, Any] = yaml.safe_load((jobs[0].folder / "config.yaml").read_text())
-    print(write_tables(out, name, config, results))
+    say(write_tables(out, name, config, results))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peas.callbacks.run_files import config_hash
+from peas.commands.paper_row import differences
 from peas.errors import PeasError
 
 
@@ -147,6 +148,8 @@ def write_tables(out: Path, name: str, config: dict[str, Any], results: list[Res
             "| " + " | ".join(cells.values()) + " |",
         ]
     )
+    if reason := _left_out(config, results):
+        markdown += f"\n\n{reason}"
     (out / "results.md").write_text(markdown + "\n")
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, cells)
@@ -168,16 +171,36 @@ def _reading(config: dict[str, Any]) -> str:
     return f"{read}, pixel probe" if model.get("reconstruction") == "probe" else read
 
 
+def _clips(results: list[Result]) -> int:
+    """Validation clips of a seed, all folds together."""
+    return sum(result.clips for result in results if result.seed == results[0].seed)
+
+
+def _left_out(config: dict[str, Any], results: list[Result]) -> str:
+    """Why the paper's figure is left out; empty where it stands, or there is none."""
+    paper = config.get("paper") or {}
+    if paper.get("accuracy") is None:
+        return ""
+    found = differences(config, _clips(results))
+    row = f"{_row(paper)}, {paper['accuracy']:.2f}%"
+    return f"The paper's row ({row}) is left out: {'; '.join(found)}." if found else ""
+
+
+def _row(paper: dict[str, Any]) -> str:
+    return " ".join(filter(None, (paper.get("table"), paper.get("row")))) or "-"
+
+
 def _cells(name: str, config: dict[str, Any], results: list[Result]) -> dict[str, str]:
-    row, paper = summarise(results), config.get("paper") or {}
+    row = summarise(results)
+    paper = {} if _left_out(config, results) else config.get("paper") or {}
     seeds = sorted({result.seed for result in results})
     folds = sorted({result.fold for result in results if result.fold is not None})
     cells = {
         "config": name,
-        "paper row": " ".join(filter(None, (paper.get("table"), paper.get("row")))) or "-",
+        "paper row": _row(paper),
         "reading": _reading(config),
         "metric": results[0].metric,
-        "clips": str(sum(r.clips for r in results if r.seed == seeds[0])),
+        "clips": str(_clips(results)),
         "seeds": ", ".join(map(str, seeds)),
         "last epoch": spread(row.last),
     }

@@ -5,7 +5,6 @@ A second call goes on where the first one stopped. What the command does not kno
 on to every `peas fit`. On a cluster: `wandb sweep FILE`, then `wandb agent ID`.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -19,10 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peas.commands.kfold import ASKED, DONE, Devices, tail, write_whole
+from peas.arguments import Arguments
+from peas.commands.kfold import (
+    ASKED,
+    DONE,
+    LOG,
+    Devices,
+    begun,
+    has_trained,
+    is_done,
+    tail,
+    write_whole,
+)
 from peas.commands.sweep_points import Args, Measured, Sweep, read_sweep
 from peas.commands.sweep_table import Result, read_result, write_tables
-from peas.errors import ConfigError, PeasError
+from peas.errors import ConfigError, PeasError, say
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,14 @@ class Points:
             raise ConfigError(f"{self.sweep.file}, point {number}: {error}") from error
         return point
 
+    def open_data(self) -> None:
+        """Reads the tables of the points' data.
+
+        Raises:
+            DataError: A data set is missing, incomplete or contradicts itself.
+        """
+        self._check.open_data("fit")
+
     def known(self, count: int | None) -> list[Point]:
         """All points, where none depends on a result."""
         return [self.point(number, args) for number, args in enumerate(self.sweep.points(count), 1)]
@@ -128,9 +146,9 @@ class Points:
         return self.point(number, self.sweep.following(before))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    p = argparse.ArgumentParser(prog="peas sweep", description=__doc__, allow_abbrev=False)
+    p = Arguments(prog="peas sweep", description=__doc__)
     p.add_argument("file", help="a sweep in W&B's format, such as those of configs/sweeps")
     p.add_argument("--out", help="folder of the points and the table (default runs/sweep/<file>)")
     p.add_argument("--count", type=int, help="number of points (a grid has an end of its own)")
@@ -153,18 +171,8 @@ def run_point(point: Point, sweep: Sweep, env: dict[str, str]) -> Result:
             point, begun or finished.
     """
     asked = point.asked
-    for name in (DONE, ASKED):
-        before = point.folder / name
-        if before.exists() and json.loads(before.read_text()) != asked:
-            raise PeasError(
-                f"{point.folder} holds a point of another sweep, config or other arguments: "
-                "choose another --out"
-            )
-    if not (point.folder / DONE).exists():
-        point.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(point.folder / ASKED, asked)
-        log = point.folder / "fit.log"
-        with log.open("a") as file:
+    if not is_done(point.folder, asked):
+        with begun(point.folder, asked) as file:
             code = subprocess.run(
                 point.command(),
                 stdin=subprocess.DEVNULL,
@@ -174,7 +182,8 @@ def run_point(point: Point, sweep: Sweep, env: dict[str, str]) -> Result:
             ).returncode
         if code:
             raise PeasError(
-                f"point {point.number} ended with status {code}; its last words:\n{tail(log)}"
+                f"point {point.number} ended with status {code}; its last words:\n"
+                f"{tail(point.folder / LOG)}"
             )
         write_whole(point.folder / DONE, asked)
     return read_result(point.folder, point.number, point.args, sweep.metric)
@@ -188,6 +197,7 @@ class Loop:
         self.results: list[Result] = []
         self.failed: list[str] = []
         self._devices = Devices(parallel)
+        self._hopeless = threading.Event()
         self._lock = threading.Lock()
 
     def run(self, points: list[Point]) -> None:
@@ -196,6 +206,8 @@ class Loop:
             list(pool.map(self._work, points))
 
     def _work(self, point: Point) -> None:
+        if self._hopeless.is_set():
+            return
         since = time.perf_counter()
         values = ", ".join(f"{name}={point.args[name]['value']}" for name in self.sweep.swept)
         try:
@@ -203,18 +215,20 @@ class Loop:
         except PeasError as error:
             with self._lock:
                 self.failed.append(str(error))
-                print(f"point {point.number} ({values}): failed", flush=True)
+                say(f"point {point.number} ({values}): failed")
+            # What stops the first point before its first step will stop the others, too.
+            if point.number == 1 and not has_trained(point.folder):
+                self._hopeless.set()
             return
         with self._lock:
             self.results.append(result)
             minutes = (time.perf_counter() - since) / 60
             count = len(self.results) + len(self.failed)
             best, epoch = result.best(self.sweep.maximise)
-            print(
+            say(
                 f"[{count}/{self.total}] point {point.number} ({values}): {self.sweep.metric} "
                 f"{best:.4f} best in epoch {epoch}, {result.curve[-1]:.4f} last  "
-                f"({minutes:.1f} min)",
-                flush=True,
+                f"({minutes:.1f} min)"
             )
 
 
@@ -238,18 +252,23 @@ def main(argv: list[str]) -> None:
             )
         loop = Loop(sweep, count, 1)
         while len(loop.results) < count and not loop.failed:
-            loop.run([points.following(loop.results)])
+            following = points.following(loop.results)
+            points.open_data()
+            loop.run([following])
     else:
         known = points.known(count)
         if args.dry_run:
-            print("\n".join(shlex.join(point.command()) for point in known))
+            say("\n".join(shlex.join(point.command()) for point in known))
             return
+        points.open_data()
         loop = Loop(sweep, len(known), args.parallel)
         loop.run(known)
     if loop.results:
-        print(write_tables(out, sweep, loop.results))
+        say(write_tables(out, sweep, loop.results))
     if loop.failed:
+        left = loop.total - len(loop.results) - len(loop.failed)
+        skipped = f", {left} were not started" if left else ""
         raise PeasError(
-            f"{len(loop.failed)} of {loop.total} points failed; call again to go on.\n"
+            f"{len(loop.failed)} of {loop.total} points failed{skipped}; call again to resume.\n"
             + "\n".join(loop.failed)
         )

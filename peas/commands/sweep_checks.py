@@ -1,10 +1,11 @@
-"""What is asked of every command of a sweep before the first one runs."""
+"""What is asked of every command of a sweep or of folds before the first one runs."""
 
 import json
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from peas.cli_errors import cause
 from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import ConfigError
 
@@ -14,7 +15,7 @@ class _Built(Exception):
 
 
 class CommandCheck:
-    """Reads commands as `peas fit` does, and refuses a choice by test clips.
+    """Reads commands as `peas fit` does, refuses a choice by test clips.
 
     Args:
         allow_test_selection: Whether a sweep may choose by them.
@@ -35,7 +36,7 @@ class CommandCheck:
         except _Built as built:
             self._parser = built.args[0]
         self._allowed = allow_test_selection
-        self._seen: set[str] = set()
+        self._seen: dict[str, ClipDataModule] = {}
 
     def __call__(self, command: list[str]) -> Namespace:
         """The settings of a run.
@@ -51,6 +52,19 @@ class CommandCheck:
         self._require_test_apart(config)
         return config
 
+    def open_data(self, stage: str) -> None:
+        """Reads the tables of all data sets that the commands have named.
+
+        Args:
+            stage: `fit` for the clips of training and validation, or `test`.
+
+        Raises:
+            DataError: A data set is missing, incomplete or contradicts itself.
+        """
+        for module in self._seen.values():
+            # Not the set's own: it may measure every clip, which the first run does anyway.
+            ClipDataModule.setup(module, stage)
+
     def _require_test_apart(self, config: Namespace) -> None:
         data = config.data.as_dict() if isinstance(config.data, Namespace) else config.data
         text = json.dumps(data, sort_keys=True, default=str)
@@ -61,6 +75,6 @@ class CommandCheck:
         try:
             module = parser.instantiate_classes(parser.parse_object({"data": data})).data
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(cause(str(error))) from error
         require_test_apart(module, allowed=self._allowed or bool(config.allow_test_selection))
-        self._seen.add(text)
+        self._seen[text] = module

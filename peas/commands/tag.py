@@ -1,7 +1,9 @@
 """`peas tag CLIP... --checkpoint C`: labels for sound files, from a checkpoint alone."""
 
 import argparse
+import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +12,13 @@ import torch
 from torch import Tensor
 
 from peas import audio
-from peas.errors import CheckpointError, PeasError
+from peas.arguments import Arguments
+from peas.errors import AudioError, CheckpointError, ConfigError, PeasError, printable, say
 from peas.models.checkpoints import read_state
+from peas.models.checkpoints.checking import AGAIN, check_run, malformed
 from peas.tasks.classification import Classification
+
+_CLASSES = (None, "peas.tasks.Classification", "peas.tasks.classification.Classification")
 
 
 class Window(NamedTuple):
@@ -25,34 +31,62 @@ class Window(NamedTuple):
     """`[C]` probabilities."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    p = argparse.ArgumentParser(prog="peas tag", description=__doc__)
+    p = Arguments(prog="peas tag", description=__doc__)
     p.add_argument("clips", nargs="+", metavar="CLIP", help="sound files of any rate and length")
     p.add_argument(
         "--checkpoint", required=True, help="best.ckpt or last.ckpt of a fine-tuning run"
     )
-    p.add_argument("--top", type=int, default=5, help="labels per clip (default 5)")
+    p.add_argument("--top", type=_count, default=5, help="labels per clip, at least 1 (default 5)")
     p.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
-    p.add_argument("--per-window", action="store_true", help="also the scores of each window")
+    p.add_argument(
+        "--per-window",
+        action="store_true",
+        help="also the scores of each window of a clip that is longer than the model's input, "
+        "which is scored by its beginning, as in `peas test`",
+    )
     return p
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of labels: give 1 or more")
+    return int(text)
 
 
 def load(checkpoint: str | Path) -> Classification:
     """The task of a checkpoint, on the fastest device, ready to score.
 
+    It is built here from checked settings: Lightning would build the class that a file names.
+
     Raises:
         CheckpointError: The file is no checkpoint of a fine-tuning run.
     """
-    hparams = read_state(Path(checkpoint)).get("hyper_parameters") or {}
-    if not hparams.get("labels"):
+    where = str(checkpoint)
+    content = read_state(Path(checkpoint))
+    check_run(content, where)
+    settings = content.get("hyper_parameters") or {}
+    named = settings.get("_class_path")
+    if not settings.get("labels") or "state_dict" not in content or named not in _CLASSES:
+        why = f"it is of {named}" if named not in _CLASSES else "it names no labels"
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of a fine-tuning run (it names no labels). Give "
-            "RUN/checkpoints/best.ckpt, or make one from an official file with `peas import`"
+            f"{where}: not a checkpoint of a fine-tuning run ({why}). Give "
+            "RUN/checkpoints/best.ckpt of one, fine-tune it (`--model.init_args.pretrained "
+            f"{where}`), or make one from an official file with `peas import`"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    task = Classification.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
-    return task.eval()
+    arguments = inspect.signature(Classification).parameters
+    if "model.head.weight" not in content["state_dict"]:
+        raise CheckpointError(f"{where}: state_dict: model.head.weight is missing; {AGAIN}")
+    try:
+        with malformed(where):
+            task = Classification(**{key: settings[key] for key in settings if key in arguments})
+            task.on_load_checkpoint(content)
+            task.load_state_dict(content["state_dict"])
+    except ConfigError as error:
+        # Its keys are the file's, and the command has none.
+        raise CheckpointError(f"{where}: {error}") from error
+    return task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def windows(samples: int, length: int) -> list[int]:
@@ -66,21 +100,25 @@ def windows(samples: int, length: int) -> list[int]:
 
 
 @torch.no_grad()
-def score(task: Classification, waveform: Tensor) -> list[Window]:
-    """Scores of every window of a file.
+def score(task: Classification, waveform: Tensor, *, every: bool = True) -> list[Window]:
+    """Scores of the windows of a file.
+
+    The first one is scored as `peas test` scores the file: the front end hears all of it, whose
+    mean it takes away, and keeps the model's frames.
 
     Args:
         task: From `load`.
         waveform: `[S]` at the front end's rate.
+        every: All windows; False = the first alone.
     """
     front = task.front_end
     length = (task.hparams["frames"] - 1) * front.rate // 100 + front.rate * 25 // 1000
+    several = task.hparams["loss"] == "bce"
     found = []
-    for start in windows(len(waveform), length):
-        part = waveform[start : start + length].to(task.device)
-        log_mel = front(part[None]).log_mel
-        logits = task(log_mel).float()[0].cpu()
-        several = task.hparams["loss"] == "bce"
+    for start in windows(len(waveform), length)[: None if every else 1]:
+        part = waveform[start : start + length]
+        heard = (part if start else waveform).to(task.device)
+        logits = task(front(heard[None]).log_mel).float()[0].cpu()
         scores = logits.sigmoid() if several else logits.softmax(dim=-1)
         found.append(Window(start / front.rate, (start + len(part)) / front.rate, scores))
     return found
@@ -96,10 +134,12 @@ def _top(scores: Tensor, labels: list[str], count: int) -> list[dict[str, Any]]:
 
 def _show(
     clip: str, seconds: float, parts: list[Window], args: argparse.Namespace, labels: list[str]
-) -> None:
-    mean = torch.stack([part.scores for part in parts]).mean(dim=0)
+) -> list[str]:
+    """Lines about a clip."""
+    first = parts[0]
     result: dict[str, Any] = {"clip": clip, "seconds": round(seconds, 3)}
-    result["tags"] = _top(mean, labels, args.top)
+    result["scored"] = round(first.end, 3)
+    result["tags"] = _top(first.scores, labels, args.top)
     if args.per_window:
         result["windows"] = [
             {
@@ -110,31 +150,76 @@ def _show(
             for p in parts
         ]
     if args.json:
-        print(json.dumps(result))
-        return
-    print(f"{clip}  ({seconds:.2f} s)")
+        return [json.dumps(result)]
+    part = f", scored by its first {first.end:.2f} s" if first.end < seconds else ""
+    lines = [f"{printable(clip)}  ({seconds:.2f} s{part})"]
     rows = [("", result["tags"])]
     rows += [(f"{w['start']:.2f}-{w['end']:.2f} s", w["tags"]) for w in result.get("windows", [])]
     for name, tags in rows:
         if name:
-            print(f"  {name}")
-        for tag in tags:
-            print(f"    {tag['score']:7.2%}  {tag['label']}")
+            lines.append(f"  {name}")
+        lines += [f"    {tag['score']:7.2%}  {printable(tag['label'])}" for tag in tags]
+    return lines
+
+
+def _read(clip: str, task: Classification) -> Tensor:
+    """Waveform of a clip as the model's training heard it, `[S]`."""
+    path = Path(clip)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or device"
+        raise AudioError(f"{clip}: is {kind} and no sound file; give the path of a file")
+    source: Path | bytes = path
+    try:
+        clip.encode()
+    except UnicodeEncodeError:
+        # The decoder takes no name that is not UTF-8.
+        source = path.read_bytes() if path.exists() else path
+    return audio.load(source, task.front_end.rate, task.hparams["channels"] or "mean", name=clip)
+
+
+def _print(lines: list[str]) -> None:
+    """Prints at once, so that what is told about a file stands before its successor's fault.
+
+    Raises:
+        PeasError: Standard output takes nothing.
+    """
+    try:
+        say("\n".join(lines))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python would try again, and complain, when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise PeasError(
+            f"standard output: cannot be written ({error.strerror}); make room, or write elsewhere"
+        ) from error
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; files that cannot be read are named at the end."""
     args = parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A label or a name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     task = load(args.checkpoint)
     failed: list[str] = []
     for clip in args.clips:
         try:
-            waveform = audio.load(clip, task.front_end.rate)
+            waveform = _read(clip, task)
         except PeasError as error:
             failed.append(str(error))
             continue
+        except (OSError, MemoryError, ValueError, RuntimeError) as error:
+            failed.append(f"{clip}: cannot be read ({error}); leave it out")
+            continue
         seconds = len(waveform) / task.front_end.rate
-        _show(clip, seconds, score(task, waveform), args, task.hparams["labels"])
-    sys.stdout.flush()
+        parts = score(task, waveform, every=args.per_window)
+        if not all(bool(part.scores.isfinite().all()) for part in parts):
+            failed.append(
+                f"{clip}: the model of {args.checkpoint} gives scores that are no numbers; take "
+                "an earlier checkpoint"
+            )
+            continue
+        _print(_show(clip, seconds, parts, args, task.hparams["labels"]))
     if failed:
         raise PeasError("\n".join(failed))

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -10,12 +11,19 @@ from peas.allocator import keep_freed_memory
 from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
+from peas.data.fingerprint import Fingerprint
 from peas.errors import CheckpointError, ConfigError
 from peas.frontend import LogMel
 from peas.models.masked import MaskedModel, compile_blocks
 from peas.processes import is_first
+from peas.tasks import run_clips
 from peas.tasks.running_means import forget_sums
 from peas.tasks.stepping import SteppingModule
+
+MEASURED = ("mean", "std")
+"""Facts that a data set may measure over its training clips."""
+SETTINGS = "settings"
+"""Part of a checkpoint that holds the whole configuration."""
 
 
 class BaseTask(SteppingModule):
@@ -33,11 +41,16 @@ class BaseTask(SteppingModule):
     """Hyperparameters that the data module knows."""
     shape_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
+    resume_keys: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that a run cannot change when it goes on: weights or moments of other
+    settings would be read as if they fitted."""
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""
     front_end: LogMel
     model: MaskedModel
+    _clips: dict[str, Fingerprint] | None = None
+    _measured: frozenset[str] = frozenset()
 
     # --- building ---------------------------------------------------------------------------
 
@@ -67,7 +80,10 @@ class BaseTask(SteppingModule):
         """Fills the facts from the data module and builds, before `fit`."""
         if self.built or stage != "fit":
             return
-        facts = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
+        data = getattr(self.trainer, "datamodule", None)
+        facts = getattr(data, "facts", None)
+        if getattr(data, "measures", False):
+            self._measured = frozenset(key for key in MEASURED if self.hparams[key] is None)
         for key in self.facts_keys:
             if self.hparams[key] is None:
                 if facts is None:
@@ -80,8 +96,19 @@ class BaseTask(SteppingModule):
         self.build(initialise=not self.resumes)
 
     def configure_model(self) -> None:
-        """Builds for a callback that averages the weights and asks before `setup` is called."""
+        """Builds for a callback that averages the weights and asks before `setup` is called.
+
+        Raises:
+            ConfigError: It averages what must stay exact.
+        """
         if self._trainer is not None and self.trainer.training:
+            callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+            if any(isinstance(callback, EMAWeightAveraging) for callback in callbacks):
+                raise ConfigError(
+                    "lightning.pytorch.callbacks.EMAWeightAveraging averages buffers and frozen "
+                    "weights too, which changes the model's geometry: use "
+                    "`class_path: peas.callbacks.WeightAverage` (configs/overlays/ema.yaml)"
+                )
             self.setup("fit")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -96,16 +123,24 @@ class BaseTask(SteppingModule):
                 "this task. Weights of other origin go into `--model.init_args.pretrained`."
             )
         self._require_labels_of_data(saved["labels"], where)
+        goes_on = self._trainer is not None and self.trainer.training
         for key in keys:
             ours, theirs = self.hparams[key], saved[key]
             if ours is None:
                 self.hparams[key] = theirs
-            elif _plain(ours) != _plain(theirs):
-                raise CheckpointError(
-                    f"`model.init_args.{key}` is {_short(ours)}, but {where} was trained with "
-                    f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
-                    "To start a new run from these weights use `--model.init_args.pretrained`."
+            elif key in self._measured and goes_on and theirs is not None and ours != theirs:
+                # Of other clips, which are told below. The front end is the checkpoint's.
+                rank_zero_warn(
+                    f"{key} of the training clips is {ours:.6g} now; the run keeps "
+                    f"`model.init_args.{key}: {theirs:.6g}`, which its weights were trained with"
                 )
+                self.hparams[key] = theirs
+            elif _plain(ours) != _plain(theirs):
+                raise CheckpointError(_refusal(key, ours, theirs, where))
+        for key in self.resume_keys:
+            ours, theirs = self.hparams[key], saved.get(key, self.hparams[key])
+            if goes_on and _plain(ours) != _plain(theirs):
+                raise CheckpointError(_refusal(key, ours, theirs, where))
         other = sorted(
             key
             for key, value in self.hparams.items()
@@ -114,27 +149,38 @@ class BaseTask(SteppingModule):
             and key in saved
             and _plain(saved[key]) != _plain(value)
         )
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        super().on_load_checkpoint(checkpoint)
         if not is_first():
             forget_sums(self, checkpoint)
-        if other and self._trainer is not None and self.trainer.training:
+        # With its settings a run has a fuller account of them, see `peas.callbacks.continuity`.
+        if other and goes_on and SETTINGS not in checkpoint:
             changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")
         if not self.built:
             self.build(initialise=False)
+        if self._trainer is not None:
+            run_clips.check(self.trainer, checkpoint, where)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is remembered of the clips."""
+        super().on_save_checkpoint(checkpoint)
+        if self._clips is not None:
+            checkpoint[run_clips.KEY] = run_clips.as_saved(self._clips)
 
     def _require_labels_of_data(self, saved: list[str], where: str) -> None:
         """Refuses to score a model on data whose classes are not its own."""
         if self._trainer is None or not (self.trainer.validating or self.trainer.testing):
             return
-        facts = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
-        if facts is None or list(facts.labels) == list(saved):
+        data: Any = getattr(self.trainer, "datamodule", None)
+        # Not its facts: those may have to be measured, over training clips that are not there.
+        if not hasattr(data, "take_labels") or data.take_labels(list(saved)):
             return
-        pairs = zip(saved, facts.labels, strict=False)
+        labels = list(data.labels)
+        pairs = zip(saved, labels, strict=False)
         first = next((pair for pair in pairs if pair[0] != pair[1]), None)
         told = f"; the first that differs: {first[0]!r} against {first[1]!r}" if first else ""
         raise CheckpointError(
-            f"{where} was trained on {len(saved)} classes, and the data has {len(facts.labels)} "
+            f"{where} was trained on {len(saved)} classes, and the data has {len(labels)} "
             f"classes{told}: scores would be of the wrong classes. Give the data set that the "
             "checkpoint was trained on (its run's config.yaml), or use `peas predict`."
         )
@@ -208,7 +254,12 @@ class BaseTask(SteppingModule):
 
     def on_fit_start(self) -> None:
         """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""
+        super().on_fit_start()
         trainer = self.trainer
+        # Now, and not when the first checkpoint is written: a clip may vanish meanwhile. The first
+        # process writes for all.
+        if is_first():
+            self._clips = run_clips.clips_of(trainer)
         if self.hparams["compile"]:
             compile_blocks(self.model)
         if self.device.type == "cpu":
@@ -227,6 +278,14 @@ class BaseTask(SteppingModule):
             f"processes x {accumulate} accumulated, resulting lr {self.rate:.6g}; "
             f"seed {randomness.run_seed()}"
         )
+
+
+def _refusal(key: str, ours: Any, theirs: Any, where: str) -> str:
+    return (
+        f"`model.init_args.{key}` is {_short(ours)}, but {where} was trained with "
+        f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
+        "To start a new run from these weights use `--model.init_args.pretrained`."
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, Self
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -9,7 +10,7 @@ from torchmetrics import MeanMetric
 from peas.augment.masks import fill_masked
 from peas.augment.peas import error_maps
 from peas.data.batch import Batch
-from peas.errors import ConfigError
+from peas.errors import CheckpointError, ConfigError
 from peas.metrics import ClipScores
 from peas.models.mae import MaskedAutoencoder, decoder_of
 from peas.models.ssast import SSAST
@@ -98,13 +99,17 @@ class Classification(BaseTask):
         std: Standard deviation of the log-mel; null takes it from the data.
         frames: Frames of the input; null takes them from the data.
         multi_label: Whether a clip may have several labels; null takes it from the data.
+        channels: What becomes of several channels of a clip; null takes it from the data. `peas
+            tag` reads sound so.
 
     Raises:
         ConfigError: A value is impossible, or belongs to a recipe that was not chosen; the message
             names the key.
     """
 
+    facts_keys = (*BaseTask.facts_keys, "channels")
     shape_keys = ("encoder", "size", "patch", "stride", "pooling", "reconstruction")
+    resume_keys = ("optimizer", "freeze", "positions")
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric
@@ -149,6 +154,7 @@ class Classification(BaseTask):
         std: float | None = None,
         frames: int | None = None,
         multi_label: bool | None = None,
+        channels: Literal["mean", "first"] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -200,11 +206,14 @@ class Classification(BaseTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in `BaseTask`; a decoder is made before the optimiser asks for its weights."""
-        # Checkpoints written before there were two families, and probes.
+        # Checkpoints written before there were two families, probes, and `channels`.
         saved = checkpoint.get("hyper_parameters", {})
         saved.setdefault("encoder", "ssast")
         saved.setdefault("reconstruction", "head")
+        told = saved.get("channels")
+        saved.setdefault("channels", self.hparams["channels"] or "mean")
         super().on_load_checkpoint(checkpoint)
+        self._require_channels_of_data(told)
         if isinstance(self.model, MaskedAutoencoder) and self.hparams["aux_loss_weight"] > 0:
             state = checkpoint["state_dict"]
             self.model.attach_decoder(
@@ -213,6 +222,17 @@ class Classification(BaseTask):
                 norm_pix=bool(state["model.geometry"][4]),
             )
             train_drawing(self.model)
+
+    def _require_channels_of_data(self, saved: str | None) -> None:
+        """Refuses to score clips that are read in another way than those that trained."""
+        if self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            return
+        heard = getattr(getattr(self.trainer, "datamodule", None), "heard_channels", None)
+        if saved is not None and heard is not None and heard != saved:
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path} was trained on the {saved} of several channels, and the "
+                f"data gives their {heard}: set data.init_args.channels to {saved}"
+            )
 
     @staticmethod
     def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
@@ -277,6 +297,13 @@ class Classification(BaseTask):
                 on_step=False,
                 batch_size=clips,
             )
+
+    def warmup(self) -> tuple[str, float]:
+        """`warmup_steps` of the staircase, `warmup_epochs` of the cosine."""
+        h = self.hparams
+        if h["schedule"] == "cosine":
+            return "warmup_epochs", h["warmup_epochs"] * self.steps_per_epoch
+        return "warmup_steps", h["warmup_steps"]
 
     def lr_factor(self, step: int, epoch: int) -> float:
         """Factor of the recipe's schedule."""

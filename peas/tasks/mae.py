@@ -120,6 +120,15 @@ class MaskedAudioModeling(PretrainingTask):
     """
 
     shape_keys = ("size", "patch", "stride", "decoder", "decoder_width", "decoder_depth")
+    resume_keys = (
+        "positions",
+        "decoder_heads",
+        "decoder_window",
+        "decoder_first_shift",
+        "norm_pix",
+        "label_hidden",
+        "label_norm",
+    )
     model: MaskedAutoencoder
     heads: Heads
 
@@ -261,6 +270,17 @@ class MaskedAudioModeling(PretrainingTask):
                     f"{saved[key]}) than this run's ({known}): use the same teacher or cache"
                 )
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None or not self.trainer.training:
+            return
+        # Their weights may change, their modules may not.
+        for key in OBJECTIVES:
+            before, now = saved[key], self.hparams[key]
+            if (before > 0) != (now > 0):
+                raise CheckpointError(
+                    f"`model.init_args.{key}` is {now}, but the run had {before}: an objective can "
+                    "neither come nor go in a run. Use its own config.yaml with its checkpoint. To "
+                    "start a new run from these weights use `--model.init_args.pretrained`."
+                )
 
     # --- batches ----------------------------------------------------------------------------
 
@@ -352,6 +372,10 @@ class MaskedAudioModeling(PretrainingTask):
                 sync_dist=True,
             )
         return losses.total
+
+    def warmup(self) -> tuple[str, float]:
+        """`warmup_epochs`."""
+        return "warmup_epochs", self.hparams["warmup_epochs"] * self.steps_per_epoch
 
     def lr_factor(self, step: int, epoch: int) -> float:
         """Linear warm-up, then half a cosine, in every iteration."""

@@ -247,6 +247,10 @@ class SSASTPretraining(PretrainingTask):
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=clips)
         return values["loss"]
 
+    def warmup(self) -> tuple[str, float]:
+        """`warmup_steps`."""
+        return "warmup_steps", self.hparams["warmup_steps"]
+
     def lr_factor(self, step: int, epoch: int) -> float:
         """Staircase warm-up times what the plateau schedule has come to."""
         return staircase_warmup(step, self.hparams["warmup_steps"]) * self.plateau.factor

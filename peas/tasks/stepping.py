@@ -8,11 +8,12 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from peas import randomness
 from peas.data.batch import Batch
-from peas.errors import PeasError
+from peas.errors import CheckpointError, PeasError
 from peas.optim import global_lr
 from peas.tasks.finite import RunningStatistics, Skipped, finite_gradients
 from peas.tasks.running_means import save_sums
@@ -29,6 +30,7 @@ class SteppingModule(L.LightningModule):
     """
 
     skipped_steps: int = 0
+    _saved_sizes: list[tuple[Any, int]] | None = None
 
     @property
     def global_batch(self) -> int | None:
@@ -44,26 +46,32 @@ class SteppingModule(L.LightningModule):
         rule = self.hparams.get("lr_rule", "absolute")
         return global_lr(self.hparams["lr"], rule, self.global_batch)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        trainer = self.trainer
+        return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
     def epochs_passed(self, step: int) -> float:
         """Epochs trained before an optimiser step, with the fraction of the current one.
 
         Args:
             step: Optimiser step, from 0.
         """
-        batches, accumulate = (
-            self.trainer.num_training_batches,
-            self.trainer.accumulate_grad_batches,
-        )
-        return step / math.ceil(batches / accumulate)
+        return step / self.steps_per_epoch
 
     def lr_factor(self, step: int, epoch: int) -> float:
         """Factor of every group's base rate at an optimiser step, both counted from 0."""
         raise NotImplementedError
 
+    def warmup(self) -> tuple[str, float]:
+        """Argument that says how long the rate rises, and how many optimiser steps it does."""
+        return "", 0.0
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate and reseeds dropout, both from the place in training alone."""
         factor = self.lr_factor(self.trainer.global_step, self.trainer.current_epoch)
-        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        optimizer = self._optimizer()
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=len(batch["id"]))
@@ -120,16 +128,79 @@ class SteppingModule(L.LightningModule):
             "out and count such steps"
         )
 
+    def on_fit_start(self) -> None:
+        """Notes what the settings ask of the optimiser, before a checkpoint's state comes over it.
+
+        Raises:
+            CheckpointError: The state belongs to other parameters than those that train now.
+        """
+        optimizer = self._optimizer()
+        self._asked = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        sizes = [(group["name"], len(group["params"])) for group in optimizer.param_groups]
+        saved = self._saved_sizes
+        if saved is not None and saved != sizes:
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: its optimiser trains other "
+                f"parameters ({_counts(saved)}) than the present settings do "
+                f"({_counts(sizes)}). Go on with the run's own config.yaml, or start a new run "
+                "from these weights with `--model.init_args.pretrained`"
+            )
+
+    def _optimizer(self) -> Optimizer:
+        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+
     def on_train_start(self) -> None:
-        """Notes the statistics of BatchNorms."""
+        """Lets the settings win over the optimiser's saved ones; notes BatchNorm's statistics.
+
+        Rates, decay and betas stand in the optimiser's state beside the moments. Those of the
+        present settings are trained with, whatever the checkpoint says.
+        """
+        for group, asked in zip(self._optimizer().param_groups, self._asked, strict=True):
+            group.update(asked)
         self._statistics = RunningStatistics(self)
+        self._warn_of_long_warmup()
+
+    def _warn_of_long_warmup(self) -> None:
+        trainer = self.trainer
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
+        total = min(
+            self.steps_per_epoch * epochs, trainer.max_steps if trainer.max_steps > 0 else math.inf
+        )
+        key, warmup = self.warmup()
+        if 3 * warmup <= total:
+            return
+        rank_zero_warn(
+            f"`model.init_args.{key}` lets the learning rate rise through {warmup:.0f} "
+            f"steps, and the whole run has {total:.0f}: lower it, or train longer. The staircase "
+            "of SSAST trains its first 50 steps at a rate of 0"
+        )
 
     def on_train_epoch_end(self) -> None:
-        """Logs how many steps of the run were left out so far."""
+        """Logs the rate, and how many steps of the run were left out so far."""
+        # Steps are logged now and then, and a short epoch may have none of those.
+        self.log("lr", self._optimizer().param_groups[0]["lr"], rank_zero_only=True)
         if self.hparams["on_nonfinite"] == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps), rank_zero_only=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which parameters the saved optimiser trains."""
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        states = checkpoint.get("optimizer_states")
+        if states:
+            self._saved_sizes = [
+                (group.get("name"), len(group["params"])) for group in states[0]["param_groups"]
+            ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the number of steps that were left out, and the sums of all processes."""
         checkpoint["skipped_steps"] = self.skipped_steps
         save_sums(self, checkpoint)
+
+
+def _counts(sizes: list[tuple[Any, int]]) -> str:
+    if len(sizes) > 4:
+        return f"{sum(count for _, count in sizes)} in {len(sizes)} groups"
+    return ", ".join(f"{name}: {count}" for name, count in sizes)

@@ -2,7 +2,7 @@
 
 import importlib
 
-from peas.errors import ConfigError
+from peas.errors import ConfigError, say
 
 VERBS = {
     "prepare": "download what may be downloaded, and check that it is whole",
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         ConfigError: There is no such verb.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown verb {argv[0]!r}\n\n{usage()}")

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from peas.data.fetch.download import Progress
+from peas.errors import printable, say
 
 _COUNTED = {"decoding": "clips", "targets": "clips"}
 """Stages that do not count bytes, and what they count."""
@@ -30,7 +31,8 @@ class Bar:
             from rich.progress import Progress as RichProgress
 
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
+                # A server's words may look like markup.
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
@@ -67,6 +69,7 @@ class Bar:
         return show
 
     def _show(self, text: str, done: int, total: int | None, counted: str | None) -> None:
+        text = printable(text)
         fresh, self._now = text != self._now, text
         if self._bar is not None:
             if fresh:
@@ -78,7 +81,7 @@ class Bar:
                 amount += f", {speed / 1e6:.1f} MB/s"
             self._bar.update(self._task, completed=done, total=total, amount=amount)
         elif fresh or time.monotonic() > self._printed + self.every:
-            print(f"{text} {_amount(done, total, counted)}", flush=True)
+            say(f"{text} {_amount(done, total, counted)}")
             self._printed = time.monotonic()
 
 

@@ -44,6 +44,6 @@ def draw(seconds: NDArray[np.floating[Any]], input_seconds: float, title: str) -
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("seconds")
     axes.set_ylabel("clips")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.legend(frameon=False, fontsize=9)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from peas.commands.data.bar import Bar
 from peas.commands.data.sets import SetParser
 from peas.data.listing import some
-from peas.errors import ConfigError
+from peas.errors import ConfigError, say
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -31,7 +31,7 @@ def parser(argv: list[str]) -> SetParser:
     made = SetParser("pack", ABOUT, argv)
     add = made.parser.add_argument
     add("--out", type=str, required=True, help="folder of the packed set: new or empty")
-    add("--rate", type=int, default=None, help=f"samples per second (default {RATE})")
+    add("--rate", type=int | None, default=None, help=f"samples per second (default {RATE})")
     add(
         "--keep-original-rate",
         "--keep_original_rate",
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
             on_error=options.on_error,
             progress=lambda done, total: show("decoding", done, total),
         )
-    print(summary(out, manifest))
+    say(summary(out, manifest))
 
 
 def _check(options: Namespace) -> None:

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from peas.arguments import Arguments
 from peas.commands.data.bar import Bar
 from peas.data.disk import disk_errors, only_one
 from peas.data.fetch import completeness, sources
 from peas.data.fetch.archives import ArchiveError, read_marker, unpack
 from peas.data.fetch.download import Patience, Progress, download
 from peas.data.fetch.sources import Source
-from peas.errors import DataError
+from peas.errors import DataError, say
 
 STATE = ".prepare"
 """Folder in the root for archives, what has come of them, and notes of what is done."""
@@ -30,9 +31,9 @@ The sound of AudioSet is not distributed with it: obtain it yourself. peas reads
   - what `peas data pack` has written."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Arguments(add_help=False)
     common.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set")
     common.add_argument(
         "--mirror",
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--again", action="store_true", help="fetch and unpack once more what is marked as done"
     )
-    p = argparse.ArgumentParser(
+    p = Arguments(
         prog="peas data prepare",
         description=__doc__ + " Broken connections are resumed, also by the same command later; "
         "nothing is fetched twice. Proxies are taken from http_proxy and https_proxy.",
@@ -116,13 +117,13 @@ def main(argv: list[str]) -> None:
         with only_one(args.root, state / "lock"), Bar() as bar:
             found = _SETS[args.set](args, bar)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        say("\nstopped; the same command goes on from here", sys.stderr)
         sys.exit(130)
-    print(f"{args.set} is whole in {args.root}:")
-    print("\n".join(f"  {line}" for line in found))
+    say(f"{args.set} is whole in {args.root}:")
+    say("\n".join(f"  {line}" for line in found))
     if args.set == "audioset":
-        print(SOUND)
-    print(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}{_task(args)}")
+        say(SOUND)
+    say(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}{_task(args)}")
 
 
 def _task(args: argparse.Namespace) -> str:
@@ -153,6 +154,7 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
             place,
             checksum=source.checksum,
             size=source.size,
+            most=source.most,
             progress=progress,
             patience=PATIENCE,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from peas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
     from peas.data.module import ClipDataModule
 
@@ -77,13 +77,11 @@ class SetParser:
     """
 
     def __init__(self, verb: str, about: str, argv: list[str]) -> None:
-        from jsonargparse import ArgumentParser
+        from peas.parser import PeasParser
 
         self.argv = argv
         self.name = _set_name(argv)
-        self.parser: ArgumentParser = ArgumentParser(
-            prog=f"peas data {verb}", description=about, exit_on_error=False
-        )
+        self.parser = PeasParser(prog=f"peas data {verb}", description=about, exit_on_error=False)
         self.parser.add_argument(
             "set", metavar="SET", choices=list(SETS), help=f"one of {', '.join(SETS)}"
         )

@@ -22,7 +22,7 @@ from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule
 from peas.data.statistics import Measured, measure
 from peas.data.workers import default_workers
-from peas.errors import AudioError, DataError
+from peas.errors import AudioError, DataError, say
 
 SHIFT = 0.01
 """Seconds from one frame to the next."""
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
                 progress=lambda done, total: show("decoding", done, total),
             )
     except KeyboardInterrupt:
-        print("\nstopped: nothing was written", file=sys.stderr)
+        say("\nstopped: nothing was written", sys.stderr)
         return 130
     seconds = time.monotonic() - begun
     command = shlex.join(["peas", "data", "stats", *argv])
@@ -90,8 +90,8 @@ def main(argv: list[str]) -> int:
         **_statistics(found, module.frames, options.padded),
         "splits": dict(_splits(module)),
     }
-    print("\n".join([command, "", *_text(facts)]))
-    print(
+    say("\n".join([command, "", *_text(facts)]))
+    say(
         f"\n{len(clips):,} clips in {seconds:.1f} s, {len(clips) / max(seconds, 1e-9):.0f} a second"
     )
     if out is not None:
@@ -175,4 +175,4 @@ def _write(facts: dict[str, Any], found: Measured, out: Path) -> None:
     seconds = found.seconds[found.seconds > 0]
     title = f"{facts['set']} {facts['root']}: {len(seconds):,} training clips"
     draw(seconds, input_seconds(facts["frames"]), title).savefig(out / "lengths.png", dpi=110)
-    print(f"more: {out / 'stats.json'}, {out / 'lengths.png'}")
+    say(f"more: {out / 'stats.json'}, {out / 'lengths.png'}")

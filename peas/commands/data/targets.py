@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from peas.commands.data.bar import Bar
 from peas.commands.data.sets import SetParser
 from peas.data.listing import some
 from peas.data.module import Split
-from peas.errors import ConfigError, DataError
+from peas.errors import ConfigError, DataError, say
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -53,7 +53,7 @@ def parser(argv: list[str]) -> SetParser:
     add("--extent", metavar="JSON", type=str | None, help="where the cells of ready maps lie")
     add("--key", type=str | None, help="name of the ready maps' array, if there are several")
     add("--out", metavar="DIR", type=str, required=True, help="folder of the cache: new or empty")
-    add("--only", choices=get_args(Split), help="the clips of one split; default: every clip")
+    add("--only", type=Split | None, help="the clips of one split; default: every clip")
     add(
         "--allow-missing",
         "--allow_missing",
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
             allow_missing=options.allow_missing,
             progress=lambda done, total: show("targets", done, total),
         )
-    print(summary(out, manifest))
+    say(summary(out, manifest))
 
 
 def _check(options: Namespace) -> None:

@@ -25,11 +25,11 @@ from peas.data.checks.report import Report, write_json
 from peas.data.checks.report_table import table
 from peas.data.clips import ClipTable
 from peas.data.columns import Targets
-from peas.data.folder.tree import ENDINGS
 from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule
+from peas.data.walk import walk
 from peas.data.workers import WorkerDied, default_workers, in_order
-from peas.errors import ConfigError, DataError
+from peas.errors import ConfigError, DataError, say
 
 CHUNK = 32
 """Clips that a process checks at once."""
@@ -84,16 +84,16 @@ def main(argv: list[str]) -> int:
         with Bar() as bar:
             report = verify(options.set, module, others, options.workers, bar, command)
     except KeyboardInterrupt:
-        print("\nstopped: nothing was written", file=sys.stderr)
+        say("\nstopped: nothing was written", sys.stderr)
         return 130
     text = table(report)
-    print(text, end="")
+    say(text.removesuffix("\n"))
     clips, seconds = len(report.checks), time.monotonic() - begun
-    print(f"{clips:,} clips in {seconds:.1f} s, {clips / max(seconds, 1e-9):.0f} a second")
+    say(f"{clips:,} clips in {seconds:.1f} s, {clips / max(seconds, 1e-9):.0f} a second")
     if out is not None:
         write_json(report, out / "report.json")
         (out / "report.txt").write_text(text, encoding="utf-8")
-        print(f"every clip of each finding: {out / 'report.json'}")
+        say(f"every clip of each finding: {out / 'report.json'}")
     wrong = ("errors", "warnings") if options.strict else ("errors",)
     return int(report.status in wrong)
 
@@ -163,7 +163,8 @@ def take_stock(module: ClipDataModule) -> tuple[Inventory, list[str]]:
     for split in SPLITS:
         try:
             clips = module.clips(split)
-        except DataError as error:
+        # A set that cannot be opened at all has no folds to choose from either.
+        except (DataError, ConfigError) as error:
             faults.append(str(error))
             continue
         # Sets without validation clips of their own give the test clips twice.
@@ -172,11 +173,7 @@ def take_stock(module: ClipDataModule) -> tuple[Inventory, list[str]]:
     if splits:
         note = f"Only the splits {', '.join(splits)} could be had and were checked."
     else:
-        paths = sorted(
-            str(path.relative_to(module.root))
-            for path in module.root.rglob("*")
-            if path.suffix.lower() in ENDINGS
-        )
+        paths = sorted(walk(module.root).paths.to_pylist()) if module.root.is_dir() else []
         if not paths:
             raise whole
         splits["files"] = module.files(paths, paths, Targets.none(len(paths)))

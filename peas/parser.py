@@ -1,0 +1,84 @@
+"""The parser of Lightning's verbs: jsonargparse, where it guesses made to ask."""
+
+import ast
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from peas.arguments import NEGATIVE
+from peas.cli_errors import cause
+from peas.config_file import read_config
+from peas.errors import ConfigError
+
+
+class PeasParser(LightningArgumentParser):
+    """Parser without abbreviations, whose `null` is null at any depth and only where it may be.
+
+    It raises ConfigError in place of printing its usage and ending the process.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._negative_number_matcher = NEGATIVE
+        self._lightnings = False
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Adds the arguments of a class."""
+        # Lightning takes null for arguments whose types do not say so.
+        self._lightnings = theclass.__module__.startswith("lightning.")
+        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
+        return added
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any
+    ) -> Namespace:
+        """Parses a command line.
+
+        A key inside a class inside a class reaches the inner class's parser as `--key=VALUE` with
+        Python's text of a value that was parsed already: None, which is a word in YAML.
+        """
+        if getattr(self, "_inner_parser", False):
+            args = None if args is None else [_yaml(word) for word in args]
+        else:
+            for file in _config_files(sys.argv[1:] if args is None else args):
+                read_config(file)
+        config: Namespace = super().parse_args(args, *more, **kwargs)
+        return config
+
+    def validate(self, cfg: Namespace, skip_none: bool = True, *more: Any, **kwargs: Any) -> None:
+        """Checks a configuration; nulls too, which jsonargparse takes for values not given."""
+        super().validate(cfg, skip_none and self._lightnings, *more, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises ConfigError with the cause.
+
+        Raises:
+            ConfigError: Always, except inside jsonargparse's own trials.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ConfigError(cause(message)) from ex
+
+
+def _config_files(words: Sequence[str]) -> list[str]:
+    """The files that a command line names behind `--config`."""
+    files = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    pairs = itertools.pairwise(words)
+    return files + [file for option, file in pairs if option in ("--config", "-c")]
+
+
+def _yaml(word: str) -> str:
+    """`--key=VALUE` with Python's text of a null, list or mapping in YAML's words."""
+    key, sign, text = word.partition("=")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return word
+    if value is None or isinstance(value, list | dict):
+        return key + sign + json.dumps(value)
+    return word
