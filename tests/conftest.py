@@ -1,9 +1,21 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _lines_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `caplog` see what `rank_zero_info` prints.
+
+    Lightning's loggers hand nothing on when they were imported before any handler was there: by
+    a conftest, say, of tests that happen to run in the same session.
+    """
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +54,64 @@ class Signaller(Callback):
     Args:
         name: Such as SIGTERM.
         at: Epoch and batch, at whose end it is sent; for `validation` the epoch's validation.
-        validation: Whether it is sent while the epoch's validation runs.
+        validation: Whether it is sent while the epoch's validation runs, the sanity check included.
+        group: Whether the workers get it as well, as from a terminal or `timeout`.
     """
 
-    def __init__(self, name: str, at: tuple[int, int], validation: bool = False) -> None:
+    def __init__(
+        self, name: str, at: tuple[int, int], validation: bool = False, group: bool = False
+    ) -> None:
         self.number = signal.Signals[name]
         self.at = tuple(at)
         self.validation = validation
+        self.group = group
+        if group:
+            os.setpgid(0, 0)
+
+    def _send(self) -> None:
+        if self.group:
+            os.killpg(0, self.number)
+            # Time for the news that a worker has died.
+            time.sleep(0.3)
+        else:
+            os.kill(os.getpid(), self.number)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self.validation and (trainer.current_epoch, batch_idx) == self.at:
-            os.kill(os.getpid(), self.number)
+            self._send()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validation and trainer.current_epoch == self.at[0]:
-            os.kill(os.getpid(), self.number)
+            self._send()
+
+
+class Breaker(Callback):
+    """Breaks a run off, as by an error.
+
+    Args:
+        hook: `on_train_batch_end` or `on_validation_start`.
+        at: Epoch, and batch of it that was the last.
+    """
+
+    def __init__(self, hook: str, at: tuple[int, int]) -> None:
+        self.hook = hook
+        self.at = tuple(at)
+        self._seen = -1
+
+    def _break(self, hook: str, trainer: Trainer) -> None:
+        if hook == self.hook and (trainer.current_epoch, self._seen) == self.at:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seen = batch_idx
+        self._break("on_train_batch_end", trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._break("on_validation_start", trainer)
 
 
 class Killer(Logger):
@@ -96,6 +139,22 @@ class Killer(Logger):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+
+class KillService(Callback):
+    """Kills W&B's service after the first epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.current_epoch:
+            return
+        killed = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                name, _, fields = stat.read_text().rpartition(")")
+                if name.endswith("(wandb-core") and int(fields.split()[1]) == os.getpid():
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+                    killed += 1
+        assert killed
 
 
 class Poison(Callback):
@@ -159,3 +218,20 @@ class Places(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._write(trainer, "validation", batch)
+
+
+class Ender(Callback):
+    """Asks the trainer to end after a training batch, as Lightning's clock of `max_time` does.
+
+    Args:
+        at: Epoch and batch.
+    """
+
+    def __init__(self, at: tuple[int, int] = (1, 1)) -> None:
+        self.at = tuple(at)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            trainer.should_stop = True

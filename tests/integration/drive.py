@@ -35,6 +35,7 @@ BASE: dict[str, Any] = {
                     "rounding": "stochastic",
                     "ramp": "relative",
                     "exclude_padding": True,
+                    "exclude_empty_bins": True,
                     "refresh_every": 2,
                 },
             }

@@ -101,6 +101,8 @@ def _fork(call: Call) -> int:
         with open(call.log, "w") as log:
             os.dup2(log.fileno(), sys.stdout.fileno())
             os.dup2(log.fileno(), sys.stderr.fileno())
+        # Ignored where the tests run in the background of a shell.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(call.env)
         from peas.__main__ import main
 

@@ -2,9 +2,9 @@
 
 import fcntl
 import json
-import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cli_recorder import recorded
 from drive import Outcome, Run, Write, call, fit, metrics, prepare
 from forks import Call, Forks
 
-from peas.run_folder import newest_whole
+from peas.run_checkpoints import newest_whole
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -131,11 +131,20 @@ def test_killed_before_a_line_is_in_the_log(
     _equals_unbroken(run, every_step)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell that starts the tests in the background has it ignored in them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("name", "at", "validation"),
     [
         ("SIGTERM", (1, 1), False),
         ("SIGUSR1", (1, 1), False),
+        ("SIGINT", (1, 1), False),
         ("SIGTERM", (0, 3), False),
         ("SIGTERM", (1, 0), True),
     ],
@@ -145,6 +154,7 @@ def test_asked_to_stop_and_gone_on(
     sounds: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    ctrl_c: None,
     name: str,
     at: tuple[int, int],
     validation: bool,
@@ -168,6 +178,46 @@ def test_asked_to_stop_and_gone_on(
     _equals_unbroken(run, every_step)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_the_workers_too_loses_nothing(
+    every_step: Run, forks: Forks, sounds: Path, tmp_path: Path, name: str
+) -> None:
+    """`timeout`, systemd, a terminal: workers would die first, and the run with them."""
+    struck = _signaller(name, (1, 1))
+    struck["init_args"]["group"] = True
+    run = prepare(tmp_path / "run", sounds, struck)
+    where = ("--trainer.default_root_dir", str(run.folder), "--data.init_args.num_workers=2")
+    argv = ["fit", "--config", str(run.config), *where, "--trainer.log_every_n_steps=1"]
+    stopped = Call(argv, tmp_path / "log")
+    assert forks.run(stopped) == [128 + signal.Signals[name]], stopped.log.read_text()
+    told = stopped.log.read_text()
+    assert "memory" not in told
+    assert "Traceback" not in told
+    assert _checkpoint(run.last)["global_step"] == 6
+    again = _go_on(run, sounds, "--trainer.log_every_n_steps", "1")
+    assert again.code == 0, again.err
+    _equals_unbroken(run, every_step)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_signal_outside_of_training_ends_the_command(
+    trained: Run, sounds: Path, tmp_path: Path, ctrl_c: None, verb: str, name: str
+) -> None:
+    run = prepare(tmp_path / "run", sounds, _signaller(name, (0, 0), True))
+    argv = ["--config", run.config, "--trainer.default_root_dir", run.folder]
+    argv += ["--ckpt_path", trained.last] if verb == "validate" else []
+    argv += ["--trainer.num_sanity_val_steps", "2"]
+    done = call(verb, *argv)
+    assert done.code == 128 + signal.Signals[name]
+    assert name in done.err
+    assert not run.last.exists()
+    # The handlers are those of before.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 def test_gradients_that_are_being_accumulated_are_not_lost(sounds: Path, tmp_path: Path) -> None:
     argv = ("--trainer.accumulate_grad_batches", "2")
     whole, done = fit(tmp_path / "whole", sounds, *argv)
@@ -185,10 +235,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     before = copied.folder / "checkpoints" / "last.before.ckpt"
     assert _checkpoint(before)["epoch"] == 1
-    copied.last.write_bytes(copied.last.read_bytes()[:-1000])
-    # Copied in any order; the best is of an older epoch here.
-    os.utime(copied.last)
-    os.utime(copied.best, (0, 0))
+    # Whole in its length, wrong in one bit of a tensor.
+    damaged = bytearray(copied.last.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    copied.last.write_bytes(damaged)
+    copied.best.unlink()
     copied = Run(copied.folder, copied.config, copied.folder.parent / "masks.jsonl")
     prepare(copied.folder, sounds)
     again = _go_on(Run(copied.folder, copied.folder.with_suffix(".yaml"), copied.masks), sounds)
@@ -201,11 +252,13 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 
     for path in (copied.folder / "checkpoints").iterdir():
         path.write_bytes(b"PK" + bytes(100))
+    count = len(list((copied.folder / "checkpoints").iterdir()))
     message = call(
         *("fit", "--config", copied.folder.with_suffix(".yaml"), "--ckpt_path", "last"),
         *("--trainer.default_root_dir", copied.folder),
     ).message
-    assert "all of its 3 checkpoints are damaged" in message
+    assert f"{count} damaged" in message
+    assert "--new" in message
 
 
 def test_last_begins_where_there_is_nothing_and_says_so(
@@ -242,7 +295,6 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     trained: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     _in_a_job(monkeypatch)
     folder = tmp_path / "run"
@@ -251,18 +303,17 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     shutil.copy(trained.last, left)
     assert newest_whole(folder) == left
     where = ("--trainer.default_root_dir", folder)
-    done = call("fit", "--config", write(), *where, "--trainer.max_epochs=1")
-    assert done.code == 0, done.err
-    assert "hpc_ckpt_3.ckpt of an earlier run" in caplog.text
-    assert _checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 4
-    # Nor does it come before the new run's own later.
-    assert newest_whole(folder) == folder / "checkpoints/last.ckpt"
-    for path in (folder / "checkpoints").iterdir():
-        path.unlink()
-    assert newest_whole(folder) is None
+    fit = ("fit", "--config", write(), *where, "--trainer.max_epochs=1")
+    assert "hpc_ckpt_3.ckpt" in call(*fit).message
     # `test` without a checkpoint asks for one.
     message = call("test", "--config", write(), *where).message
     assert "needs the weights of a run" in message
+    done = call(*fit, "--new")
+    assert done.code == 0, done.err
+    assert _checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 4
+    assert newest_whole(folder) == folder / "checkpoints/last.ckpt"
+    (kept,) = (folder / "earlier").iterdir()
+    assert newest_whole(kept) == kept / "hpc_ckpt_3.ckpt"
 
 
 def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:
@@ -281,5 +332,5 @@ def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     # It is let go at the end, and after a failure.
     stopping = json.dumps(_signaller("SIGTERM", (0, 0)))
-    assert call(*argv, *where, f"--trainer.callbacks+={stopping}").code == 143
-    assert call(*argv, *where).code == 0
+    assert call(*argv, *where, "--new", f"--trainer.callbacks+={stopping}").code == 143
+    assert call(*argv, *where, "--new").code == 0

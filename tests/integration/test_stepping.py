@@ -126,7 +126,7 @@ def test_a_skipped_step_leaves_weights_and_moments(write: Write, tmp_path: Path)
 def test_an_average_of_the_weights_is_kept_validated_and_gone_on_with(
     write: Write, sounds: Path, tmp_path: Path
 ) -> None:
-    ema = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {}}
+    ema = {"class_path": "peas.callbacks.WeightAverage", "init_args": {}}
     ema["init_args"] = {"decay": 0.5}
     for system, config in (("peas", write()), ("supmam", _supmam(sounds, tmp_path))):
         argv = ("--config", config, f"--trainer.callbacks+={json.dumps(ema)}", *TWO_EPOCHS)
@@ -137,6 +137,15 @@ def test_an_average_of_the_weights_is_kept_validated_and_gone_on_with(
         average, live = last["state_dict"], last["current_model_state"]
         key = "model.encoder.blocks.0.attn.qkv.weight"
         assert not torch.equal(average[key], live[key])
+        if system == "peas":
+            # The epoch's own validation and a later one score the same weights.
+            logs = metrics(whole / "logs/version_0/metrics.csv")
+            (*_, logged) = [float(row["val/loss"]) for row in logs if "val/loss" in row]
+            where = ("--trainer.default_root_dir", tmp_path / "again")
+            again = call("validate", *argv, *where, "--ckpt_path", whole / "checkpoints/last.ckpt")
+            assert again.code == 0, again.err
+            (row,) = metrics(tmp_path / "again/logs/version_0/metrics.csv")
+            assert float(row["val/loss"]) == logged
         stop = f"--trainer.callbacks+={json.dumps(STOP)}"
         assert call("fit", *argv, stop, "--trainer.default_root_dir", broken).code == 143
         assert _state(broken / "checkpoints/last.ckpt")["global_step"] == 6

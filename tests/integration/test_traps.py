@@ -117,35 +117,49 @@ def test_another_model_than_the_checkpoints_is_refused(
 
 def test_a_second_run_in_the_same_folder(copied: Run, write: Write) -> None:
     before = contents(copied.folder)
+    first = (copied.folder / "run_id").read_text().strip()
+    (copied.folder / "notes.txt").write_text("of the user")
     config = write(changes={"model.init_args.lr": 1.0e-5})
     argv = ["--config", config, "--trainer.default_root_dir", copied.folder]
-    done = call("fit", *argv, *QUICK)
+    message = call("fit", *argv, *QUICK).message
+    assert "last.ckpt" in message
+    assert "--ckpt_path last" in message
+    assert "--new" in message
+    assert contents(copied.folder).keys() == {*before, "notes.txt"}
+    done = call("fit", *argv, *QUICK, "--new")
     assert done.code == 0, done.err
     # The same evaluation twice writes one config.
     for _ in range(2):
-        done = call("validate", *argv, "--ckpt_path", copied.best)
+        done = call("validate", *argv, "--ckpt_path", "best")
         assert done.code == 0, done.err
     after = contents(copied.folder)
-    # One table of starts goes on; the first run's logits stay under another name.
-    moved = {
-        "logits/val_last.npz": "logits/val_last.1.npz",
-        "logits/val_best.npz": "logits/val_best.1.npz",
-        "logits/val_last_classes.csv": "logits/val_last_classes.1.csv",
-        "logits/val_best_classes.csv": "logits/val_best_classes.1.csv",
-    }
+    # All of the first run lies in one folder; all that is left here is of the second.
     for name, content in before.items():
-        if name == "mask_starts.csv":
-            assert after[name].startswith(content)
-        else:
-            assert after[moved.get(name, name)] == content, name
-    new = yaml.safe_load(after["config.1.yaml"])
-    assert new["model"]["init_args"]["lr"] == 1.0e-5
-    assert "config_validate.1.yaml" not in after
-    assert {
-        "checkpoints/last-v1.ckpt",
+        if name != "run.lock":
+            assert after[f"earlier/{first}/{name}"] == content, name
+    assert (copied.folder / "run_id").read_text().strip() != first
+    kept = yaml.safe_load(after["config.yaml"])
+    assert kept["model"]["init_args"]["lr"] == 1.0e-5
+    assert "new" not in kept
+    own = {name for name in after if not name.startswith("earlier/")}
+    assert "config.1.yaml" not in own
+    assert "config_validate.1.yaml" not in own
+    assert {name for name in own if "ckpt" in name or "metrics" in name} == {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "logs/version_0/metrics.csv",
         "logs/version_1/metrics.csv",
-        "config_validate.yaml",
-    } <= set(after)
+        "logs/version_2/metrics.csv",
+    }
+    assert after["notes.txt"] == b"of the user"
+    # The first run goes on where it lies now.
+    aside = copied.folder / "earlier" / first
+    done = call(
+        *("fit", "--config", copied.config, "--trainer.default_root_dir", aside),
+        *("--ckpt_path", "last", "--trainer.max_epochs=4"),
+    )
+    assert done.code == 0, done.err
+    assert torch.load(aside / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 3
 
 
 def test_a_short_flag_reaches_the_class(write: Write, tmp_path: Path, trained: Run) -> None:
@@ -194,7 +208,7 @@ PARSED: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
         ("`model.init_args.size` is huge", "'tiny', 'small', 'base'"),
     ),
     "class": ({"model.class_path": "peas.tasks.Nosuch"}, [], ("`model`", "Nosuch")),
-    "required": ({"data.init_args.root-": None}, [], ("`data.init_args.root`", "given")),
+    "required": ({"data.init_args.root-": None}, [], ("`data.init_args.root`", "give")),
     "module": ({"data.class_path": "nosuch.Thing"}, [], ("`data`", "nosuch")),
 }
 
@@ -261,8 +275,8 @@ def test_wandb_is_offline_without_a_key_or_a_prompt(
     argv = ["--config", tmp_path / "wandb.yaml", "--trainer.default_root_dir", tmp_path / "run"]
     argv += QUICK
     # Twice: with this logger the log folder is not the run's, where Lightning's own file collides.
-    for _ in range(2):
-        done = call("fit", *argv)
+    for more in ([], ["--ckpt_path=last", "--trainer.max_epochs=2"]):
+        done = call("fit", *argv, *more)
         assert done.code == 0, done.err
         # What the end of a process does.
         wandb.finish()
@@ -273,7 +287,6 @@ def test_wandb_is_offline_without_a_key_or_a_prompt(
     assert b"config_hash" in written
     assert b"default_root_dir" in written
     assert (tmp_path / "run" / "config.yaml").exists()
-    assert not (tmp_path / "run" / "config.1.yaml").exists()
 
 
 def test_a_run_has_a_folder_of_its_own(
@@ -302,3 +315,39 @@ def test_checkpoints_hold_only_what_can_be_read_safely(trained: Run) -> None:
     for path in (trained.last, trained.best):
         state = torch.load(path, weights_only=True)
         assert state["hyper_parameters"]["labels"] == ["tone", "up_chirp", "down_chirp"]
+
+
+# --- callbacks and devices ----------------------------------------------------------------------
+
+
+def test_a_callback_for_a_list_of_one(write: Write, tmp_path: Path) -> None:
+    one = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    one["init_args"] = {"monitor": "val/acc"}  # type: ignore[assignment]
+    config = write(changes={"trainer.callbacks": one, "trainer.limit_train_batches": 1})
+    argv = ["fit", "--config", config, "--trainer.default_root_dir", tmp_path / "run"]
+    # Its metric is asked about before training.
+    done = call(*argv)
+    assert "val/acc'" in done.message
+    assert "val/accuracy" in done.message
+    assert "epoch 1" not in done.err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    argv += ["--trainer.callbacks.monitor", "val/accuracy", "--trainer.max_epochs", "1"]
+    assert call(*argv).code == 0
+
+
+def test_metrics_of_a_run_are_known(trained: Run) -> None:
+    from peas.callbacks.monitors import OTHERS, logged
+    from peas.tasks import Classification
+
+    rows = metrics(trained.folder / "logs/version_0/metrics.csv")
+    names = {key for row in rows for key in row if key.partition("/")[0] not in OTHERS}
+    known = logged(Classification(size="mini", pretrained=None, multi_label=False))
+    assert known is not None
+    assert names - {"epoch", "step", "train/skipped_steps"} <= known
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("argv", [["gpu"], ["cuda"], ["gpu", "--trainer.devices", "2"]])
+def test_an_absent_gpu_comes_with_a_remedy(write: Write, argv: list[str]) -> None:
+    message = call("fit", "--config", write(), "--trainer.accelerator", *argv).message
+    assert "--trainer.accelerator cpu" in message

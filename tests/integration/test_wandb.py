@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from drive import Outcome, Write, call
+from forks import Call, Forks
 
 from peas.callbacks.wandb_run import place
 
@@ -56,10 +59,10 @@ def test_a_run_has_one_id_over_its_starts(
     starts = _offline(folder)
     assert [path.name.rsplit("-", 1)[1] for path in starts] == [known] * 3
     # A run that begins in the same folder is another one.
-    assert _call("fit", config, folder, "--trainer.max_epochs=1").code == 0
+    assert _call("fit", config, folder, "--trainer.max_epochs=1", "--new").code == 0
     other = (folder / "wandb_id").read_text().strip()
     assert other != known
-    assert _offline(folder)[-1].name.endswith(f"-{other}")
+    assert [path.name.rsplit("-", 1)[1] for path in _offline(folder)] == [other]
     # An id that a sweep's agent gives goes before.
     monkeypatch.setenv("WANDB_RUN_ID", "told")
     elsewhere = tmp_path / "elsewhere"
@@ -121,3 +124,19 @@ def test_online_without_a_key_is_one_message(
     message = _call("fit", write(), tmp_path / "run").message
     assert "WANDB_API_KEY" in message
     assert "WANDB_MODE=offline" in message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the service is found in /proc")
+def test_a_service_that_is_killed_stops_nothing(write: Write, forks: Forks, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    strike = json.dumps({"class_path": "cli_recorder.KillService"})
+    argv = ["fit", "--config", str(write()), "--config", str(OVERLAY)]
+    argv += ["--trainer.default_root_dir", str(folder), f"--trainer.callbacks+={strike}"]
+    fit = Call(argv, tmp_path / "log", {"WANDB_MODE": "offline", "HOME": str(tmp_path)})
+    assert forks.run(fit) == [0], fit.log.read_text()
+    told = fit.log.read_text()
+    assert told.count("wandb sync") == 1
+    assert "Traceback" not in told
+    assert len(_offline(folder)) == 1
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 12

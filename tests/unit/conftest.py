@@ -28,15 +28,8 @@ def peas_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def printed(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
-    """What `rank_zero_info` prints.
-
-    Lightning's logger hands nothing on when it was imported before pytest's own handler.
-    """
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+def printed(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What `rank_zero_info` prints."""
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.INFO, "lightning.pytorch")
     return caplog

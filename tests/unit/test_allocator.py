@@ -46,3 +46,20 @@ def test_the_users_own_threshold_stays() -> None:
     made, faults = run(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
     assert not made
     assert faults > 10_000
+
+
+THREADS = """
+from pathlib import Path
+import peas
+import pyarrow
+print([path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted by Linux")
+def test_arrow_starts_no_thread_whose_locks_a_fork_would_take() -> None:
+    env = {key: value for key, value in os.environ.items() if key != "JE_ARROW_MALLOC_CONF"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=env, check=True, capture_output=True, text=True
+    )
+    assert "jemalloc" not in done.stdout

@@ -252,7 +252,8 @@ def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
     assert mask.init_args.final_phase == 0.2
     if "peas" in row:
         assert (mask.init_args.score, mask.init_args.ramp) == ("pred", "absolute")
-        assert (mask.init_args.rounding, mask.init_args.exclude_padding) == ("stochastic", True)
+        assert mask.init_args.rounding == "stochastic"
+        assert mask.init_args.exclude_padding is mask.init_args.exclude_empty_bins is True
         assert mask.init_args.refresh_every == 1
 
 
@@ -618,7 +619,7 @@ def test_presets_differ_where_they_should(parse: Parse) -> None:
         for name in ("peas_likely", "peas_literal")
     )
     different = {key for key in vars(likely) if likely[key] != literal[key]}
-    assert different == {"rounding", "exclude_padding"}
+    assert different == {"rounding", "exclude_padding", "exclude_empty_bins"}
     # The row is the likely reading as it stands.
     row = parse("--config", base).trainer.callbacks[-1].init_args
     assert row == likely

@@ -79,6 +79,7 @@ def test_arms_differ_in_the_masking_strategy_alone(data: str) -> None:
     assert peas["init_args"]["score"] == "pred"
     assert peas["init_args"]["ramp"] == "relative"
     assert peas["init_args"]["exclude_padding"] is True
+    assert peas["init_args"]["exclude_empty_bins"] is True
 
 
 @pytest.mark.parametrize("data", SETS)

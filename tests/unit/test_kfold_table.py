@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from peas.commands.kfold import has_folds, numbers
 from peas.commands.kfold_table import Result, read_result, spread, summarise, write_tables
+from peas.commands.paper_row import differences
 from peas.errors import ConfigError, PeasError
 
 
@@ -99,7 +101,8 @@ def test_tables(tmp_path: Path) -> None:
         result(2, 0, 0.2, 0.4, masked=0.3, adaptive=0.5),
         result(1, 0, 0.4, 0.2, masked=0.1, adaptive=0.7),
     ]
-    text = write_tables(tmp_path, "a_config", {"paper": paper}, results)
+    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "likely"}}}
+    text = write_tables(tmp_path, "a_config", config, results)
     assert text == (tmp_path / "results.md").read_text().strip()
     with (tmp_path / "results.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -121,6 +124,79 @@ def test_tables(tmp_path: Path) -> None:
     assert lines[0] == ["fold", "seed", "epoch", "accuracy"]
     assert lines[1] == ["1", "0", "1", "0.400000"]
     assert len(lines) == 5
+
+
+FINETUNE = Path(__file__).parents[2] / "configs" / "finetune"
+OTHER_WORK = {
+    "data.class_path": "peas.data.AudioFolder",
+    "model.init_args.size": "mini",
+    "model.init_args.pretrained": None,
+    "trainer.max_epochs": 2,
+    "trainer.limit_train_batches": 1,
+    "data.init_args.label_fraction": 0.1,
+    "paper.preset": "literal",
+    "paper.requires": None,
+    "clips": 400,
+}
+
+
+def peas_1x1() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((FINETUNE / "esc50_peas_1x1.yaml").read_text())
+    return config
+
+
+def five_folds(clips: int) -> list[Result]:
+    return [Result(fold, 0, "accuracy", {1: 0.28}, clips // 5) for fold in range(1, 6)]
+
+
+def test_the_papers_figure_stands_beside_its_own_work(tmp_path: Path) -> None:
+    config = peas_1x1()
+    config["model"]["init_args"]["pretrained"] = "/data/weights/SSAST-Base-Patch-400.pth"
+    text = write_tables(tmp_path, "name", config, five_folds(2000))
+    assert "| 91.15% |" in text
+    assert "PEAS II, III PEAS (1, 1)" in text
+    assert len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize("key", OTHER_WORK)
+def test_the_papers_figure_is_left_out_beside_other_work(tmp_path: Path, key: str) -> None:
+    config, value = peas_1x1(), OTHER_WORK[key]
+    if key != "clips":
+        room: Any = config
+        *path, last = key.split(".")
+        for part in path:
+            room = room[part]
+        room[last] = value
+    text = write_tables(tmp_path, "name", config, five_folds(400 if key == "clips" else 2000))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["paper"] == row["paper row"] == "-"
+    table, reason = text.split("\n\n")
+    assert "91.15" not in table
+    assert key in reason
+    assert "91.15%" in reason
+
+
+def test_two_of_five_folds_are_not_the_papers_figure(tmp_path: Path) -> None:
+    text = write_tables(tmp_path, "name", peas_1x1(), five_folds(2000)[:2])
+    assert "clips is 800, the row's 2000" in text
+
+
+@pytest.mark.parametrize("path", sorted(FINETUNE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_is_its_row(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    if config["paper"].get("accuracy") is not None:
+        required = config["paper"]["requires"]
+        assert required.keys() >= set(OTHER_WORK) - {
+            "trainer.limit_train_batches",
+            "data.init_args.label_fraction",
+            "paper.requires",
+            "clips",
+        }
+        # Of the module: a run's own config has it.
+        if "data.init_args.task" in required:
+            config["data"]["init_args"].setdefault("task", "v2-35")
+        assert differences(config, required.get("clips", 0)) == []
 
 
 def test_a_set_without_folds_shows_its_test(tmp_path: Path) -> None:

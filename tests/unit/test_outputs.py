@@ -17,6 +17,7 @@ from peas.callbacks.error_cache import due
 from peas.callbacks.figure import draw
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.peas import PEAS
+from peas.callbacks.picture_files import file_name, save_picture
 from peas.callbacks.pictures import Pictures, _view
 from peas.callbacks.spec_augment import Masking, RandomMasking, SpecAugment
 from peas.tasks import Classification
@@ -123,12 +124,41 @@ def test_predictions(peas_run: Run, tmp_path: Path, loss: str) -> None:
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = peas_run.module.labels
-    assert list(rows[0]) == ["id", "label", "score", *labels]
+    table = peas_run.module.clips("test")
+    origin = ["file", "set", "split", "true_label", "checkpoint"]
+    assert list(rows[0]) == ["id", *origin, "label", "score", *labels]
+    for place, row in enumerate(rows):
+        assert Path(row["file"]) == peas_run.module.root / "audio" / row["id"]
+        assert (row["set"], row["split"]) == (str(peas_run.module.root), "test")
+        assert row["true_label"] == labels[int(table.targets[place][0])]
+        assert row["checkpoint"] == ""
     assert [row["id"] for row in rows] == peas_run.module.clips("test").ids
     for row, score in zip(rows, scores, strict=True):
         assert row["label"] == labels[int(score.argmax())]
         assert [float(row[name]) for name in labels] == pytest.approx(score.tolist(), abs=1e-6)
         assert float(row["score"]) == pytest.approx(float(score.max()), abs=1e-6)
+
+
+def test_other_predictions_are_never_overwritten(peas_run: Run, tmp_path: Path) -> None:
+    task = make_task()
+    trainer: Any = StandIn(tmp_path, ckpt_path="best.ckpt", datamodule=peas_run.module)
+    clip = peas_run.module.clips("test").ids[0]
+    for number, names in ((0, [clip]), (1, ["other"]), (0, [clip]), (2, [clip, "other"])):
+        outputs = {"id": names, "logits": torch.zeros(len(names), 4)}
+        callback = ClipOutputs(tmp_path)
+        callback.on_predict_batch_end(trainer, task, outputs)
+        callback.on_predict_end(trainer, task)
+        path = tmp_path / ("predictions.csv" if number == 0 else f"predictions.{number}.csv")
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == names
+        assert {row["checkpoint"] for row in rows} == {"best.ckpt"}
+        assert [bool(row["true_label"]) for row in rows] == [name == clip for name in names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "predictions.1.csv",
+        "predictions.2.csv",
+        "predictions.csv",
+    ]
 
 
 # --- the log -------------------------------------------------------------------------------
@@ -141,7 +171,7 @@ def test_log_tells_what_the_selector_did(peas_run: Run) -> None:
     assert columns >= {
         *("lr", "train/loss", "train/accuracy", "val/accuracy", "val/mAP", "val/AUC", "val/loss"),
         *("mask/fraction", "mask/adaptive_share", "peas/e_rec", "peas/e_pred"),
-        *("peas/windows_on_padding", "peas/windows_on_empty_filter", "peas/seconds_per_pass"),
+        *("peas/windows_on_padding", "peas/windows_on_empty_bins", "peas/seconds_per_pass"),
         *(f"peas/agree_rec_pred_{axis}" for axis in axes),
         *(f"peas/agree_pred_complementary_{axis}" for axis in axes),
     }
@@ -177,7 +207,7 @@ def test_pictures_of_the_first_and_the_last_epoch(peas_run: Run) -> None:
     names = pictures_of(peas_run.folder)
     stems = {name.rpartition(".")[0] for name in names}
     assert len(stems) == 2
-    assert {stem[:9] for stem in stems} == {"epoch_000", "epoch_001"}
+    assert {stem[:9] for stem in stems} == {"epoch_001", "epoch_002"}
     assert len({stem[10:] for stem in stems}) == 1
     assert names == sorted(f"{stem}.{end}" for stem in stems for end in ("png", "pdf"))
     for name in names:
@@ -202,7 +232,7 @@ def test_every_strategy_has_pictures_of_chosen_clips(
     # The order in the list of callbacks does not matter.
     order: list[Callback] = [strategy, pictures]
     fit(sounds, tmp_path, *(order if isinstance(strategy, SpecAugment) else order[::-1]))
-    stem = f"epoch_000_{Path(chosen).stem}"
+    stem = f"epoch_001_{Path(chosen).stem}"
     assert pictures_of(tmp_path) == [f"{stem}.pdf", f"{stem}.png"]
 
 
@@ -227,8 +257,8 @@ def test_without_reconstruction_the_picture_says_so(
     pictures.on_before_backward(trainer, task, torch.zeros(()))
     # Equal file names in two folders are two clips.
     assert [name for name in pictures_of(tmp_path) if name.endswith("png")] == [
-        "epoch_000_no_a.png",
-        "epoch_000_yes_a.png",
+        "epoch_001_no_a.png",
+        "epoch_001_yes_a.png",
     ]
 
 
@@ -266,6 +296,29 @@ def test_picture_shows_the_training_steps_own_input(stage: str) -> None:
     assert width > 0
     spread = hidden.amax() - hidden.amin()
     assert spread <= (0.1 if stage == "before_noise" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("clip", "name"),
+    [
+        ("yes/a.wav", "yes_a"),
+        ("a.WAVE", "a"),
+        ("long.wav#1.5-2.5", "long.wav#1.5-2.5"),
+        ("a.b", "a.b"),
+    ],
+)
+def test_names_of_files_that_stand_for_clips(clip: str, name: str) -> None:
+    assert file_name(clip) == name
+
+
+def test_no_clip_is_too_long_or_odd_for_a_file_name(tmp_path: Path) -> None:
+    odd = ["x" * 300 + ".wav", "x" * 301 + ".wav", "é" * 200, "a\nb", "a\tb", "\0", "$\\frac$^.wav"]
+    assert len({file_name(clip) for clip in odd}) == len(odd)
+    for clip in odd:
+        figure = Figure(figsize=(1, 1))
+        figure.suptitle(clip, parse_math=False)
+        save_picture(StandIn(tmp_path), figure, clip, "reconstruction")  # type: ignore[arg-type]
+    assert len(pictures_of(tmp_path)) == 2 * len(odd)
 
 
 def test_pictures_are_drawn_in_due_epochs_only() -> None:

@@ -128,6 +128,17 @@ def test_standardising_a_constant_map_gives_zeros_and_finite_gradients(constant:
     assert error.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 1e4])
+def test_standardising_leaves_rounding_noise_small(scale: float) -> None:
+    """A map that differs from a constant by its last bit is no map of errors."""
+    noise = torch.rand(2, 64, 32, generator=torch.Generator().manual_seed(0))
+    normal = standardise(scale * (1 + 1e-7 * noise.round()))
+    assert 0 < normal.abs().max() < 0.1
+    # A map that does differ is none of the floor's business.
+    normal = standardise(scale * (1 + 1e-3 * noise))
+    torch.testing.assert_close(normal.std((1, 2), correction=0), torch.full((2,), 0.5))
+
+
 def test_maps_carry_gradients_unless_told_not_to() -> None:
     model = SmallAutoencoder()
     maps = error_maps(model, draws(2, 32, 32))
@@ -242,7 +253,7 @@ def test_cells_that_do_not_count_enter_no_mean() -> None:
     score = draws(2, 50, 20)
     ok = torch.ones(2, 50, dtype=torch.bool)
     ok[0, 30:] = False
-    freq_ok = torch.arange(20) < 18
+    freq_ok = (torch.arange(20) < 18)[None]
     spoiled = score.clone()
     spoiled[0, 30:] = torch.nan
     spoiled[:, :, 18:] = torch.inf

@@ -474,6 +474,14 @@ def test_selector_log_counts_starts_and_goes_on_after_a_restart(
     assert counted == {start: starts.count(start) for start in starts}
     strategy.selector_log.write(task.trainer)
     assert len((tmp_path / "mask_starts.csv").read_text().split()) == len(rows)
+    # A run that was killed before it saved trains the epoch again; a line may be cut.
+    with (tmp_path / "mask_starts.csv").open("a") as file:
+        file.write("1,ti")
+    masked(strategy, task, heard(task, clips(step=0)), 0)
+    strategy.selector_log.write(task.trainer)
+    again = [line.split(",") for line in (tmp_path / "mask_starts.csv").read_text().split()]
+    assert {row[0] for row in again[1:]} == {"0"}
+    assert sum(int(row[3]) for row in again[1:] if row[1] == "time") == sum(counted.values()) // 2
 
 
 def test_a_mean_of_nothing_is_not_logged() -> None:

@@ -158,7 +158,7 @@ def test_epochs_and_clips(sounds: Path, tmp_path: Path) -> None:
     first = list(data(sounds).clips("validation").ids)[:2]
     stems = [Path(clip).stem for clip in first]
     wanted = [
-        f"epoch_{epoch:03}_reconstruction_{stem}" for epoch in (0, 3, 5) for stem in sorted(stems)
+        f"epoch_{epoch:03}_reconstruction_{stem}" for epoch in (1, 4, 6) for stem in sorted(stems)
     ]
     assert names(tmp_path) == [f"{name}.png" for name in wanted]
     assert names(tmp_path, ".pdf") == [f"{name}.pdf" for name in wanted]
@@ -171,7 +171,7 @@ def test_named_clips_and_rare_validation(sounds: Path, targets: Path, tmp_path: 
     run(task, sounds, tmp_path, callback, max_epochs=4, check_val_every_n_epoch=3)
     stem = Path(clip).stem
     # Epoch 2 is the only one with a validation.
-    assert names(tmp_path) == [f"epoch_002_reconstruction_{stem}.png"]
+    assert names(tmp_path) == [f"epoch_003_reconstruction_{stem}.png"]
     resumed = Reconstructions(clips=[clip], every_n_epochs=2)
     resumed.load_state_dict(callback.state_dict())
     assert not resumed._due(StandIn(current_epoch=3))  # type: ignore[arg-type]

@@ -365,6 +365,12 @@ def test_peas_sweep_refuses_before_any_run(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all("--allow_test_selection=true" in line for line in lines)
+    # The data are opened before the first point as well.
+    missing = ["--data.init_args.root", str(tmp_path / "nowhere")]
+    call = ["sweep", str(file), "--out", str(out), "--allow-test-selection", *missing]
+    assert main(call) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.slow
@@ -448,7 +454,7 @@ def test_two_points_run_once(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*")} == before
     # The same folder is not taken for another sweep's.
     assert main([*call, "--model.init_args.lr=1e-3"]) == 1
-    assert "holds a point of another sweep" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -479,6 +485,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
         def __call__(self, words: list[str]) -> None: ...
 
+        def open_data(self, stage: str) -> None: ...
+
     monkeypatch.setattr("peas.commands.sweep_checks.CommandCheck", Reads)
     return started
 
@@ -494,7 +502,7 @@ def test_best_point_comes_first_and_a_failed_one_is_named(
     file = write(tmp_path, parameters={"a": {"values": [2, 13, 5]}, "b": {"value": "same"}})
     assert main(["sweep", str(file), "--out", "out", "--parallel", "2"]) == 1
     told = capsys.readouterr()
-    assert "1 of 3 points failed; call again to go on" in told.err
+    assert "1 of 3 points failed" in told.err
     assert "it broke" in told.err
     rows = [line for line in Path("out/sweep.md").read_text().splitlines()]
     assert rows == [
@@ -516,6 +524,24 @@ def test_best_point_comes_first_and_a_failed_one_is_named(
     Path("x.yaml").write_text("seed_everything: 3\n")
     assert main(["sweep", str(file), "--out", "out"]) == 1
     assert len(fake) == 4
+
+
+def test_a_first_point_that_never_trained_stops_the_others_and_frees_its_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: list[list[str]],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").touch()
+    file = write(tmp_path, parameters={"a": {"values": [13, 2, 5]}})
+    assert main(["sweep", str(file), "--out", "out"]) == 1
+    assert "1 of 3 points failed, 2 were not started" in capsys.readouterr().err
+    assert len(fake) == 1
+    file = write(tmp_path, parameters={"a": {"values": [3, 2, 5]}})
+    assert main(["sweep", str(file), "--out", "out"]) == 0
+    assert len(fake) == 4
+    assert "it broke" in Path("out/point001.failed1/fit.log").read_text()
 
 
 def test_a_search_by_results_is_taken_up(

@@ -1,0 +1,203 @@
+"""Every null and every choice of every class, on the command line and in YAML."""
+
+import contextlib
+import inspect
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from jsonargparse._typehints import ActionTypeHint
+from lightning.pytorch import Callback
+
+import peas.callbacks
+import peas.data
+from peas.__main__ import OWN_VERBS, main
+from peas.config_file import read_config
+from peas.data.module import ClipDataModule
+from peas.errors import ConfigError
+from peas.models.clap import LaionClapTeacher, Teacher
+from peas.parser import PeasParser
+from peas.tasks import Classification, MaskedAudioModeling, SSASTPretraining
+from peas.tasks.base import BaseTask
+
+KINDS: dict[str, type] = {"model": BaseTask, "data": ClipDataModule, "callback": Callback}
+CLASSES: dict[str, list[type]] = {
+    "model": [Classification, MaskedAudioModeling, SSASTPretraining],
+    "data": [getattr(peas.data, name) for name in peas.data.__all__],
+    "callback": [getattr(peas.callbacks, name) for name in peas.callbacks.__all__],
+}
+ALL = [
+    pytest.param(kind, one, id=one.__name__)
+    for kind, classes in CLASSES.items()
+    for one in classes
+    if inspect.isclass(one)
+    and issubclass(one, KINDS[kind])
+    and not inspect.isabstract(one)
+    # They need other sets.
+    and one.__name__ not in ("KNN", "Mixture")
+]
+
+
+@pytest.fixture(scope="module")
+def parser() -> PeasParser:
+    made = PeasParser(exit_on_error=True)
+    for kind, base in KINDS.items():
+        made.add_subclass_arguments(base, kind, required=False)
+    return made
+
+
+def keys(one: type) -> dict[str, Any]:
+    """Type of every argument of a class, those of its bases too."""
+    made = PeasParser(exit_on_error=False)
+    made.add_class_arguments(one)
+    return {
+        action.dest: action._typehint
+        for action in made._actions
+        if isinstance(action, ActionTypeHint) and "." not in action.dest
+    }
+
+
+def options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def required(one: type) -> dict[str, Any]:
+    """A value for every argument without default."""
+    values: dict[str, Any] = {}
+    for name, parameter in inspect.signature(one).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            first = options(keys(one)[name])[0]
+            values[name] = {str: "x", int: 3, float: 0.5}.get(first, "x")
+    return values
+
+
+@pytest.mark.parametrize(("kind", "one"), ALL)
+def test_null_is_null_where_it_may_be_and_refused_elsewhere(
+    parser: PeasParser, kind: str, one: type
+) -> None:
+    types = keys(one)
+    nullable = [key for key, kind_ in types.items() if NoneType in options(kind_)]
+    made = f"{one.__module__}.{one.__name__}"
+    base = [f"--{kind}", made]
+    base += [f"--{kind}.init_args.{key}={value}" for key, value in required(one).items()]
+    words = [word for key in nullable for word in (f"--{kind}.init_args.{key}", "null")]
+    got = parser.parse_args([*base, *words])[kind].init_args
+    from_yaml = {**required(one), **dict.fromkeys(nullable)}
+    text = yaml.safe_dump({kind: {"class_path": made, "init_args": from_yaml}})
+    read = parser.parse_string(text)[kind].init_args
+    for key in nullable:
+        assert got[key] is None, key
+        assert read[key] is None, key
+    # One of each class: a parse takes a while.
+    for key in [key for key in types if key not in nullable and types[key] is not Any][:1]:
+        with pytest.raises(ConfigError, match=key):
+            parser.parse_args([*base, f"--{kind}.init_args.{key}", "null"])
+
+
+@pytest.mark.parametrize(("kind", "one"), ALL)
+def test_every_choice_is_taken(parser: PeasParser, kind: str, one: type) -> None:
+    choices = {
+        key: [
+            value
+            for part in options(type_)
+            if get_origin(part) is Literal
+            for value in get_args(part)
+        ]
+        for key, type_ in keys(one).items()
+    }
+    base = [f"--{kind}", f"{one.__module__}.{one.__name__}"]
+    base += [f"--{kind}.init_args.{key}={value}" for key, value in required(one).items()]
+    for at in range(max(map(len, choices.values()), default=0)):
+        chosen = {key: values[at] for key, values in choices.items() if at < len(values)}
+        words = [f"--{kind}.init_args.{key}={value}" for key, value in chosen.items()]
+        got = parser.parse_args([*base, *words])[kind].init_args
+        assert {key: got[key] for key in chosen} == chosen
+
+
+def nested(parser: PeasParser, *words: str) -> Namespace:
+    model = "peas.tasks.MaskedAudioModeling"
+    found: Namespace = parser.parse_args(["--model", model, *words]).model.init_args
+    return found
+
+
+def test_null_inside_a_class_inside_a_class(parser: PeasParser) -> None:
+    teacher = ["--model.init_args.teacher", "peas.models.clap.LaionClapTeacher"]
+    for key, kind in keys(LaionClapTeacher).items():
+        if NoneType not in options(kind):
+            continue
+        for word in (f"init_args.{key}", key):
+            got = nested(parser, *teacher, f"--model.init_args.teacher.{word}", "null")
+            assert got.teacher.init_args[key] is None, key
+    assert issubclass(LaionClapTeacher, Teacher)
+    knn = ["--callback", "peas.callbacks.KNN", "--callback.init_args.data", "peas.data.ESC50"]
+    knn += ["--callback.init_args.data.init_args.root=x"]
+    for key, kind in keys(peas.data.ESC50).items():
+        if NoneType in options(kind):
+            words = [f"--callback.init_args.data.init_args.{key}", "null"]
+            got = parser.parse_args([*knn, *words]).callback.init_args.data.init_args
+            assert got[key] is None, key
+
+
+def test_a_negative_number_is_a_value(parser: PeasParser) -> None:
+    for text in ("-1e-3", "-.5", "-2"):
+        assert nested(parser, "--model.init_args.lr", text).lr == float(text)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["tag", "x.wav", "--checkp", "x"],
+        ["export", "--checkp", "x", "--out", "y"],
+        ["import", "x", "--pool", "cls"],
+        ["doctor", "--clus"],
+        ["doctor", "--cluster", "--time", "1"],
+        ["kfold", "--conf", "x.yaml"],
+        ["sweep", "x.yaml", "--dry"],
+        ["data", "verify", "esc50", "/nowhere", "--stri"],
+        ["data", "stats", "esc50", "/nowhere", "--pad"],
+        ["data", "pack", "esc50", "/nowhere", "--ou", "x"],
+        ["data", "prepare", "esc50", "/nowhere", "--mirr", "x"],
+        ["fit", "--trainer.max_epoch", "3"],
+    ],
+    ids=" ".join,
+)
+def test_no_option_is_abbreviated(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(argv)
+    except SystemExit as left:
+        status = int(left.code or 0)
+    assert status in (1, 2)
+    said = capsys.readouterr().err
+    assert "required" in said or "unrecognized" in said or "there is no such" in said
+
+
+def test_help_has_no_doubled_signs(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["fit", "--help"], *([verb, "--help"] for verb in OWN_VERBS)):
+        with contextlib.suppress(SystemExit):
+            main(argv)
+        assert "%%" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"trainer:\n  max_epochs: [1\ndata: x\n", "line 3"),
+        (b"model:\n\tx: 1\n", "line 2"),
+        (b"- 1\n", "list"),
+        (b"a: \xff\xfe\n", "UTF-8"),
+    ],
+)
+def test_a_config_that_is_no_config_is_named(
+    parser: PeasParser, tmp_path: Path, content: bytes, where: str
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        parser.parse_args(["--config", str(path)])
+    assert str(path) in str(caught.value)
+    assert where in str(caught.value)
+    with pytest.raises(ConfigError, match="nowhere"):
+        read_config(tmp_path / "nowhere.yaml")
