@@ -115,7 +115,7 @@ def generate(out: Path, rows: int) -> None:
         with ShardWriter(file) as shard:
             shard.write(generated_batch(table, first, last))
         whole = stored(file, shard.rows, name)
-        journal.done.append(Done(whole, last, [], "", Moments()))
+        journal.done.append(Done(whole, last, [], "", "", Moments()))
     write_text(out / MANIFEST, manifest_of(module, inventory, journal).text())
 
 

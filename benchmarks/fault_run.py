@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +37,28 @@ class Poison(Callback):
         """Strikes."""
         if trainer.global_step == self.step:
             batch["log_mel"][0] = float("nan")
+
+
+class Strike(Callback):
+    """Kills its own process, where a watcher of the log would come too late.
+
+    Args:
+        step: Optimiser step.
+        where: `step` = inside its training step; `validation` = in the next validation.
+    """
+
+    def __init__(self, step: int, where: str) -> None:
+        self.step, self.where = step, where
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Strikes in a step."""
+        if self.where == "step" and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Strikes in a validation."""
+        if self.where == "validation" and trainer.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def config(sounds: Path) -> dict[str, Any]:
@@ -89,6 +112,7 @@ class Run:
     config: Path
     processes: int = 1
     environment: dict[str, str] = field(default_factory=dict)
+    argv: tuple[str, ...] = ()
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         """Starts, or goes on with, the run."""
@@ -99,11 +123,13 @@ class Run:
             command += [f"--data.init_args.batch_size={4 // self.processes}"]
         here = str(Path(__file__).parent)
         return subprocess.Popen(
-            [*command, *argv],
+            [*command, *self.argv, *argv],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A group of its own, as a terminal or `timeout` makes one.
+            start_new_session=True,
         )
 
     def finish(self, *argv: str) -> bool:
@@ -184,6 +210,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that come from it."""
+    found, waiting = set(), [pid]
+    while waiting:
+        one = waiting.pop()
+        found.add(one)
+        waiting += children(one)
+    return found
 
 
 @contextmanager

@@ -26,10 +26,31 @@ from pathlib import Path
 
 import torch
 import yaml
-from fault_run import EPOCHS, STEPS, Run, alive, config, ranks_of, readers_of, small_disk
+from fault_run import (
+    EPOCHS,
+    STEPS,
+    Run,
+    alive,
+    children,
+    config,
+    family,
+    ranks_of,
+    readers_of,
+    small_disk,
+)
 
 PATIENCE = 60
 """Seconds in which a run must end that cannot go on."""
+KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "accumulated": (
+        1,
+        ("--trainer.accumulate_grad_batches=4", "--checkpoints.every_n_train_steps=1"),
+    ),
+    "validated": (1, ("--trainer.val_check_interval=5", "--checkpoints.every_n_train_steps=1")),
+    "averaged": (1, ("--config", "configs/overlays/ema.yaml")),
+    "two": (2, ()),
+}
+"""Kinds of run that are killed at random: processes and arguments."""
 
 
 @dataclass
@@ -71,17 +92,25 @@ class Faults:
         sounds = write_sounds(folder / "sounds", classes=4, clips_per_class=20, seconds=0.96)
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config(sounds)))
-        self.whole = {count: self._run(f"whole_{count}", count) for count in (1, 2)}
-        for run in self.whole.values():
+        self._whole: dict[tuple[int, tuple[str, ...]], Run] = {}
+
+    def whole(self, processes: int, argv: tuple[str, ...] = ()) -> Run:
+        """The unbroken run of a kind, made when it is first asked for."""
+        kind = (processes, argv)
+        if kind not in self._whole:
+            run = self._run(f"whole_{len(self._whole)}", processes)
+            run.argv = argv
             if not run.finish():
                 sys.exit("the run without a fault failed")
+            self._whole[kind] = run
+        return self._whole[kind]
 
     def _run(self, name: str, processes: int = 1, **environment: str) -> Run:
         return Run(self.folder / name, self.config, processes, environment)
 
     def lost(self, run: Run) -> str:
         """What differs from the unbroken run."""
-        whole = self.whole[run.processes]
+        whole = self.whole(run.processes, run.argv)
         ours, theirs = run.rows(), whole.rows()
         told = []
         missing = [place[0] for place in theirs if place not in ours]
@@ -101,9 +130,16 @@ class Faults:
             told.append("final weights differ")
         return "; ".join(told)
 
-    def signalled(self, number: signal.Signals, times: int) -> Row:
-        """One run, struck at random steps, going on after each."""
-        row, run = Row(number.name), self._run(f"signal_{number.name}")
+    def signalled(self, number: signal.Signals, times: int, *, group: bool = False) -> Row:
+        """One run, struck at random steps, going on after each.
+
+        Args:
+            number: The signal.
+            times: How often it strikes.
+            group: Whether the workers get it as well, as from a terminal or `timeout`.
+        """
+        name = f"{number.name} to the group" if group else number.name
+        row, run = Row(name), self._run(f"signal_{number.name}_{group}")
         places = sorted(self.random.sample(range(1, EPOCHS * STEPS - 2), times))
         code = -number if number == signal.SIGKILL else 128 + number
         for place in places:
@@ -112,12 +148,90 @@ class Faults:
             # Anywhere in the next steps: while a batch is read, trained on, saved or validated.
             time.sleep(self.random.uniform(0, 0.3))
             row.tried += 1
-            started.send_signal(number)
-            started.communicate()
+            processes = family(started.pid)
+            if group and started.poll() is None:
+                os.killpg(started.pid, number)
+            else:
+                started.send_signal(number)
+            _, told = started.communicate()
             # It may have come to its end, or further than the next place, by then.
-            row.survived += started.returncode in (code, 0)
+            fine = started.returncode in (code, 0) and "Traceback" not in told
+            if not fine:
+                print(told[-2000:], file=sys.stderr)
+            row.survived += fine and not self._left(processes)
         if not run.finish():
             row.survived -= 1
+        row.lost = self.lost(run)
+        return row
+
+    def _left(self, processes: set[int]) -> set[int]:
+        """Those that live on ten seconds later."""
+        until = time.monotonic() + 10
+        while (left := {pid for pid in processes if alive(pid)}) and time.monotonic() < until:
+            time.sleep(0.1)
+        if left:
+            print(f"orphans: {left}", file=sys.stderr)
+        return left
+
+    def kind_killed(self, name: str, times: int) -> Row:
+        """A run of some kind, killed inside steps and validations."""
+        row, (processes, argv) = Row(f"SIGKILL, {name}"), KINDS[name]
+        run = self._run(f"kind_{name}", processes)
+        run.argv = argv
+        last = EPOCHS * STEPS // (4 if name == "accumulated" else 1) - 2
+        for step in sorted(self.random.sample(range(1, last), min(times, last - 1))):
+            where = self.random.choice(("step", "validation"))
+            strike = {"class_path": "fault_run.Strike", "init_args": {"step": step, "where": where}}
+            started = run.start(f"--trainer.callbacks+={json.dumps(strike)}")
+            started.communicate()
+            row.tried += 1
+            row.survived += started.returncode in (-signal.SIGKILL, 0)
+        if not run.finish():
+            row.survived -= 1
+        row.lost = self.lost(run)
+        return row
+
+    def first_killed_early(self, times: int) -> Row:
+        """The first of two processes is killed before they know one another."""
+        row = Row("the first process killed at the start")
+        for number in range(times):
+            started = self._run(f"early_{number}", 2).start()
+            while started.poll() is None and not (others := ranks_of(started.pid)):
+                time.sleep(0.05)
+            time.sleep(self.random.uniform(0, 5))
+            processes = family(started.pid) - {started.pid} | set(others)
+            started.kill()
+            since = time.monotonic()
+            row.tried += 1
+            row.survived += not self._left(processes)
+            row.seconds = max(row.seconds or 0.0, time.monotonic() - since)
+            started.communicate()
+        return row
+
+    def worker_stopped(self) -> Row:
+        """A worker that does not answer: as one that waits for a lock, or for a disk."""
+        row, run = Row("a worker that does not answer"), self._run("silent")
+        started = run.start("--data.init_args.timeout=5")
+        run.wait_for(STEPS + 2, started)
+        processes = family(started.pid)
+        os.kill(readers_of(started.pid)[0], signal.SIGSTOP)
+        self.ended(row, run, started, "data.init_args.timeout")
+        row.survived -= bool(self._left(processes))
+        return row
+
+    def service_killed(self) -> Row:
+        """W&B's own process is killed."""
+        row = Row("W&B's service killed", tried=1)
+        run = self._run("service", WANDB_MODE="offline", HOME=str(self.folder))
+        logger = {"class_path": "lightning.pytorch.loggers.WandbLogger"}
+        logger["init_args"] = {"project": "peas", "save_dir": None}  # type: ignore[assignment]
+        started = run.start(f"--trainer.logger={json.dumps(logger)}")
+        run.wait_for(STEPS + 2, started)
+        for child in children(started.pid):
+            if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(child, signal.SIGKILL)
+        _, told = started.communicate()
+        row.survived = int(started.returncode == 0 and "Traceback" not in told)
         row.lost = self.lost(run)
         return row
 
@@ -135,7 +249,7 @@ class Faults:
         try:
             _, told = started.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            started.kill()
+            os.killpg(started.pid, signal.SIGKILL)
             row.lost = "it hung"
             return
         row.seconds = max(row.seconds or 0.0, time.monotonic() - since)
@@ -179,7 +293,7 @@ class Faults:
             started = run.start()
             run.wait_for(self.random.randrange(STEPS, 2 * STEPS), started)
             os.kill(readers_of(started.pid)[-1], signal.SIGKILL)
-            self.ended(row, run, started, "It read clips for this run")
+            self.ended(row, run, started, "SIGKILL")
         return row
 
     def disk_full(self, times: int) -> Row:
@@ -259,13 +373,19 @@ class Faults:
             "SIGKILL": lambda: self.signalled(signal.SIGKILL, self.kills),
             "SIGTERM": lambda: self.signalled(signal.SIGTERM, few),
             "SIGUSR1": lambda: self.signalled(signal.SIGUSR1, few),
+            "group": lambda: self.signalled(signal.SIGTERM, few, group=True),
+            "ctrl-c": lambda: self.signalled(signal.SIGINT, few, group=True),
+            **{kind: lambda kind=kind: self.kind_killed(kind, few) for kind in KINDS},
+            "early": lambda: self.first_killed_early(few),
             "second": lambda: self.process_killed("second", few),
             "first": lambda: self.process_killed("first", few),
+            "silent": self.worker_stopped,
             "reader": lambda: self.reader_killed(few),
             "disk": lambda: self.disk_full(few),
             "stop": lambda: self.no_number("stop"),
             "skip": lambda: self.no_number("skip"),
             "server": self.no_server,
+            "service": self.service_killed,
             "twice": self.started_twice,
         }
         for name, strike in tries.items():
@@ -302,7 +422,8 @@ def main() -> None:
         "--only",
         nargs="*",
         default=[],
-        help="SIGKILL, SIGTERM, SIGUSR1, second, first, reader, disk, stop, skip, server, twice",
+        help="SIGKILL, SIGTERM, SIGUSR1, group, ctrl-c, accumulated, validated, averaged, two, "
+        "early, second, first, silent, reader, disk, stop, skip, server, service, twice",
     )
     p.add_argument("--seed", type=int, default=0, help="of the places where faults strike")
     p.add_argument("--out", type=Path, help="keep the runs there (default: a temporary folder)")

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import disable_possible_user_warnings
 from peas.callbacks import Reconstructions
 from peas.callbacks.checkpoints import AtomicCheckpointIO
 from peas.data.synthetic import SyntheticSounds
-from peas.run_folder import is_whole
+from peas.run_checkpoints import is_whole
 from peas.tasks import MaskedAudioModeling
 from peas.tasks.finite import finite_gradients
 

@@ -31,11 +31,9 @@ pretrain() { # name, config, seed, further arguments
     local run="$out/pretrain/$name-$seed"
     if [ -f "$run/done" ]; then return; fi
     mkdir -p "$run"
-    local last=()
-    if [ -f "$run/checkpoints/last.ckpt" ]; then last=(--ckpt_path "$run/checkpoints/last.ckpt"); fi
     peas fit --config "$here/../configs/examples/pretrain_urbansound8k_$config.yaml" \
         --seed_everything "$seed" --trainer.default_root_dir "$run" \
-        --data.init_args.root "$us8k" "$@" "${last[@]}" >>"$run/log.txt" 2>&1
+        --data.init_args.root "$us8k" "$@" --ckpt_path last >>"$run/log.txt" 2>&1
     touch "$run/done"
     echo "$run: done"
 }
