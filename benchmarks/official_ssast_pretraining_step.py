@@ -8,6 +8,7 @@ the loop's work is that of the official `traintest_mask.py`: two passes, optimis
 
 import random
 import sys
+from contextlib import nullcontext
 
 import torch
 from peer import serve, worker
@@ -48,9 +49,12 @@ def main() -> None:
         if p.requires_grad and not name.startswith("v.head")
     )
 
-    def step(_: str) -> None:
-        acc, nce, mse = losses()
-        loss = nce + 10 * mse
+    def step(command: str) -> None:
+        # Officially float32; "half" asks what autocast alone would give the official code.
+        half = command == "half"
+        with torch.autocast(options.device, torch.bfloat16) if half else nullcontext():
+            acc, nce, mse = losses()
+            loss = nce + 10 * mse
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,6 +7,7 @@ is that of the official `traintest.py`: same optimiser, groups, loss and order.
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -59,9 +60,12 @@ def main() -> None:
     torch.save(logits, options.work / "logits.pt")
     trained = sum(p.numel() for name, p in named.items() if not name.startswith("v.head"))
 
-    def step(_: str) -> None:
-        output = audio_model(log_mel, "ft_avgtok")
-        loss = loss_fn(output, torch.argmax(labels.long(), axis=1))
+    def step(command: str) -> None:
+        # Officially float32; "half" asks what autocast alone would give the official code.
+        half = command == "half"
+        with torch.autocast(options.device, torch.bfloat16) if half else nullcontext():
+            output = audio_model(log_mel, "ft_avgtok")
+            loss = loss_fn(output, torch.argmax(labels.long(), axis=1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
