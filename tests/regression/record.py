@@ -121,7 +121,7 @@ def record(out: Path) -> None:
             folder, path = work / name, work / f"{name}.yaml"
             path.write_text(yaml.safe_dump(config))
             if name == "resumed":
-                _stopped(forks, path, folder)
+                stopped(forks, path, folder)
             world = config["trainer"].get("devices", 1)
             forks.fit(path, folder, world, "fit", "--ckpt_path", "last")
             last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
@@ -134,7 +134,7 @@ def record(out: Path) -> None:
     out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _stopped(forks: Forks, config: Path, folder: Path) -> None:
+def stopped(forks: Forks, config: Path, folder: Path) -> None:
     """Starts a run that a signal ends inside its second epoch."""
     text = yaml.safe_load(config.read_text())
     stop = {

@@ -1,0 +1,35 @@
+"""Runs that an earlier release left are still scored alike and trained to the same end."""
+
+from pathlib import Path
+
+import pytest
+from old_runs import RUNS, figures, kept, sounds
+
+FILES = sorted(RUNS.glob("*/*.pt.xz"))
+ABOUT = 2e-3
+"""Two machines' rounding, through some steps of training."""
+RANKED = ("mAP", "AUC", "accuracy", "d_prime", "agree")
+"""Figures of few clips that rounding may turn over."""
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clips that all of them were trained on."""
+    return sounds(tmp_path_factory.mktemp("old") / "sounds")
+
+
+def test_there_are_runs_of_every_kind() -> None:
+    assert {path.name.split(".")[0] for path in FILES} >= {
+        *("ssast", "audiomae", "supmam", "peas", "peas_mae"),
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name} {file.name}")
+def test_an_earlier_release_s_run_goes_on(file: Path, clips: Path, tmp_path: Path) -> None:
+    run = kept(file)
+    found = figures(run, clips, tmp_path)
+    assert found.keys() == run["figures"].keys()
+    for name, value in run["figures"].items():
+        if any(part in name for part in RANKED):
+            continue
+        assert found[name] == pytest.approx(value, rel=ABOUT, abs=ABOUT), name
