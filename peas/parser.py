@@ -7,13 +7,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from peas.arguments import NEGATIVE
 from peas.cli_errors import cause
 from peas.config_file import read_config
 from peas.errors import ConfigError
+from peas.migration import config as of_this_release
+
+_load = get_loader("yaml")
+
+
+def _load_config(text: str) -> Any:
+    return of_this_release(_load(text))
+
+
+set_loader("yaml", _load_config)
 
 
 class PeasParser(LightningArgumentParser):
@@ -49,6 +59,15 @@ class PeasParser(LightningArgumentParser):
                 read_config(file)
         config: Namespace = super().parse_args(args, *more, **kwargs)
         return config
+
+    def merge_config(self, cfg_from: Namespace, cfg_to: Namespace) -> Namespace:
+        """One config over another; of a table whose entries have names, only those it names."""
+        merged: Namespace = super().merge_config(cfg_from, cfg_to)
+        for key, value in list(merged.items()):
+            below = cfg_to.get(key)
+            if isinstance(value, dict) and isinstance(below, dict):
+                merged[key] = {**below, **value}
+        return merged
 
     def validate(self, cfg: Namespace, skip_none: bool = True, *more: Any, **kwargs: Any) -> None:
         """Checks a configuration; nulls too, which jsonargparse takes for values not given."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from peas.models.grid import Pair
-from peas.objectives import LabelLoss
+from peas.objectives.masked import LabelLoss
 
 
 def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Tensor:

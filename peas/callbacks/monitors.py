@@ -73,10 +73,8 @@ def logged(task: LightningModule) -> set[str] | None:
     elif isinstance(task, MaskedAudioModeling):
         meters = task.meters
         step, val = set(meters.training_means), set(meters.evaluation_means)
-        train = step | ({"unlabelled"} if "classification" in step else set())
-        val |= AGAINST_MEAN if meters.patches is not None else set()
-        val |= {"feature_mse", "trivial_feature_mse"} if meters.features is not None else set()
-        val |= {"trivial_classification"} if meters.prior is not None else set()
+        train = step | {name for part in task.parts.values() for name in part.sums}
+        val |= {name for part in task.parts.values() for name in part.baselines}
     else:
         return None
     if h["on_nonfinite"] == "skip":

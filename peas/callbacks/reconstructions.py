@@ -16,8 +16,8 @@ from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.grid import fold_average
 from peas.models.masked import MaskedModel
+from peas.objectives import FeatureDistillation, Term
 from peas.tasks.mae import MaskedAudioModeling
-from peas.tasks.mae_objectives import Losses
 from peas.tasks.ssast import SSASTPretraining
 
 
@@ -102,8 +102,7 @@ class Reconstructions(Callback):
                 "`trainer.callbacks` holds Reconstructions, which is for pretraining tasks: use "
                 "`peas.callbacks.Pictures` in fine-tuning"
             )
-        distils = pl_module.hparams.get("distillation", 0) > 0
-        if not pl_module.model.reconstructs and not distils:
+        if not pl_module.model.reconstructs and _feature_name(pl_module) is None:
             raise ConfigError(
                 "`trainer.callbacks` holds Reconstructions, and this task's objectives predict "
                 "neither patches nor a teacher's features: take the callback out"
@@ -177,9 +176,9 @@ def reconstruction_views(
     if model.time_major:
         by_frequency = hidden.view(-1, columns, rows).transpose(1, 2).flatten(1)
     drawn = model.reconstruct(log_mel, by_frequency) if model.reconstructs else None
-    losses: Losses | None = None
-    if isinstance(task, MaskedAudioModeling) and task.hparams["distillation"] > 0:
-        losses = task.objectives(batch, "val")
+    features: Term | None = None
+    if isinstance(task, MaskedAudioModeling) and (name := _feature_name(task)):
+        features = task.losses(batch, "val").terms[name]
     cells = hidden_cells(model, by_frequency, log_mel.shape[1], log_mel.shape[2])
     return [
         ReconstructionView(
@@ -190,7 +189,7 @@ def reconstruction_views(
             batch["valid"][row].cpu(),
             None if drawn is None else drawn[row].float().cpu(),
             bool(getattr(model, "norm_pix", False)),
-            None if losses is None else _features(losses, row, (rows, columns)),
+            None if features is None else _features(features, row, (rows, columns)),
         )
         for row, clip in enumerate(batch["id"])
     ]
@@ -213,13 +212,21 @@ def hidden_cells(model: MaskedModel, hidden: Tensor, frames: int, mels: int) -> 
     return fold_average(patches, model.patch, model.stride, frames, mels) > 1 - 1e-4
 
 
-def _features(losses: Losses, row: int, grid: tuple[int, int]) -> FeatureView:
+def _feature_name(task: SSASTPretraining | MaskedAudioModeling) -> str | None:
+    """Name of the objective that predicts a teacher's features; None without one."""
+    if not isinstance(task, MaskedAudioModeling):
+        return None
+    found = (n for n, part in task.parts.items() if isinstance(part, FeatureDistillation))
+    return next(found, None)
+
+
+def _features(term: Term, row: int, grid: tuple[int, int]) -> FeatureView:
     """Target and prediction of one clip along the axis on which its targets differ most."""
-    assert losses.features is not None
-    assert losses.predicted_features is not None
-    target = losses.features.targets[row].float().cpu()
-    predicted = losses.predicted_features[row].float().cpu()
-    sound = losses.features.valid[row].cpu()
+    assert term.rows is not None
+    assert term.predicted is not None
+    target = term.rows.targets[row].float().cpu()
+    predicted = term.predicted[row].float().cpu()
+    sound = term.rows.valid[row].cpu()
     if int(sound.sum()) < 2:
         sound = torch.ones_like(sound)
     mean = target[sound].mean(dim=0)

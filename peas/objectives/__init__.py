@@ -1,5 +1,6 @@
-"""Losses as pure functions of tensors: of classes, of hidden patches told apart, and drawn."""
+"""Losses as pure functions of tensors, and the objectives of pretraining that are made of them."""
 
+from peas.objectives.base import Facts, Objective, Rows, Term, View
 from peas.objectives.classification import (
     ClassificationLoss,
     as_soft,
@@ -14,6 +15,8 @@ from peas.objectives.contrastive import (
     patch_errors,
     take_patches,
 )
+from peas.objectives.feature_distillation import FeatureDistillation
+from peas.objectives.label_classification import LabelClassification
 from peas.objectives.masked import (
     FeatureLoss,
     LabelLoss,
@@ -23,14 +26,25 @@ from peas.objectives.masked import (
     label_loss,
     masked_patch_error,
 )
+from peas.objectives.patch_contrast import PatchContrast
+from peas.objectives.reconstruction import Reconstruction
 
 __all__ = [
     "ClassificationLoss",
+    "Facts",
+    "FeatureDistillation",
     "FeatureLoss",
     "InfoNCE",
+    "LabelClassification",
     "LabelLoss",
     "NCEAxis",
+    "Objective",
+    "PatchContrast",
+    "Reconstruction",
+    "Rows",
     "TargetNorm",
+    "Term",
+    "View",
     "as_soft",
     "classification_loss",
     "feature_loss",

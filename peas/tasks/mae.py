@@ -1,57 +1,47 @@
 """Pretraining on visible patches: AudioMAE, MAM-CLAP, SupMAM and SupMAM-CLAP by composition."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from peas import migration
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
+from peas.masking import PatchMasking, RandomPatches
 from peas.models.checkpoints.audiomae import load_pretrained
-from peas.models.clap import Teacher
+from peas.models.grid import Pair
 from peas.models.mae import MaskedAutoencoder
-from peas.models.mam_heads import LabelNorm
-from peas.models.masked import visible_places
-from peas.models.patch_masking import random_patches, times_and_bands
+from peas.models.mae_decoder import DecoderShape
 from peas.models.positions import Raster
-from peas.models.target_grid import TargetGrid
-from peas.objectives import FeatureLoss, LabelLoss, NCEAxis, TargetNorm
+from peas.objectives import Objective, Reconstruction
+from peas.objectives.base import Facts
+from peas.objectives.composition import Losses, compose, encode
 from peas.optim import LrRule, cosine_factor, decay_groups
-from peas.tasks.feature_targets import FeatureTargets
 from peas.tasks.finite import OnNonFinite
-from peas.tasks.mae_meters import MaeMeters
-from peas.tasks.mae_model import (
-    OBJECTIVES,
-    build_heads,
-    build_model,
-    check_settings,
-    kept_counts,
-    visible_count,
-)
-from peas.tasks.mae_objectives import Composition, Heads, Losses, compose
+from peas.tasks.loss_meters import LossMeters
 from peas.tasks.pretraining import PretrainingTask, Stage
 
 
 class MaskedAudioModeling(PretrainingTask):
-    """Pretrains a `MaskedAutoencoder` with any sum of four objectives.
+    """Pretrains a `MaskedAutoencoder` with any sum of objectives.
 
-    Each objective has a weight, and 0 leaves it out:
-
-    | system | weights | `mask_ratio` | `decoder_depth` |
+    | system | objectives and weights | `masking` | `decoder_depth` |
     |---|---|---|---|
-    | AudioMAE | `reconstruction: 1` | 0.8 | 16 |
-    | MAM-CLAP | `distillation: 1` | 0.2 | 1 |
-    | SupMAM | `reconstruction: 1`, `classification: 0.01` | 0.4 | 16 |
-    | SupMAM-CLAP | `distillation: 1`, `classification: 0.0001` | 0.2 | 1 |
+    | AudioMAE | `Reconstruction` | `RandomPatches(0.8)` | 16 |
+    | MAM-CLAP | `FeatureDistillation` | `RandomPatches(0.2)` | 1 |
+    | SupMAM | `Reconstruction`, `LabelClassification` 0.01 | `RandomPatches(0.4)` | 16 |
+    | SupMAM-CLAP | `FeatureDistillation`, `LabelClassification` 0.0001 | `RandomPatches(0.2)` | 1 |
 
     Masks depend on the seed and the place in training; in evaluation on the seed and the clip
-    alone. Evaluation logs each objective beside that of its trivial predictor, over patches of
-    real sound that are not constant: `val/valid_mse` and `val/trivial_mse` (mean patch),
-    `val/feature_mse` and `val/trivial_feature_mse` (mean target), `val/classification` and
-    `val/trivial_classification` (frequencies of the classes).
+    alone. Evaluation logs each objective beside its baseline, the best constant prediction, over
+    patches of real sound that are not constant.
 
     Args:
         pretrained: File of weights to go on from: an official AudioMAE file or a checkpoint of
@@ -62,10 +52,7 @@ class MaskedAudioModeling(PretrainingTask):
             (10, 10) and windows of 6.
         positions: Raster of the fixed positions: `stored`, that of AudioMAE's released files, or
             `geometric`. See `peas.models.positions`.
-        mask_ratio: Share of the patches that is hidden.
-        masking: `random` patches, or `structured`: whole columns and bands.
-        time_ratio: Share of columns hidden by structured masking.
-        freq_ratio: Share of bands hidden by structured masking.
+        masking: Which patches are masked, such as `peas.masking.RandomPatches`.
         decoder: `local` attention in windows, or `global`.
         decoder_width: Width of its tokens.
         decoder_depth: Its blocks: officially 16 local ones or 8 global ones. The single block of
@@ -74,27 +61,10 @@ class MaskedAudioModeling(PretrainingTask):
         decoder_window: Side of a window in patches.
         decoder_first_shift: 0: the first local block is not shifted; 1: it is, as "a single
             transformer block with shifted local attention" may be read.
-        reconstruction: Weight of the error of hidden patches.
-        distillation: Weight of the error of a teacher's features.
-        classification: Weight lambda of the classification branch.
-        contrastive: Weight of InfoNCE among hidden patches, as MAE-AST has it.
-        nce_axis: Of InfoNCE, as in `SSASTPretraining`.
-        norm_pix: Whether patches are drawn normalised by their own mean and deviation.
-        teacher: Runs on every batch. Null with `targets`.
-        targets: Folder of maps written by `peas data targets`, in the place of a live teacher.
-            With both, the cache must be that teacher's.
-        target_grid: How patches find the teacher's cells, see `peas.models.target_grid`.
-        target_norm: `l2` (unit length), `layer`, or `none`.
-        feature_loss: `mse`, `l2`, `frobenius` (the printed norm), `cosine` or `smooth_l1`.
-        visible_path: Y of visible patches: `direct`, from the encoder's output through the
-            decoder's embedding, or `decoder`, from its last block as for the hidden ones.
-        feature_padding: `exclude` patches without sound from the feature loss, or `keep` them.
-        label_loss: `soft`: cross entropy against the labels divided by their number; `multi_hot`:
-            undivided; `bce`.
-        temperature: tau, by which the branch's logits are divided.
-        label_hidden: Width of the branch's hidden layer; null = four times the encoder's.
-        label_norm: `batch`, `sync` (over processes) or `none`.
-        visible_fraction: Share of the visible patches that the branch's pooling takes.
+        objectives: What is learnt, each under a name of your own by which logs call it:
+            `peas.objectives.Reconstruction`, `FeatureDistillation`, `LabelClassification`,
+            `PatchContrast`, or a subclass of `peas.objectives.Objective` from elsewhere. A name
+            that is null is left out.
         grad_norm_every: Steps between two logs of each objective's gradient norm at the encoder's
             output, when there are several; 0 = never.
         roll_gain: `none` as SupMAM-CLAP; `official` or `paper` for AudioMAE's augmentation. It
@@ -120,17 +90,10 @@ class MaskedAudioModeling(PretrainingTask):
     """
 
     shape_keys = ("size", "patch", "stride", "decoder", "decoder_width", "decoder_depth")
-    resume_keys = (
-        "positions",
-        "decoder_heads",
-        "decoder_window",
-        "decoder_first_shift",
-        "norm_pix",
-        "label_hidden",
-        "label_norm",
-    )
+    resume_keys = ("positions", "decoder_heads", "decoder_window", "decoder_first_shift")
     model: MaskedAutoencoder
-    heads: Heads
+    objectives: nn.ModuleDict
+    meters: LossMeters
 
     def __init__(
         self,
@@ -139,34 +102,14 @@ class MaskedAudioModeling(PretrainingTask):
         patch: tuple[int, int] = (16, 16),
         stride: tuple[int, int] | None = None,
         positions: Raster = "stored",
-        mask_ratio: float = 0.8,
-        masking: Literal["random", "structured"] = "random",
-        time_ratio: float = 0.7,
-        freq_ratio: float = 0.3,
+        masking: PatchMasking | None = None,
         decoder: Literal["local", "global"] = "local",
         decoder_width: int = 512,
         decoder_depth: int = 16,
         decoder_heads: int = 16,
         decoder_window: int = 4,
         decoder_first_shift: Literal[0, 1] = 0,
-        reconstruction: float = 1.0,
-        distillation: float = 0.0,
-        classification: float = 0.0,
-        contrastive: float = 0.0,
-        nce_axis: NCEAxis = "code",
-        norm_pix: bool = True,
-        teacher: Teacher | None = None,
-        targets: str | None = None,
-        target_grid: TargetGrid = "physical",
-        target_norm: TargetNorm = "l2",
-        feature_loss: FeatureLoss = "mse",
-        visible_path: Literal["direct", "decoder"] = "direct",
-        feature_padding: Literal["exclude", "keep"] = "exclude",
-        label_loss: LabelLoss = "soft",
-        temperature: float = 10.0,
-        label_hidden: int | None = None,
-        label_norm: LabelNorm = "batch",
-        visible_fraction: float = 1.0,
+        objectives: dict[str, Objective | None] | None = None,
         grad_norm_every: int = 50,
         roll_gain: Literal["none", "official", "paper"] = "none",
         drop_path: float = 0.0,
@@ -185,67 +128,89 @@ class MaskedAudioModeling(PretrainingTask):
         multi_label: bool | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["teacher"])
-        # In a tuple, where no module, optimiser, DDP or checkpoint finds it.
-        self._teacher = (teacher,)
-        self._targets: FeatureTargets | None = None
-        check_settings(self.hparams)
+        if not lr > 0:
+            raise ConfigError(f"`model.init_args.lr` is {lr}: it must be positive")
+        given = {"reconstruction": Reconstruction()} if objectives is None else objectives
+        chosen = {name: part for name, part in given.items() if part is not None}
+        _require_possible(chosen, roll_gain)
+        self.masking = masking or RandomPatches()
+        self.save_hyperparameters(ignore=["objectives", "masking"])
+        self.hparams["masking"] = self.masking.spec()
+        self.hparams["objectives"] = {name: part.spec() for name, part in chosen.items()}
+        self.objectives = nn.ModuleDict(chosen)
+        self._prepared = False
 
     # --- building ---------------------------------------------------------------------------
 
     @property
-    def composition(self) -> Composition:
-        """Which objectives there are, and how they are weighed."""
-        h = self.hparams
-        weights = {name: h[name] for name in OBJECTIVES if h[name] > 0}
-        return Composition(
-            weights=weights,
-            feature_loss=h["feature_loss"],
-            visible_path=h["visible_path"],
-            label_loss=h["label_loss"],
-            temperature=h["temperature"],
-            nce_axis=h["nce_axis"],
-        )
+    def parts(self) -> dict[str, Objective]:
+        """The objectives by name."""
+        return cast(dict[str, Objective], dict(self.objectives.items()))
+
+    def needs(self, what: str) -> bool:
+        """Whether an objective needs something, see `peas.objectives.base.Need`."""
+        return any(what in part.needs for part in self.parts.values())
 
     def setup(self, stage: str) -> None:
-        """Opens the teacher or its cache, fills the facts and builds, before `fit`."""
-        if self.hparams["distillation"] > 0 and self._targets is None:
-            self._open_targets()
+        """Lets the objectives see the data, fills the facts and builds, before `fit`."""
+        if not self._prepared:
+            self._prepare()
         super().setup(stage)
 
-    def _open_targets(self) -> None:
-        h = self.hparams
-        self._targets = FeatureTargets(
-            self._teacher[0], h["targets"], h["target_grid"], h["target_norm"]
-        )
-        self._targets.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
-        for key, value in (
-            ("teacher_fingerprint", self._targets.fingerprint),
-            ("feature_width", self._targets.width),
-        ):
-            known = h.setdefault(key, value)
-            if known != value:
-                raise CheckpointError(
-                    f"the run was trained on another teacher's features ({key} {known}) than "
-                    f"{self._targets.name} gives ({value}): use its own teacher or cache"
-                )
-        rank_zero_info(f"teacher: {self._targets.name}, {self._targets.fingerprint[:12]}…")
+    def _prepare(self) -> None:
+        self._prepared = True
+        for name, part in self.parts.items():
+            part.prepare(getattr(self.trainer, "datamodule", None))
+            if facts := part.facts():
+                told = ", ".join(f"{key} {value}" for key, value in facts.items())
+                rank_zero_info(f"{name}: {told}")
+        found = {name: part.facts() for name, part in self.parts.items() if part.facts()}
+        _require_equal_facts(self.hparams.setdefault("objective_facts", found), found)
 
     def build(self, *, initialise: bool) -> None:
         """Makes front end, model, heads and meters, and loads `pretrained`."""
         h = self.hparams
         self.build_front_end()
-        self.model = build_model(h, self.front_end.n_mels)
-        self.heads = build_heads(h, self.model.width)
-        self.visible = visible_count(h, self.model.grid)
+        self.model = self._model(self.front_end.n_mels)
+        cells = h["patch"][0] * h["patch"][1]
+        facts = Facts(self.model.width, h["decoder_width"], cells, len(h["labels"]))
+        for part in self.parts.values():
+            part.build(facts)
+        # Refuses a share that masks all, or nothing.
+        self.masking.visible(self.model.grid)
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(self.model, Path(h["pretrained"]))))
-        self.meters = MaeMeters(
-            list(self.composition.weights),
-            cells=h["patch"][0] * h["patch"][1],
-            features=h.get("feature_width", 0),
-            classes=len(h["labels"]),
-            label_loss=h["label_loss"],
+        self.meters = LossMeters(self.parts)
+
+    def _model(self, mels: int) -> MaskedAutoencoder:
+        h = self.hparams
+        patch: Pair = tuple(h["patch"])
+        stride: Pair = patch if h["stride"] is None else tuple(h["stride"])
+        if h["frames"] % patch[1] and stride == patch:
+            raise ConfigError(
+                f"`frames` is {h['frames']}, which is no multiple of the patch's {patch[1]} frames "
+                "(`model.init_args.patch`): set `data.init_args.frames` to a multiple"
+            )
+        shape = DecoderShape(
+            h["decoder"],
+            h["decoder_width"],
+            h["decoder_depth"],
+            h["decoder_heads"],
+            h["decoder_window"],
+            h["decoder_first_shift"],
+        )
+        pixels = [part for part in self.parts.values() if "pixels" in part.needs]
+        return MaskedAutoencoder(
+            h["size"],
+            frames=h["frames"],
+            mels=mels,
+            patch=patch,
+            stride=stride,
+            positions=h["positions"],
+            decoder=shape if self.needs("decoder") else None,
+            pixels=bool(pixels),
+            norm_pix=all(getattr(part, "norm_pix", True) for part in pixels),
+            drop_path=h["drop_path"],
         )
 
     def monitor(self, multi_label: bool) -> tuple[str, Literal["min", "max"]]:
@@ -253,81 +218,67 @@ class MaskedAudioModeling(PretrainingTask):
         return "val/loss", "min"
 
     def _require_labels_of_data(self, saved: list[str], where: str) -> None:
-        """Any data will do, unless the branch knows the classes."""
-        if self.hparams["classification"] > 0:
+        """Any data will do, unless an objective knows the classes."""
+        if self.needs("labels"):
             super()._require_labels_of_data(saved, where)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the features' width too, and refuses another teacher's cache."""
+        """Refuses other objectives, or the features of another teacher."""
+        if migration.is_old(checkpoint.get("hyper_parameters") or {}):
+            checkpoint["hyper_parameters"] = migration.pretraining(checkpoint["hyper_parameters"])
+            checkpoint["state_dict"] = migration.weights(checkpoint["state_dict"])
         saved = checkpoint.get("hyper_parameters") or {}
-        for key in ("feature_width", "teacher_fingerprint"):
-            if key not in saved:
-                continue
-            known = self.hparams.setdefault(key, saved[key])
-            if known != saved[key]:
-                raise CheckpointError(
-                    f"the checkpoint was trained on features of another teacher ({key} "
-                    f"{saved[key]}) than this run's ({known}): use the same teacher or cache"
-                )
+        known = self.hparams.setdefault("objective_facts", saved.get("objective_facts", {}))
+        _require_equal_facts(saved.get("objective_facts", {}), known)
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or not self.trainer.training:
             return
-        # Their weights may change, their modules may not.
-        for key in OBJECTIVES:
-            before, now = saved[key], self.hparams[key]
-            if (before > 0) != (now > 0):
-                raise CheckpointError(
-                    f"`model.init_args.{key}` is {now}, but the run had {before}: an objective can "
-                    "neither come nor go in a run. Use its own config.yaml with its checkpoint. To "
-                    "start a new run from these weights use `--model.init_args.pretrained`."
-                )
+        before, now = saved.get("objectives", {}), self.hparams["objectives"]
+        for name in sorted(before.keys() ^ now.keys()):
+            raise CheckpointError(_changed(name, before.get(name), now.get(name)))
+        for name, part in self.parts.items():
+            if before[name]["class_path"] != now[name]["class_path"]:
+                raise CheckpointError(_changed(name, before[name], now[name]))
+            for key in part.fixed:
+                theirs, ours = (spec[name]["init_args"].get(key) for spec in (before, now))
+                if theirs != ours:
+                    raise CheckpointError(_changed(f"{name}.init_args.{key}", theirs, ours))
 
     # --- batches ----------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Adds the cached maps of the teacher."""
-        if self._targets is not None:
-            self._targets.read(batch)
+        """Lets objectives add to a batch, such as cached maps of a teacher."""
+        for part in self.parts.values():
+            part.read(batch)
         return batch
 
     def hide(self, batch: Batch, stage: Stage) -> Tensor:
-        """Patches to hide, `[B, N]` bool on the CPU, time-major."""
-        rows, columns = self.model.grid
-        if self.hparams["masking"] == "random":
-            u = self.mask_draws(batch, stage, "patches", rows * columns)
-            return random_patches(u, self.visible)
-        bands, times = kept_counts(self.hparams, (rows, columns))
-        u_time = self.mask_draws(batch, stage, "times", columns)
-        u_freq = self.mask_draws(batch, stage, "bands", rows)
-        return times_and_bands(u_time, u_freq, times, bands).flatten(1)
+        """Patches to mask, `[B, N]` bool, time-major."""
+        grid = self.model.grid
+        draws = {
+            name: self.mask_draws(batch, stage, name, count)
+            for name, count in self.masking.draws(grid).items()
+        }
+        return self.masking.mask(draws, grid, batch["log_mel"])
 
-    def objectives(self, batch: Batch, stage: Stage) -> Losses:
-        """Hides patches of a batch, encodes the others and takes every objective.
+    def losses(self, batch: Batch, stage: Stage) -> Losses:
+        """Masks patches of a batch, encodes the others and takes every objective.
 
         Raises:
             ConfigError: A masking strategy of fine-tuning is among the callbacks.
         """
-        self.require_no_masking(batch, "mask_ratio")
-        hidden = self.hide(batch, stage)
-        visible = visible_places(hidden)
-        pooled = None
-        if self.hparams["visible_fraction"] < 1 and self.hparams["classification"] > 0:
-            taken = max(1, round(self.visible * self.hparams["visible_fraction"]))
-            u = self.mask_draws(batch, stage, "pooled", self.visible)
-            pooled = visible_places(random_patches(u, taken)).to(self.device)
-        batch["hidden_patches"] = hidden.to(self.device)
-        return compose(
+        self.require_no_masking(batch, "masking")
+        masked = self.hide(batch, stage)
+        view = encode(
             self.model,
-            self.heads,
             batch,
-            visible.to(self.device),
-            self.composition,
-            features=None if self._targets is None else self._targets.of(batch, self.model),
-            keep_padding=self.hparams["feature_padding"] == "keep",
-            pooled=pooled,
-            all_processes=self._all_processes,
+            masked,
+            draw=lambda name, count: self.mask_draws(batch, stage, name, count),
+            total=self._all_processes,
             processes=self.trainer.world_size if self.trainer.training else 1,
         )
+        batch["hidden_patches"] = view.masked
+        return compose(self.parts, view)
 
     def _all_processes(self, count: Tensor) -> Tensor:
         """Sum over the processes of a number of labelled clips; in evaluation each is by itself."""
@@ -339,20 +290,29 @@ class MaskedAudioModeling(PretrainingTask):
     # --- training ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Moves the teacher beside the model, and prints the settings that decide a result."""
+        """Moves what is beside the model, and prints the settings that decide a result."""
         super().on_fit_start()
-        if self._targets is not None:
-            self._targets.move(self.trainer)
-        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2)
-        if batch < 2 and isinstance(getattr(self.heads.label, "norm", None), nn.BatchNorm1d):
-            raise ConfigError(
-                "`data.init_args.batch_size` is 1, and the classification branch has a BatchNorm, "
-                "which needs two clips: raise it, or set `model.init_args.label_norm: none`"
-            )
+        self._move()
+
+    def _move(self) -> None:
+        for part in self.parts.values():
+            part.move(self.trainer.strategy.root_device)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Steps, and lets moving averages follow."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for part in self.parts.values():
+            part.after_step(self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the objectives."""
-        losses = self.objectives(batch, "train")
+        losses = self.losses(batch, "train")
         clips = len(batch["id"])
         every = self.hparams["grad_norm_every"]
         if every and len(losses.terms) > 1 and self.trainer.global_step % every == 0:
@@ -361,16 +321,17 @@ class MaskedAudioModeling(PretrainingTask):
         for name, mean, value in self.meters.count(losses, clips, first=batch_idx == 0):
             self.log(name, value, prog_bar=True, on_step=True, batch_size=clips)
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=clips)
-        if losses.unlabelled is not None:
-            self.log(
-                "train/unlabelled",
-                losses.unlabelled,
-                reduce_fx="sum",
-                on_step=False,
-                on_epoch=True,
-                batch_size=clips,
-                sync_dist=True,
-            )
+        for term in losses.terms.values():
+            for name, value in term.sums.items():
+                self.log(
+                    f"train/{name}",
+                    value,
+                    reduce_fx="sum",
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=clips,
+                    sync_dist=True,
+                )
         return losses.total
 
     def warmup(self) -> tuple[str, float]:
@@ -395,34 +356,35 @@ class MaskedAudioModeling(PretrainingTask):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; vectors and biases are not decayed."""
         h = self.hparams
-        trained = nn.ModuleList((self.model, self.heads))
+        trained = nn.ModuleList((self.model, self.objectives))
         groups = decay_groups(trained, self.rate, h["weight_decay"])
         return torch.optim.AdamW(groups, betas=tuple(h["betas"]), fused=True)
 
     # --- evaluation -------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Checks that there are weights, and moves the teacher beside them."""
+        """Checks that there are weights, and moves what is beside the model."""
         super().on_validation_start()
-        if self._targets is not None:
-            self._targets.move(self.trainer)
+        self._move()
 
     def on_test_start(self) -> None:
         """As `on_validation_start`."""
         super().on_test_start()
-        if self._targets is not None:
-            self._targets.move(self.trainer)
+        self._move()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Takes the objectives with the clips' own fixed masks."""
-        self.meters.evaluate(self.objectives(batch, "val"), len(batch["id"]))
+        losses = self.losses(batch, "val")
+        self.meters.evaluate(losses, len(batch["id"]))
+        for name, part in self.parts.items():
+            part.evaluate(losses.terms[name])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, on the test split."""
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means and the trivial predictors."""
+        """Logs the means and the baselines."""
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
@@ -430,5 +392,43 @@ class MaskedAudioModeling(PretrainingTask):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        for name, value in self.meters.compute().items():
+        found = self.meters.compute()
+        for part in self.parts.values():
+            found |= part.baseline()
+        for name, value in found.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss", sync_dist=False)
+
+
+def _require_possible(parts: dict[str, Objective], roll_gain: str) -> None:
+    key = "`model.init_args.objectives`"
+    if not parts:
+        raise ConfigError(f"{key} is empty: give one objective at least")
+    for name, part in parts.items():
+        if not part.weight > 0:
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
+                "number above 0, or null in the place of the objective to leave it out"
+            )
+        if "clips" in part.needs and roll_gain != "none":
+            raise ConfigError(
+                f"`model.init_args.roll_gain` is {roll_gain}, and the targets of "
+                f"`model.init_args.objectives.{name}` belong to the clip as it is: set roll_gain "
+                "to none"
+            )
+
+
+def _require_equal_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
+    for name in saved.keys() & found.keys():
+        if saved[name] != found[name]:
+            raise CheckpointError(
+                f"`model.init_args.objectives.{name}`: the run was trained with {saved[name]}, "
+                f"and this teacher gives {found[name]}: use the same teacher or cache"
+            )
+
+
+def _changed(key: str, before: Any, now: Any) -> str:
+    return (
+        f"`model.init_args.objectives.{key}` is {now}, but the run had {before}: this cannot "
+        "change in a run. Use its own config.yaml with its checkpoint. To start a new run from "
+        "these weights use `--model.init_args.pretrained`."
+    )

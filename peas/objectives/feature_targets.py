@@ -1,19 +1,23 @@
 """Where MAM-CLAP's targets come from: a teacher that listens along, or a cache of its maps."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional
 
 from peas.data.batch import Batch
-from peas.data.module import SPLITS, ClipDataModule
 from peas.data.targets import TargetCache
-from peas.data.targets.teaching import heard_samples
 from peas.errors import ConfigError, DataError
 from peas.models.clap import Teacher
 from peas.models.masked import MaskedModel
 from peas.models.target_grid import Extent, TargetGrid, target_matrix
-from peas.objectives import TargetNorm, feature_targets
+from peas.objectives.masked import TargetNorm, feature_targets
+
+if TYPE_CHECKING:
+    from peas.data.module import ClipDataModule
 
 
 class FeatureTargets:
@@ -42,9 +46,9 @@ class FeatureTargets:
     ) -> None:
         if teacher is None and folder is None:
             raise ConfigError(
-                "`model.init_args.distillation` is above 0 and there is nothing to distil: set "
-                "`model.init_args.targets` to a folder of `peas data targets`, or "
-                "`model.init_args.teacher` to a teacher such as peas.models.clap.LaionClapTeacher"
+                "`model.init_args.objectives` has a FeatureDistillation with nothing to distil: "
+                "set its `targets` to a folder of `peas data targets`, or its `teacher` to one "
+                "such as peas.models.clap.LaionClapTeacher"
             )
         self.teacher, self.grid, self.norm = teacher, grid, norm
         self.cache = None if folder is None else TargetCache(folder)
@@ -53,7 +57,7 @@ class FeatureTargets:
             if teacher is not None and teacher.fingerprint != self.fingerprint:
                 raise DataError(
                     f"{folder}: holds maps of another teacher ({self.cache.teacher}, "
-                    f"{self.fingerprint[:12]}…) than `model.init_args.teacher` "
+                    f"{self.fingerprint[:12]}…) than the objective's `teacher` "
                     f"({teacher.name}, {teacher.fingerprint[:12]}…): write them anew with `peas "
                     "data targets`, or set `teacher` to null"
                 )
@@ -89,6 +93,9 @@ class FeatureTargets:
                 f"data.init_args.mixup is {data.mixup}, and a teacher's features belong to clips "
                 "as they are: set it to 0"
             )
+        from peas.data.module import SPLITS
+        from peas.data.targets.teaching import heard_samples
+
         if self.cache is None:
             assert self.teacher is not None
             data.teacher_rate = self.teacher.rate
@@ -97,10 +104,10 @@ class FeatureTargets:
         for split in SPLITS[:2]:
             self.cache.require(data.clips(split).ids)
 
-    def move(self, trainer: Trainer) -> None:
+    def move(self, device: torch.device) -> None:
         """Puts the teacher where the batches will be."""
         if self.teacher is not None and self.cache is None:
-            self.teacher.to(trainer.strategy.root_device)
+            self.teacher.to(device)
 
     def read(self, batch: Batch) -> None:
         """Adds the cached `teacher_map` to a batch that is still on the CPU."""

@@ -1,0 +1,119 @@
+"""Patch masking of pretraining: the base, and AudioMAE's two kinds."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from peas.errors import ConfigError
+from peas.models.grid import Pair
+from peas.models.patch_masking import random_patches, times_and_bands
+from peas.parts import Part
+
+
+class PatchMasking(Part, ABC):
+    """Which patches of a clip are masked: a function of uniform random numbers and the log-mel."""
+
+    @abstractmethod
+    def visible(self, grid: Pair) -> int:
+        """Number of patches V that stay visible in each clip.
+
+        Args:
+            grid: Patches along (frequency, time).
+
+        Raises:
+            ConfigError: None would be masked, or none visible.
+        """
+
+    @abstractmethod
+    def draws(self, grid: Pair) -> dict[str, int]:
+        """How many random numbers a clip needs, by a name for each stream of them."""
+
+    @abstractmethod
+    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+        """Masked patches, `[B, N]` bool in time-major order, equally many in each row.
+
+        Args:
+            draws: `[B, K]` each, uniform in [0, 1), on the CPU, as `draws` asks for.
+            grid: Patches along (frequency, time).
+            log_mel: `[B, T, F]`, on the device.
+        """
+
+
+class RandomPatches(PatchMasking):
+    """Patches at random, without replacement (AudioMAE's unstructured masking).
+
+    Args:
+        ratio: Share of the patches that is masked.
+
+    Raises:
+        ConfigError: It is no share.
+    """
+
+    def __init__(self, ratio: float = 0.8) -> None:
+        self.ratio = _share("ratio", ratio)
+
+    def visible(self, grid: Pair) -> int:
+        """As the official code rounds it."""
+        count = math.prod(grid)
+        return _possible(int(count * (1 - self.ratio)), count, "ratio")
+
+    def draws(self, grid: Pair) -> dict[str, int]:
+        """One number a patch."""
+        return {"patches": math.prod(grid)}
+
+    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+        """Those of the largest numbers."""
+        return random_patches(draws["patches"], self.visible(grid))
+
+
+class StructuredPatches(PatchMasking):
+    """Whole columns and whole bands of patches (AudioMAE's structured masking).
+
+    Args:
+        time_ratio: Share of the columns that is masked.
+        freq_ratio: Share of the bands that is masked.
+
+    Raises:
+        ConfigError: One is no share.
+    """
+
+    def __init__(self, time_ratio: float = 0.7, freq_ratio: float = 0.3) -> None:
+        self.time_ratio = _share("time_ratio", time_ratio)
+        self.freq_ratio = _share("freq_ratio", freq_ratio)
+
+    def kept(self, grid: Pair) -> Pair:
+        """Bands and columns that stay, as the official code rounds them."""
+        return int(grid[0] * (1 - self.freq_ratio)), int(grid[1] * (1 - self.time_ratio))
+
+    def visible(self, grid: Pair) -> int:
+        """Patches in a band and a column that both stay."""
+        return _possible(math.prod(self.kept(grid)), math.prod(grid), "time_ratio and freq_ratio")
+
+    def draws(self, grid: Pair) -> dict[str, int]:
+        """One number a column, and one a band."""
+        return {"times": grid[1], "bands": grid[0]}
+
+    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+        """Columns and bands of the largest numbers."""
+        bands, times = self.kept(grid)
+        return times_and_bands(draws["times"], draws["bands"], times, bands).flatten(1)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 < value < 1:
+        raise ConfigError(
+            f"`model.init_args.masking.init_args.{name}` is {value}: give a share between 0 and "
+            "1, both excluded; with nothing masked or nothing visible there is nothing to learn"
+        )
+    return value
+
+
+def _possible(visible: int, count: int, names: str) -> int:
+    if not 0 < visible < count:
+        raise ConfigError(
+            f"`model.init_args.masking.init_args.{names}` leave {visible} of {count} patches "
+            "visible: some must be visible and some masked"
+        )
+    return visible

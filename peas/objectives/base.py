@@ -1,0 +1,152 @@
+"""What an objective of pretraining is: a loss, its heads, and the baseline it is held against."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from peas.data.batch import Batch
+from peas.models.mae import MaskedAutoencoder
+from peas.parts import Part
+
+Need = Literal["decoder", "pixels", "labels", "clips"]
+"""What an objective asks for: a decoder; one with a pixel head; classes of the data; clips as they
+are, neither mixed nor moved."""
+
+
+class Facts(NamedTuple):
+    """What is known when the modules are built."""
+
+    width: int
+    """Width D of the encoder's tokens."""
+    decoder_width: int
+    """Width of the decoder's tokens."""
+    cells: int
+    """Cells P of a patch."""
+    classes: int
+    """Number of classes C, perhaps 0."""
+
+
+class Rows(NamedTuple):
+    """Predictions to be held against the best constant. K rows a clip, X cells a row."""
+
+    errors: Tensor
+    """`[B, K]` mean squared error."""
+    targets: Tensor
+    """`[B, K, X]`."""
+    valid: Tensor
+    """`[B, K]` bool, rows that count."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One pass over a batch: what every objective is given.
+
+    Attributes:
+        model: Encoder and, where an objective needs it, decoder. For another pass (a second view,
+            a target from a moving average) encode `patches` at other places.
+        batch: With `log_mel` `[B, T, F]`, `valid`, `target` and `labelled`.
+        patches: `[B, N, P]`, time-major.
+        masked: `[B, N]` bool.
+        visible: `[B, V]` indices of the visible patches.
+        tokens: `[B, 1 + V, D]`, the encoder's output after its norm, class token first.
+        decoded: `[B, N, D']`, the decoder's output; None without a decoder.
+        sound: `[B, N]` bool, patches all of whose frames are real sound.
+        draw: Uniform random numbers `[B, K]` on the CPU, of a name and K: of the place in training,
+            or in evaluation of the clip.
+        total: A number here to its sum over all processes.
+        processes: How many they are.
+    """
+
+    model: MaskedAutoencoder
+    batch: Batch
+    patches: Tensor
+    masked: Tensor
+    visible: Tensor
+    tokens: Tensor
+    decoded: Tensor | None
+    sound: Tensor
+    draw: Callable[[str, int], Tensor]
+    total: Callable[[Tensor], Tensor]
+    processes: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """What an objective makes of a batch.
+
+    Attributes:
+        loss: Scalar, before the weight.
+        clips: Number of clips that it stands for; None = all.
+        rows: To be held against the best constant.
+        targets: `[L, C]` classes of the clips that it stands for.
+        predicted: `[B, N, X]` predictions of every patch, for plots.
+        sums: Numbers that are added up over an epoch, by name.
+    """
+
+    loss: Tensor
+    clips: int | None = None
+    rows: Rows | None = None
+    targets: Tensor | None = None
+    predicted: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Part, nn.Module, ABC):
+    """One term of a pretraining loss, made in a config under a name of the user's own.
+
+    A subclass takes its settings in `__init__` and makes heads and meters in `build`; its
+    `forward` takes a `View`. Everything else may be left out.
+
+    Args:
+        weight: Of its loss in the sum.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Settings that a run cannot change when it goes on."""
+    sums: ClassVar[tuple[str, ...]] = ()
+    """Names in `Term.sums`."""
+    baselines: ClassVar[tuple[str, ...]] = ()
+    """Names in `baseline()`."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def prepare(self, data: Any) -> None:
+        """Looks at the data module, before `build`; refuses what cannot work.
+
+        Args:
+            data: The run's `ClipDataModule`.
+        """
+
+    def build(self, facts: Facts) -> None:
+        """Makes heads and meters."""
+
+    @abstractmethod
+    def forward(self, view: View) -> Term:
+        """The loss of a batch."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must agree with beside the settings, by name."""
+        return {}
+
+    def read(self, batch: Batch) -> None:
+        """Adds to a batch that is still on the CPU."""
+
+    def move(self, device: torch.device) -> None:
+        """Follows the model; for what is no part of the module tree."""
+
+    def after_step(self, model: MaskedAutoencoder) -> None:
+        """Follows the weights after an optimiser step: for a moving average."""
+
+    def evaluate(self, term: Term) -> None:
+        """Counts a batch of evaluation for `baseline`."""
+
+    def baseline(self) -> dict[str, Tensor]:
+        """Figures of an evaluation besides the loss, by name; begins anew."""
+        return {}

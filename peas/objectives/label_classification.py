@@ -1,0 +1,122 @@
+"""SupMAM's objective: the visible patches are classified."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from peas.errors import ConfigError
+from peas.models.mam_heads import LabelBranch, LabelNorm
+from peas.models.masked import gather_tokens, visible_places
+from peas.models.patch_masking import random_patches
+from peas.objectives.base import Facts, Need, Objective, Term, View
+from peas.objectives.classification import as_soft
+from peas.objectives.masked import LabelLoss, label_loss
+from peas.trivial import LabelPrior
+
+
+class LabelClassification(Objective):
+    """The classification branch on the mean of the visible patches (SupMAM-CLAP, equation 2).
+
+    Clips without a label are left out and counted (`train/unlabelled`). Logs
+    `val/trivial_classification`, the loss of a predictor that knows only how often a class comes.
+
+    Args:
+        weight: lambda.
+        loss: `soft`: cross entropy against the labels divided by their number; `multi_hot`:
+            undivided; `bce`.
+        temperature: tau, by which the branch's logits are divided.
+        hidden: Width of the branch's hidden layer; null = four times the encoder's.
+        norm: `batch`, `sync` (over processes) or `none`.
+        visible_fraction: Share of the visible patches that the branch's pooling takes.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    baselines = ("trivial_classification",)
+    sums = ("unlabelled",)
+    fixed = ("hidden", "norm")
+    branch: LabelBranch
+    prior: LabelPrior
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        loss: LabelLoss = "soft",
+        temperature: float = 10.0,
+        hidden: int | None = None,
+        norm: LabelNorm = "batch",
+        visible_fraction: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        if not 0 < visible_fraction <= 1:
+            raise ConfigError(f"`visible_fraction` is {visible_fraction}: 0 < it <= 1")
+        if not temperature > 0:
+            raise ConfigError(f"`temperature` is {temperature}: it must be positive")
+        self.loss: LabelLoss = loss
+        self.temperature, self.visible_fraction = temperature, visible_fraction
+        self.hidden = hidden
+        self.norm: LabelNorm = norm
+
+    def prepare(self, data: object) -> None:
+        """Refuses batches of one clip, of which a BatchNorm has no variance."""
+        if getattr(data, "batch_size", 2) < 2 and self.norm == "batch":
+            raise ConfigError(
+                "`data.init_args.batch_size` is 1, and the classification branch has a BatchNorm, "
+                "which needs two clips: raise it, or set the objective's `norm: none`"
+            )
+
+    def build(self, facts: Facts) -> None:
+        """Makes branch and prior."""
+        if not facts.classes:
+            raise ConfigError(
+                "`model.init_args.objectives` has a LabelClassification, and the data has no "
+                "classes: choose data with labels, or take it out"
+            )
+        hidden = self.hidden or 4 * facts.width
+        self.branch = LabelBranch(facts.width, hidden, facts.classes, self.norm)
+        self.prior = LabelPrior(facts.classes, self.loss)
+
+    def forward(self, view: View) -> Term:
+        """The branch's loss on the labelled clips."""
+        seen = view.tokens[:, 1:]
+        if self.visible_fraction < 1:
+            visible = view.visible.shape[1]
+            taken = max(1, round(visible * self.visible_fraction))
+            places = visible_places(random_patches(view.draw("pooled", visible), taken))
+            seen = gather_tokens(seen, places.to(seen.device))
+        pooled = seen.mean(dim=1)
+        known = view.batch["labelled"]
+        target = as_soft(view.batch["target"], self.branch.fc2.out_features)[known]
+        count = known.sum().float()
+        everywhere = view.total(count)
+        # A BatchNorm cannot do with one clip. One over all processes waits for each of them, so
+        # all take part, or none.
+        normed = not isinstance(self.branch.norm, nn.Identity)
+        needed = 2 if self.branch.training and normed else 1
+        enough = everywhere if isinstance(self.branch.norm, nn.SyncBatchNorm) else count
+        left_out = len(known) - count
+        if int(enough) < needed:
+            target, left_out = target[:0], count.new_full((), len(known))
+            loss = self.branch.nothing() + 0.0 * pooled.sum()
+        elif not len(target):
+            logits = self.branch(pooled[known])
+            loss = self.branch.nothing() + 0.0 * (logits.sum() + pooled.sum())
+        else:
+            logits = self.branch(pooled[known])
+            loss = label_loss(logits, target, self.loss, self.temperature)
+            # DDP averages over processes: so each clip weighs the same, whichever has it.
+            loss = loss * count * view.processes / everywhere
+        return Term(loss, clips=len(target), sums={"unlabelled": left_out}, targets=target)
+
+    def evaluate(self, term: Term) -> None:
+        """Counts the labels."""
+        if term.targets is not None:
+            self.prior.update(term.targets)
+
+    def baseline(self) -> dict[str, Tensor]:
+        """`trivial_classification`."""
+        found = {"trivial_classification": self.prior.compute()}
+        self.prior.reset()
+        return found

@@ -1,0 +1,54 @@
+"""AudioMAE's objective: masked patches are reconstructed."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from peas.objectives.base import Facts, Need, Objective, Rows, Term, View
+from peas.objectives.contrastive import patch_errors
+from peas.objectives.masked import masked_patch_error
+from peas.trivial import AgainstTrivial
+
+
+class Reconstruction(Objective):
+    """Mean squared error of the masked patches (Huang et al., 2022, section 3).
+
+    Logs `val/valid_mse` beside `val/trivial_mse`, that of the best constant patch.
+
+    Args:
+        weight: Of the loss.
+        norm_pix: Whether a patch is normalised by its own mean and deviation first.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "pixels"})
+    baselines = ("valid_mse", "trivial_mse")
+    fixed = ("norm_pix",)
+    meter: AgainstTrivial
+
+    def __init__(self, weight: float = 1.0, norm_pix: bool = True) -> None:
+        super().__init__(weight)
+        self.norm_pix = norm_pix
+
+    def build(self, facts: Facts) -> None:
+        """Makes the meter; the pixel head is the decoder's own, which PEAS uses afterwards."""
+        self.meter = AgainstTrivial(facts.cells)
+
+    def forward(self, view: View) -> Term:
+        """The error of the masked patches."""
+        assert view.decoded is not None
+        assert view.model.decoder is not None
+        targets = view.model.targets(view.patches)
+        drawn = view.model.decoder.pred(view.decoded)
+        rows = Rows(patch_errors(drawn.detach(), targets), targets, view.sound & view.masked)
+        return Term(masked_patch_error(drawn, targets, view.masked), rows=rows)
+
+    def evaluate(self, term: Term) -> None:
+        """Counts masked patches of real sound."""
+        if term.rows is not None:
+            self.meter.update(*term.rows)
+
+    def baseline(self) -> dict[str, Tensor]:
+        """`valid_mse` and `trivial_mse`."""
+        found = self.meter.compute()
+        self.meter.reset()
+        return found

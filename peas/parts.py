@@ -1,0 +1,61 @@
+"""What a researcher may replace from a file of their own: named in YAML by its class path."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+
+class Part:
+    """An object that remembers what it was made with, so that a checkpoint can say it.
+
+    A part is chosen by `class_path` and `init_args`; what it is given should be plain: numbers,
+    texts, lists, tables, or parts.
+    """
+
+    unsaved: tuple[str, ...] = ()
+    """Arguments that no checkpoint holds: a teacher, say."""
+    _given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Notes the arguments."""
+        part = super().__new__(cls)
+        # A copy is made without any.
+        given = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
+        given.apply_defaults()
+        _, *named = given.arguments.items()
+        # A torch module wants its own constructor to come first.
+        object.__setattr__(part, "_given", dict(named))
+        return part
+
+    def spec(self) -> dict[str, Any]:
+        """`class_path` and `init_args`, plain."""
+        given = {key: value for key, value in self._given.items() if key not in self.unsaved}
+        return {
+            "class_path": class_path(type(self)),
+            "init_args": {key: plain(value) for key, value in given.items()},
+        }
+
+
+def class_path(cls: type) -> str:
+    """Where a class is imported from: the shortest package that offers it under its name."""
+    home = cls.__module__
+    parts = home.split(".")
+    for count in range(1, len(parts)):
+        package = sys.modules.get(".".join(parts[:count]))
+        if getattr(package, cls.__name__, None) is cls:
+            home = ".".join(parts[:count])
+            break
+    return f"{home}.{cls.__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """A setting as a checkpoint holds it: parts by their class paths, tuples as lists."""
+    if isinstance(value, Part):
+        return value.spec()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
