@@ -37,11 +37,12 @@ from peas.allocator import keep_freed_memory
 from peas.data.columns import Strings
 from peas.data.targets.manifest import Recipe
 from peas.data.targets.writing import Block, ids_sum, write_targets
+from peas.masking import RandomPatches
 from peas.models.checkpoints import load_pretrained
 from peas.models.clap import TransformersClapTeacher
 from peas.models.encoder import SIZES
 from peas.models.masked import visible_places
-from peas.objectives import masked_patch_error
+from peas.objectives import FeatureDistillation, masked_patch_error
 from peas.tasks import MaskedAudioModeling
 
 FRAMES, MELS, RATIO = 1024, 128, 0.8
@@ -60,8 +61,7 @@ def our_task(size: str, **settings: Any) -> MaskedAudioModeling:
     stand_in = {"current_epoch": 0, "global_step": 0, "training": True, "world_size": 1}
     task._trainer = SimpleNamespace(datamodule=module, **stand_in)  # type: ignore[assignment]
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    if task.hparams["distillation"]:
-        task._open_targets()
+    task._prepare()
     task.build(initialise=False)
     return task
 
@@ -269,13 +269,17 @@ def distillation(options: argparse.Namespace, log_mel: Tensor, work: Path) -> No
     """Print the table of MAM-CLAP's step."""
     warnings.filterwarnings("ignore", message="the teacher's checkpoint is null")
     teacher = TransformersClapTeacher(None)
-    settings: dict[str, Any] = {"mask_ratio": 0.2, "decoder_depth": 1}
-    settings |= {"reconstruction": 0.0, "distillation": 1.0}
-    task = our_task(options.size, targets=str(written(work / "cache", teacher)), **settings)
-    live = our_task(options.size, teacher=teacher.to(options.device), **settings)
+    cache = FeatureDistillation(targets=str(written(work / "cache", teacher)))
+    ear = FeatureDistillation(teacher=teacher.to(options.device))
+    task, live = (
+        our_task(
+            options.size, masking=RandomPatches(0.2), decoder_depth=1, objectives={"features": part}
+        )
+        for part in (cache, ear)
+    )
     batch = our_batch(log_mel)
     step = our_step(task.to(options.device), batch, options, half=options.bf16)
-    cached = task._targets
+    cached = cache.targets
     assert cached is not None
     read = dict(batch)
     cached.read(read)  # type: ignore[arg-type]
@@ -285,7 +289,7 @@ def distillation(options: argparse.Namespace, log_mel: Tensor, work: Path) -> No
 
     def with_targets(targets: Any) -> Step:
         def turn() -> float:
-            task._targets = targets
+            cache.targets = targets
             return step()
 
         return turn

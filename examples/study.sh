@@ -44,11 +44,11 @@ systems() { # each line is a run; two go on at once
         for seed in 0 1 2; do
             echo rec80 audiomae $seed
             echo rec_cls40 supmam $seed
-            echo rec40 audiomae $seed --model.init_args.mask_ratio 0.4
-            echo cls40 supmam $seed --model.init_args.reconstruction 0 --model.init_args.classification 1
+            echo rec40 audiomae $seed --model.init_args.masking.init_args.ratio 0.4
+            echo cls40 supmam $seed --model.init_args.objectives.reconstruction null --model.init_args.objectives.classification.init_args.weight 1
         done
-        echo mam_efficientat mam_teacher 0 --model.init_args.targets $out/targets
-        echo supmam_efficientat supmam_teacher 0 --model.init_args.targets $out/targets
+        echo mam_efficientat mam_teacher 0 --model.init_args.objectives.distillation.init_args.targets $out/targets
+        echo supmam_efficientat supmam_teacher 0 --model.init_args.objectives.distillation.init_args.targets $out/targets
     } | xargs -P 2 -L 1 bash -c 'pretrain "$@"' pretrain
 }
 

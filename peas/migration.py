@@ -70,7 +70,7 @@ def pretraining(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str,
     objectives: dict[str, Any] = {}
     for name, (cls, keys) in _OF.items():
         weight = settings.get(name, _DEFAULTS.get(name, 0.0) if whole else 0.0)
-        if weight > 0:
+        if weight != 0:
             given = {new: settings[old] for old, new in keys.items() if old in settings}
             objectives[name] = {
                 "class_path": OBJECTIVES + cls,

@@ -28,6 +28,8 @@ class Facts(NamedTuple):
     """Cells P of a patch."""
     classes: int
     """Number of classes C, perhaps 0."""
+    model: MaskedAutoencoder
+    """With the weights that the run starts from, to be copied by a moving average."""
 
 
 class Rows(NamedTuple):

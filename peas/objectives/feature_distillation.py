@@ -54,9 +54,14 @@ class FeatureDistillation(Objective):
     ) -> None:
         super().__init__(weight)
         if visible_path not in ("direct", "decoder"):
-            raise ConfigError(f"`visible_path` is {visible_path!r}: choose direct or decoder")
+            raise ConfigError(
+                f"`FeatureDistillation.init_args.visible_path` is {visible_path!r}: choose "
+                "direct or decoder"
+            )
         if padding not in ("exclude", "keep"):
-            raise ConfigError(f"`padding` is {padding!r}: choose exclude or keep")
+            raise ConfigError(
+                f"`FeatureDistillation.init_args.padding` is {padding!r}: choose exclude or keep"
+            )
         self.teacher, self.folder = teacher, targets
         self.grid: TargetGrid = grid
         self.norm: TargetNorm = norm

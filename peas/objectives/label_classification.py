@@ -51,9 +51,14 @@ class LabelClassification(Objective):
     ) -> None:
         super().__init__(weight)
         if not 0 < visible_fraction <= 1:
-            raise ConfigError(f"`visible_fraction` is {visible_fraction}: 0 < it <= 1")
+            raise ConfigError(
+                f"`LabelClassification.init_args.visible_fraction` is {visible_fraction}: "
+                "0 < it <= 1"
+            )
         if not temperature > 0:
-            raise ConfigError(f"`temperature` is {temperature}: it must be positive")
+            raise ConfigError(
+                f"`LabelClassification.init_args.temperature` is {temperature}: it must be positive"
+            )
         self.loss: LabelLoss = loss
         self.temperature, self.visible_fraction = temperature, visible_fraction
         self.hidden = hidden

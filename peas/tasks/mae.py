@@ -173,13 +173,13 @@ class MaskedAudioModeling(PretrainingTask):
         self.build_front_end()
         self.model = self._model(self.front_end.n_mels)
         cells = h["patch"][0] * h["patch"][1]
-        facts = Facts(self.model.width, h["decoder_width"], cells, len(h["labels"]))
-        for part in self.parts.values():
-            part.build(facts)
         # Refuses a share that masks all, or nothing.
         self.masking.visible(self.model.grid)
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(self.model, Path(h["pretrained"]))))
+        facts = Facts(self.model.width, h["decoder_width"], cells, len(h["labels"]), self.model)
+        for part in self.parts.values():
+            part.build(facts)
         self.meters = LossMeters(self.parts)
 
     def _model(self, mels: int) -> MaskedAutoencoder:

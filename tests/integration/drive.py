@@ -114,6 +114,25 @@ def changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+OBJECTIVES = {
+    "reconstruction": "Reconstruction",
+    "distillation": "FeatureDistillation",
+    "classification": "LabelClassification",
+}
+
+
+def objectives(**settings: dict[str, Any]) -> dict[str, Any]:
+    """`objectives` of a config, from the settings of each."""
+    return {
+        name: {"class_path": f"peas.objectives.{OBJECTIVES[name]}", "init_args": given}
+        for name, given in settings.items()
+    }
+
+
+HALF = {"class_path": "peas.masking.RandomPatches", "init_args": {"ratio": 0.5}}
+"""`masking` of half of the patches."""
+
+
 def metrics(log: Path) -> list[dict[str, str]]:
     """Rows of a `metrics.csv`, without empty cells and without what is measured in seconds."""
     with log.open(newline="") as file:

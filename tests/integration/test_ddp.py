@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drive import BASE, changed
+from drive import BASE, HALF, changed, objectives
 from forks import Forks, world_of
 
 from peas.data.synthetic import write_sounds
@@ -25,19 +25,19 @@ MAE: dict[str, Any] = {
     "class_path": "peas.tasks.MaskedAudioModeling",
     "init_args": {
         "size": "mini",
-        "mask_ratio": 0.5,
+        "masking": HALF,
+        "objectives": objectives(reconstruction={}),
         "decoder_width": 32,
         "decoder_depth": 2,
         "decoder_heads": 2,
-        "label_hidden": 32,
-        # BatchNorm is each process's own.
-        "label_norm": "none",
         "grad_norm_every": 3,
         "lr": 1.0e-3,
         "lr_rule": "absolute",
         "warmup_epochs": 1,
     },
 }
+# BatchNorm is each process's own.
+BRANCH = {"weight": 0.1, "hidden": 32, "norm": "none"}
 SYSTEMS: dict[str, Mapping[str, Any]] = {
     "ssast": {
         "class_path": "peas.tasks.SSASTPretraining",
@@ -47,19 +47,17 @@ SYSTEMS: dict[str, Mapping[str, Any]] = {
     "mam_teacher": changed(
         MAE,
         {
-            "init_args.reconstruction": 0.0,
-            "init_args.distillation": 1.0,
-            "init_args.teacher": {"class_path": "ddp_systems.Ear"},
+            "init_args.objectives": objectives(
+                distillation={"teacher": {"class_path": "ddp_systems.Ear"}}
+            )
         },
     ),
-    "supmam": changed(MAE, {"init_args.classification": 0.1}),
+    "supmam": changed(
+        MAE, {"init_args.objectives": objectives(reconstruction={}, classification=BRANCH)}
+    ),
     "supmam_cache": changed(
         MAE,
-        {
-            "init_args.reconstruction": 0.0,
-            "init_args.distillation": 1.0,
-            "init_args.classification": 0.1,
-        },
+        {"init_args.objectives": objectives(distillation={}, classification=BRANCH)},
     ),
     "peas": {
         "class_path": "peas.tasks.Classification",
@@ -120,7 +118,9 @@ def _configs(clips: Path, out: Path, world: int, cache: Path) -> list[Path]:
             },
         )
         if name == "supmam_cache":
-            config = changed(config, {"model.init_args.targets": str(cache)})
+            config = changed(
+                config, {"model.init_args.objectives.distillation.init_args.targets": str(cache)}
+            )
         path = out / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
         paths.append(path)

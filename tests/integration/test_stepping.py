@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from drive import BASE, Write, call, changed, metrics
+from drive import BASE, HALF, Write, call, changed, metrics, objectives
 from torch import Tensor
 
 OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
@@ -18,12 +18,11 @@ SUPMAM: dict[str, Any] = {
     "class_path": "peas.tasks.MaskedAudioModeling",
     "init_args": {
         "size": "mini",
-        "mask_ratio": 0.5,
+        "masking": HALF,
+        "objectives": objectives(reconstruction={}, classification={"weight": 0.1, "hidden": 32}),
         "decoder_width": 32,
         "decoder_depth": 1,
         "decoder_heads": 2,
-        "classification": 0.1,
-        "label_hidden": 32,
         "lr": 1.0e-3,
         "warmup_epochs": 0,
     },

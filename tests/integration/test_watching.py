@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from drive import BASE, CLASSES, CLIPS, call, changed, metrics
+from drive import BASE, CLASSES, CLIPS, call, changed, metrics, objectives
 from forks import Forks
 
 EPOCHS = 2
@@ -90,7 +90,7 @@ def test_a_config_watches_and_hands_over(
 ) -> None:
     caplog.set_level(logging.INFO)
     # Only the branch is trained: as MAM-CLAP's, the checkpoint has no pixel head.
-    objective = {"reconstruction": 0.0, "classification": 1.0}
+    objective = {"objectives": objectives(classification={})}
     drawing = pretraining(tmp_path, sounds)
     run = tmp_path / "run"
     done = call("fit", "--config", drawing, "--trainer.default_root_dir", run)

@@ -57,7 +57,8 @@ def runs(clips: Path, cache: Path, work: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in ("ssast", "audiomae", "mam_teacher", "supmam", "supmam_cache"):
         found[name] = changed(pretraining, {"model": dict(SYSTEMS[name])})
-    found["supmam_cache"]["model"]["init_args"]["targets"] = str(cache)
+    parts = found["supmam_cache"]["model"]["init_args"]["objectives"]
+    parts["distillation"]["init_args"]["targets"] = str(cache)
     found["conventional"] = changed(
         base, {"trainer.callbacks": masks("SpecAugment", max_time=16, max_freq=24)}
     )

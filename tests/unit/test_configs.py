@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from jsonargparse import Namespace
+from masked_tasks import made
 from toys import data, quiet_trainer
 
 from peas.optim import global_lr
@@ -164,7 +165,6 @@ PRETRAINING = {
         *(32, 3, 512, 4e-4),
     ),
 }
-WEIGHTS = ("reconstruction", "distillation", "classification", "contrastive")
 
 Parse = Callable[..., Namespace]
 
@@ -197,6 +197,13 @@ def parse() -> Parse:
 
 def finetune(name: str) -> Path:
     return CONFIGS / "finetune" / f"{name}.yaml"
+
+
+def at(settings: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
 
 
 def overlay(name: str) -> Path:
@@ -475,10 +482,11 @@ def test_masked_audio_modeling_has_the_papers_numbers(parse: Parse, name: str) -
     assert config.paper.preset == "likely"
     assert config.model.class_path.split(".")[-1] == "MaskedAudioModeling"
     model, clips = config.model.init_args, config.data.init_args
-    weights = {key: model[key] for key in WEIGHTS if model[key]}
-    assert weights == row.weights
+    parts = {key: part.init_args for key, part in model.objectives.items()}
+    assert {key: part.weight for key, part in parts.items()} == row.weights
     assert (model.size, model.patch, model.pretrained) == ("base", (16, 16), None)
-    assert (model.mask_ratio, model.masking) == (row.mask_ratio, "random")
+    assert model.masking.class_path == "peas.masking.RandomPatches"
+    assert model.masking.init_args.ratio == row.mask_ratio
     decoder = (model.decoder, model.decoder_width, model.decoder_depth, model.decoder_heads)
     assert decoder == row.decoder
     assert (config.trainer.max_epochs, model.warmup_epochs) == (row.epochs, row.warmup)
@@ -490,13 +498,13 @@ def test_masked_audio_modeling_has_the_papers_numbers(parse: Parse, name: str) -
         assert (model.betas, model.weight_decay) == ((0.9, 0.95), 1e-4)
     assert model.roll_gain == ("official" if name == "audiomae" else "none")
     assert model.positions == ("geometric" if row.decoder[0] == "global" else "stored")
-    if model.distillation:
-        assert model.teacher.class_path.split(".")[-1] == "LaionClapTeacher"
-        assert model.teacher.init_args.checkpoint == "630k-audioset-best.pt"
-        assert (model.target_norm, model.feature_loss) == ("l2", "mse")
-        assert (model.visible_path, model.feature_padding) == ("direct", "exclude")
-    if model.classification:
-        assert (model.label_loss, model.temperature, model.label_hidden) == ("soft", 10.0, 3072)
+    if part := parts.get("distillation"):
+        assert part.teacher.class_path.split(".")[-1] == "LaionClapTeacher"
+        assert part.teacher.init_args.checkpoint == "630k-audioset-best.pt"
+        assert (part.norm, part.loss) == ("l2", "mse")
+        assert (part.visible_path, part.padding) == ("direct", "exclude")
+    if part := parts.get("classification"):
+        assert (part.loss, part.temperature, part.hidden) == ("soft", 10.0, 3072)
     if "AudioSet" in config.data.class_path:
         assert (clips.subset, clips.sampling, clips.frames) == ("as2m", "uniform", 1024)
 
@@ -507,7 +515,9 @@ def test_a_recipe_trains_a_small_model_on_small_sounds(
 ) -> None:
     config = parse("--config", pretrain(name))
     recipe = config.model.init_args.as_dict()
-    task = MaskedAudioModeling(**{**recipe, "size": "mini", "decoder_width": 96})
+    made_parts = {key: made(recipe.pop(key)) for key in ("objectives", "masking")}
+    shape: dict[str, Any] = {"size": "mini", "decoder_width": 96}
+    task = MaskedAudioModeling(**{**recipe, **made_parts, **shape})
     trainer = quiet_trainer(tmp_path, max_epochs=config.trainer.max_epochs, max_steps=2)
     trainer.fit(task, datamodule=data(sounds))
     trained = {key for key in trainer.callback_metrics if key.startswith("train/")}
@@ -528,9 +538,13 @@ def test_every_row_of_the_papers_ablations_is_an_override(parse: Parse) -> None:
             file, *flags = filled.split()
             model = parse("--config", CONFIGS / file, *flags).model.init_args
             for key, wanted in zip(flags[::2], flags[1::2], strict=True):
-                assert _plain(model[key.rpartition(".")[2]]) == yaml.safe_load(wanted)
-            if "mask_ratio" in model:
-                figures = (model.mask_ratio, model.reconstruction, model.classification)
+                assert _plain(at(model, key.removeprefix("--model.init_args."))) == (
+                    yaml.safe_load(wanted)
+                )
+            if "objectives" in model:
+                weights = {k: part.init_args.weight for k, part in model.objectives.items() if part}
+                named = (weights.get(k, 0.0) for k in ("reconstruction", "classification"))
+                figures = (model.masking.init_args.ratio, *named)
                 found.setdefault(file.removeprefix("pretrain/"), set()).add(figures)
     assert {ratio for ratio, *_ in found["mam_clap.yaml"]} == {0.1, 0.2, 0.3, 0.4}
     supmam = found["supmam.yaml"]
@@ -545,38 +559,49 @@ def test_every_row_of_the_papers_ablations_is_an_override(parse: Parse) -> None:
     assert {(r, cls) for r, rec, cls in supmam if rec == 0} == {(0.8, 1.0), (0.4, 1.0)}
 
 
-@pytest.mark.parametrize("name", ["mam_clap", "supmam", "supmam_clap"])
+PRESETS = {"mam_clap": ["mam_clap"], "supmam": ["supmam"], "supmam_clap": ["mam_clap", "supmam"]}
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_of_supmam(parse: Parse, name: str) -> None:
-    base = ("--config", pretrain(name))
     row, likely, literal = (
-        parse(*base, *overlaid).model.init_args
-        for overlaid in (
-            (),
-            ("--config", overlay("supmam_likely")),
-            ("--config", overlay("supmam_literal")),
-        )
+        parse(
+            *("--config", pretrain(name)),
+            *(word for over in PRESETS[name] for word in ("--config", overlay(f"{over}_{preset}"))),
+        ).model.init_args
+        if preset
+        else parse("--config", pretrain(name)).model.init_args
+        for preset in ("", "likely", "literal")
     )
-    assert row == likely
-    different = {key for key in vars(likely) if likely[key] != literal[key]}
-    assert different == {
-        *("decoder_first_shift", "lr_rule", "target_norm", "feature_loss"),
-        *("feature_padding", "label_loss"),
+    assert _plain(row) == _plain(likely)
+    different = {key for key in vars(likely) if _plain(likely[key]) != _plain(literal[key])}
+    assert different == {"decoder_first_shift", "lr_rule", "objectives"}
+    keys = {
+        f"{objective}.{key}"
+        for objective, part in likely.objectives.items()
+        for key, value in vars(part.init_args).items()
+        if _plain(value) != _plain(literal.objectives[objective].init_args[key])
     }
+    of_clap = {"distillation.norm", "distillation.loss", "distillation.padding"}
+    of_branch = {"classification.loss"}
+    wanted = {"mam_clap": of_clap, "supmam": of_branch, "supmam_clap": of_clap | of_branch}[name]
+    assert keys - {"reconstruction.norm_pix"} == wanted
     assert global_lr(literal.lr, literal.lr_rule, 128) == 2e-4
 
 
 def test_targets_in_the_place_of_the_teacher(parse: Parse) -> None:
+    key = "--model.init_args.objectives.distillation.init_args"
     model = parse(
-        *("--config", pretrain("mam_clap"), "--model.init_args.targets", "maps"),
-        *("--model.init_args.teacher", "null"),
+        *("--config", pretrain("mam_clap"), f"{key}.targets", "maps", f"{key}.teacher", "null"),
     ).model.init_args
-    assert (model.targets, model.teacher) == ("maps", None)
+    part = model.objectives["distillation"].init_args
+    assert (part.targets, part.teacher, part.norm) == ("maps", None, "l2")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
     base = finetune("esc50_peas_1x1")
-    if name.startswith(("supmam", "sync")):
+    if name.startswith(("supmam", "mam_clap", "sync")):
         base = pretrain("supmam_clap")
     config = parse("--config", base, "--config", overlay(name))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from masked_tasks import masked_task
 from toys import StandIn, data, quiet_trainer
 
 from peas.callbacks import KNN
@@ -27,7 +28,7 @@ def ssast() -> SSASTPretraining:
 def mae() -> MaskedAudioModeling:
     shape = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2}
     # Stochastic depth draws random numbers, which a callback must not move.
-    return MaskedAudioModeling(size="toy", lr=1e-2, drop_path=0.2, **shape)
+    return masked_task(size="toy", lr=1e-2, drop_path=0.2, **shape)
 
 
 def fit(task: BaseTask, sounds: Path, folder: Path, *callbacks: Any, epochs: int = 2) -> Trainer:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from masked_tasks import masked_task
 from torch import nn
 from toys import FACTS, StandIn, clips, data, quiet_trainer
 
@@ -88,7 +89,7 @@ class ToyTeacher(Teacher):
 def small(**settings: Any) -> MaskedAudioModeling:
     torch.manual_seed(0)
     given = {"size": "toy", **DECODER, "lr": 3e-3, "lr_rule": "absolute", "warmup_epochs": 0}
-    return MaskedAudioModeling(**{**given, **settings})
+    return masked_task(**{**given, **settings})
 
 
 def distils(name: str) -> bool:
@@ -168,7 +169,7 @@ def test_every_system_learns_and_tells_of_its_trivial_predictor(
 ) -> None:
     task = system(name, size="mini", grad_norm_every=1)
     trainer = train(task, sounds, tmp_path, epochs=4)
-    weights = {key: value for key, value in task.composition.weights.items() if value}
+    weights = {key: part.weight for key, part in task.parts.items()}
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     for objective in (*weights, "loss"):
         of_epochs = logged(tmp_path, f"train/{objective}")
@@ -206,10 +207,10 @@ def test_every_weight_is_trained(name: str, sounds: Path, tmp_path: Path) -> Non
         parts
         == {
             "audiomae": {"encoder", "decoder"},
-            "mam_clap": {"encoder", "decoder", "feature"},
-            "supmam": {"encoder", "decoder", "label"},
-            "supmam_clap": {"encoder", "decoder", "feature", "label"},
-            "classification": {"encoder", "label"},
+            "mam_clap": {"encoder", "decoder", "distillation"},
+            "supmam": {"encoder", "decoder", "classification"},
+            "supmam_clap": {"encoder", "decoder", "distillation", "classification"},
+            "classification": {"encoder", "classification"},
             "mae_ast": {"encoder", "decoder", "contrastive"},
         }[name]
     )
@@ -221,10 +222,10 @@ def test_loss_is_the_weighted_sum_of_its_objectives_written_out() -> None:
     task = built(classification=0.5, reconstruction=3.0, mask_ratio=0.4)
     task.eval()
     batch = heard(task)
-    losses = task.objectives(batch, "val")
+    losses = task.losses(batch, "val")
     hidden = batch["hidden_patches"]
     assert hidden.sum(dim=1).tolist() == [32 - 19] * 6
-    model, branch = task.model, task.heads.label
+    model, branch = task.model, task.parts["classification"].branch
     tokens = model.encode(batch["log_mel"], hidden)
     visible = (~hidden).nonzero()[:, 1].view(6, -1)
     drawn = model.decoder.pred(model.decoder(tokens, visible, 32))
@@ -233,8 +234,8 @@ def test_loss_is_the_weighted_sum_of_its_objectives_written_out() -> None:
     pooled = tokens[:, 1:].mean(dim=1)
     target = nn.functional.one_hot(batch["target"], 4).float()
     cls = label_loss(branch(pooled), target)
-    torch.testing.assert_close(losses.terms["reconstruction"], rec)
-    torch.testing.assert_close(losses.terms["classification"], cls)
+    torch.testing.assert_close(losses.terms["reconstruction"].loss, rec)
+    torch.testing.assert_close(losses.terms["classification"].loss, cls)
     torch.testing.assert_close(losses.total, 3 * rec + 0.5 * cls)
 
 
@@ -242,13 +243,13 @@ def test_loss_is_the_weighted_sum_of_its_objectives_written_out() -> None:
 def test_features_of_visible_patches_come_from_where_they_should(path: str) -> None:
     task = small(**FACTS | {"frames": 64}, **SYSTEMS["mam_clap"], visible_path=path)
     task._trainer = StandIn()  # type: ignore[assignment]
-    task.hparams["feature_width"] = 6
+    task.parts["distillation"].width = 6
     task.build(initialise=False)
     task.eval()
     batch = heard(task)
     features = nn.functional.normalize(torch.randn(6, 32, 6), dim=-1)
-    task._targets = SimpleNamespace(of=lambda *_: features)  # type: ignore[assignment]
-    losses = task.objectives(batch, "val")
+    task.parts["distillation"].targets = SimpleNamespace(of=lambda *_: features)  # type: ignore[assignment]
+    losses = task.losses(batch, "val")
     model, hidden = task.model, batch["hidden_patches"]
     tokens = model.encode(batch["log_mel"], hidden)
     visible = (~hidden).nonzero()[:, 1].view(6, -1)
@@ -258,22 +259,22 @@ def test_features_of_visible_patches_come_from_where_they_should(path: str) -> N
         y = y.clone()
         for clip in range(6):
             y[clip, visible[clip]] = own[clip]
-    y = task.heads.feature.norm(task.heads.feature.fc(y))
+    y = task.parts["distillation"].head.norm(task.parts["distillation"].head.fc(y))
     # 62 frames of sound: the last column of patches holds padding.
     sound = torch.arange(32)[None].expand(6, -1) < 24
     torch.testing.assert_close(losses.total, feature_loss(y, features, hidden, sound))
-    task.hparams["feature_padding"] = "keep"
-    kept = task.objectives(heard(task), "val")
+    task.parts["distillation"].padding = "keep"
+    kept = task.losses(heard(task), "val")
     everything = feature_loss(y, features, hidden, torch.ones_like(hidden))
     torch.testing.assert_close(kept.total, everything)
 
 
 def test_gradient_norms_are_those_of_each_weighted_objective() -> None:
     task = built(classification=0.5, mask_ratio=0.4)
-    losses = task.objectives(heard(task), "train")
+    losses = task.losses(heard(task), "train")
     norms = losses.gradient_norms()
     for name, weight in (("reconstruction", 1.0), ("classification", 0.5)):
-        (gradient,) = torch.autograd.grad(losses.terms[name], losses.tokens, retain_graph=True)
+        (gradient,) = torch.autograd.grad(losses.terms[name].loss, losses.tokens, retain_graph=True)
         torch.testing.assert_close(norms[name], weight * gradient.norm())
     losses.total.backward()
 
@@ -309,13 +310,13 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
     task.eval()
     batch = heard(task)
     taken: list[torch.Tensor] = []
-    branch = task.heads.label.forward
-    task.heads.label.forward = lambda rows: taken.append(rows) or branch(rows)  # type: ignore[func-returns-value]
-    task.objectives(batch, "val")
+    branch = task.parts["classification"].branch.forward
+    task.parts["classification"].branch.forward = lambda rows: taken.append(rows) or branch(rows)  # type: ignore[func-returns-value]
+    task.losses(batch, "val")
     tokens = task.model.encode(batch["log_mel"], batch["hidden_patches"])[:, 1:]
     assert not torch.allclose(taken[0], tokens.mean(dim=1), atol=1e-4)
     # The mean of 10 of 19 tokens: no token outside of them has a gradient.
-    losses = task.objectives(heard(task), "val")
+    losses = task.losses(heard(task), "val")
     (gradient,) = torch.autograd.grad(losses.total, losses.tokens)
     assert (gradient.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [10] * 6
 
@@ -323,18 +324,20 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, r"mask_ratio` is 0\.0: give a share between 0 and 1"),
-        ({"mask_ratio": 1.0}, r"mask_ratio` is 1\.0: give a share between 0 and 1"),
-        ({"mask_ratio": float("nan")}, r"mask_ratio` is nan"),
-        ({"time_ratio": 1.0}, r"time_ratio` is 1\.0"),
-        ({"freq_ratio": 0.0}, r"freq_ratio` is 0\.0"),
-        ({"reconstruction": 0.0}, r"reconstruction`.*contrastive` are all 0"),
-        ({"classification": -1.0}, r"classification` is -1\.0: give 0 or more"),
-        ({"reconstruction": float("nan")}, "reconstruction` is nan"),
-        ({"visible_fraction": 0.0}, r"visible_fraction` is 0\.0"),
-        ({"classification": float("nan")}, "classification` is nan"),
+        ({"mask_ratio": 0.0}, r"masking\.init_args\.ratio` is 0\.0"),
+        ({"mask_ratio": 1.0}, r"masking\.init_args\.ratio` is 1\.0"),
+        ({"mask_ratio": float("nan")}, r"masking\.init_args\.ratio` is nan"),
+        ({"masking": "structured", "time_ratio": 1.0}, r"init_args\.time_ratio` is 1\.0"),
+        ({"masking": "structured", "freq_ratio": 0.0}, r"init_args\.freq_ratio` is 0\.0"),
+        ({"objectives": {"a": None}}, r"objectives` is empty"),
+        ({"classification": -1.0}, r"objectives\.classification\.init_args\.weight` is -1\.0"),
+        (
+            {"reconstruction": float("nan")},
+            r"reconstruction\.init_args\.weight` is nan",
+        ),
+        ({"classification": 1.0, "visible_fraction": 0.0}, r"visible_fraction` is 0\.0"),
         ({"lr": float("nan")}, "lr` is nan"),
-        ({"temperature": 0.0}, r"temperature` is 0\.0: it must be positive"),
+        ({"classification": 1.0, "temperature": 0.0}, r"temperature` is 0\.0"),
         ({"lr": -1.0}, r"lr` is -1\.0"),
         ({"distillation": 1.0, "roll_gain": "official"}, "roll_gain` is official.*distillation"),
     ],
@@ -348,12 +351,12 @@ def test_impossible_settings_name_their_key(settings: dict[str, Any], message: s
     ("settings", "message"),
     [
         ({"frames": 70}, "`frames` is 70, which is no multiple of the patch's 16 frames"),
-        ({"mask_ratio": 0.99}, r"mask_ratio` leave 0 of 32 patches visible"),
+        ({"mask_ratio": 0.99}, r"masking\.init_args\.ratio` leave 0 of 32 patches visible"),
         (
             {"masking": "structured", "time_ratio": 0.9},
-            r"time_ratio and model\.init_args\.freq_ratio` leave 0 of 32",
+            r"time_ratio and freq_ratio` leave 0 of 32",
         ),
-        ({"classification": 1.0, "labels": []}, "classification` is above 0, and the data has no"),
+        ({"classification": 1.0, "labels": []}, "LabelClassification, and the data has no"),
         ({"decoder_heads": 5}, "decoder_width is 32: it must be a multiple of 4 and of"),
     ],
 )
@@ -410,7 +413,7 @@ def test_clips_without_labels_are_skipped_counted_and_logged(
     assert np.isnan(mean) if keep < 2 else mean > 1
     assert np.isfinite(logged(tmp_path, "train/reconstruction")).all()
     assert all(p.isfinite().all() for p in task.parameters())
-    running = task.heads.label.norm.running_mean
+    running = task.parts["classification"].branch.norm.running_mean
     assert running.isfinite().all()
     assert bool(running.any()) == (keep >= 2)
 
@@ -419,16 +422,18 @@ def test_only_labelled_clips_reach_the_branch_and_their_own_targets() -> None:
     task = built(classification=1.0, mask_ratio=0.4)
     known = torch.tensor([True, False, True, True, False, False])
     torch.manual_seed(1)
-    part = task.objectives(heard(task, labelled=known), "train")
-    loss = part.terms["classification"]
+    part = task.losses(heard(task, labelled=known), "train")
+    loss = part.terms["classification"].loss
     batch = heard(task)
     hidden = task.hide(batch, "train")
     tokens = task.model.encode(batch["log_mel"], hidden)[known]
     target = nn.functional.one_hot(batch["target"], 4).float()[known]
-    task.heads.label.norm.reset_running_stats()
-    torch.testing.assert_close(loss, label_loss(task.heads.label(tokens[:, 1:].mean(1)), target))
-    assert part.unlabelled == 3
-    assert torch.equal(part.labelled, target)
+    task.parts["classification"].branch.norm.reset_running_stats()
+    torch.testing.assert_close(
+        loss, label_loss(task.parts["classification"].branch(tokens[:, 1:].mean(1)), target)
+    )
+    assert part.terms["classification"].sums["unlabelled"] == 3
+    assert torch.equal(part.terms["classification"].targets, target)
 
 
 def test_each_clip_weighs_the_same_on_whichever_process_it_is() -> None:
@@ -445,11 +450,11 @@ def test_each_clip_weighs_the_same_on_whichever_process_it_is() -> None:
         )
         part = {**batch, "labelled": labelled}
         part.pop("hidden_patches", None)
-        values.append(task.objectives(part, "train").total)
+        values.append(task.losses(part, "train").total)
     task._trainer.world_size = 1
     whole = dict(batch)
     whole.pop("hidden_patches", None)
-    torch.testing.assert_close(sum(values) / 2, task.objectives(whole, "train").total)
+    torch.testing.assert_close(sum(values) / 2, task.losses(whole, "train").total)
 
 
 @pytest.mark.parametrize(("everywhere", "takes_part"), [(5.0, True), (1.0, False)])
@@ -458,28 +463,28 @@ def test_a_shared_batch_norm_waits_for_processes_without_labels(
 ) -> None:
     """One process has no labels; the others wait for its part of the statistics, or none does."""
     task = built(classification=1.0, label_norm="sync", mask_ratio=0.4)
-    assert isinstance(task.heads.label.norm, nn.SyncBatchNorm)
+    assert isinstance(task.parts["classification"].branch.norm, nn.SyncBatchNorm)
     rows: list[int] = []
 
     def shared(x: torch.Tensor) -> torch.Tensor:
         rows.append(len(x))
         return x
 
-    task.heads.label.norm.forward = shared  # type: ignore[method-assign]
+    task.parts["classification"].branch.norm.forward = shared  # type: ignore[method-assign]
     task._trainer.world_size = 2
     task._trainer.strategy = SimpleNamespace(reduce=lambda *_, **__: torch.tensor(everywhere))
     batch = heard(task, labelled=torch.zeros(6, dtype=torch.bool))
-    losses = task.objectives(batch, "train")
+    losses = task.losses(batch, "train")
     assert rows == ([0] if takes_part else [])
-    assert losses.terms["classification"] == 0
-    assert losses.unlabelled == 6
+    assert losses.terms["classification"].loss == 0
+    assert losses.terms["classification"].sums["unlabelled"] == 6
     losses.total.backward()
-    assert all(p.grad is not None for p in task.heads.parameters())
+    assert all(p.grad is not None for p in task.objectives.parameters())
 
 
 def test_a_batch_of_one_and_a_batch_norm(sounds: Path, tmp_path: Path) -> None:
     one = data(sounds, batch_size=1)
-    with pytest.raises(ConfigError, match=r"batch_size` is 1, and .* BatchNorm.*label_norm: none"):
+    with pytest.raises(ConfigError, match=r"batch_size` is 1, and .* BatchNorm.*norm: none"):
         train(system("supmam"), sounds, tmp_path, clip_set=one)
     train(
         system("supmam", label_norm="none"),
@@ -567,7 +572,7 @@ def test_a_cache_and_its_teacher_train_alike(sounds: Path, targets: Path, tmp_pa
     both = system("mam_clap", targets=str(targets), teacher=ToyTeacher())
     train(both, sounds, tmp_path / "both")
     assert all(map(torch.equal, cached.parameters(), both.parameters()))
-    assert not both._teacher[0].moved
+    assert not both.parts["distillation"].teacher.moved
 
 
 def test_a_teacher_and_a_cache_of_another_are_refused(
@@ -593,7 +598,7 @@ def test_missing_targets_are_told_before_anything_is_trained(sounds: Path, tmp_p
 
 
 def test_distillation_without_a_teacher_names_both_keys(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"init_args\.targets`.*init_args\.teacher`"):
+    with pytest.raises(ConfigError, match=r"objectives.*`targets`.*`teacher`"):
         train(small(**SYSTEMS["mam_clap"]), sounds, tmp_path)
 
 
@@ -630,7 +635,9 @@ def test_a_teacher_is_untouched_by_fit_and_nowhere_in_the_run(sounds: Path, tmp_
     assert (12, 2) in shapes
     assert (12, 2) not in {tuple(v.shape) for v in content["state_dict"].values()}
     assert "teacher" not in content["hyper_parameters"]
-    assert content["hyper_parameters"]["teacher_fingerprint"] == teacher.fingerprint
+    assert content["hyper_parameters"]["objective_facts"] == {
+        "distillation": {"width": 6, "fingerprint": teacher.fingerprint}
+    }
 
 
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_validation_start", "on_test_start"])
@@ -659,7 +666,7 @@ def test_a_run_with_other_features_cannot_be_continued(
 ) -> None:
     trainer = train(system("mam_clap", targets=str(targets)), sounds, tmp_path, epochs=1)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.raises(CheckpointError, match="features of another teacher"):
+    with pytest.raises(CheckpointError, match=r"objectives\.distillation`"):
         train(
             system("mam_clap", teacher=ToyTeacher(1)), sounds, tmp_path, start=tmp_path / "run.ckpt"
         )
@@ -760,7 +767,7 @@ def test_pretraining_goes_on_from_a_checkpoint(sounds: Path, tmp_path: Path) -> 
     for key, value in task.model.state_dict().items():
         assert torch.equal(further.model.state_dict()[key], value), key
     short = system("mam_clap", pretrained=str(tmp_path / "mae.ckpt"), **FACTS | {"frames": 64})
-    short.hparams["feature_width"] = 6
+    short.parts["distillation"].width = 6
     short.build(initialise=True)
     encoder = "encoder.blocks.0.attn.qkv.weight"
     assert torch.equal(short.model.state_dict()[encoder], task.model.state_dict()[encoder])

@@ -124,13 +124,16 @@ def nested(parser: PeasParser, *words: str) -> Namespace:
 
 
 def test_null_inside_a_class_inside_a_class(parser: PeasParser) -> None:
-    teacher = ["--model.init_args.teacher", "peas.models.clap.LaionClapTeacher"]
+    name = "model.init_args.objectives.a"
+    objective = [f"--{name}", "peas.objectives.FeatureDistillation"]
+    inner = f"{name}.init_args.teacher"
+    teacher = [*objective, f"--{inner}", "peas.models.clap.LaionClapTeacher"]
     for key, kind in keys(LaionClapTeacher).items():
         if NoneType not in options(kind):
             continue
         for word in (f"init_args.{key}", key):
-            got = nested(parser, *teacher, f"--model.init_args.teacher.{word}", "null")
-            assert got.teacher.init_args[key] is None, key
+            got = nested(parser, *teacher, f"--{inner}.{word}", "null").objectives["a"]
+            assert got.init_args.teacher.init_args[key] is None, key
     assert issubclass(LaionClapTeacher, Teacher)
     knn = ["--callback", "peas.callbacks.KNN", "--callback.init_args.data", "peas.data.ESC50"]
     knn += ["--callback.init_args.data.init_args.root=x"]

@@ -1,11 +1,13 @@
 """Pictures of pretraining: what they show, of which clips, and when."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from masked_tasks import masked_task
 from target_toys import Maps, maps_of, write
 from toys import FACTS, StandIn, clips, data, fit, heard, quiet_trainer
 
@@ -28,7 +30,7 @@ def ssast(**settings: Any) -> SSASTPretraining:
 
 
 def mae(**settings: Any) -> MaskedAudioModeling:
-    return MaskedAudioModeling(**{"size": "toy", "lr": 1e-2, **SMALL, **settings})
+    return masked_task(**{"size": "toy", "lr": 1e-2, **SMALL, **settings})
 
 
 def built(task: Any) -> Any:
@@ -120,7 +122,8 @@ def test_features_of_a_perfect_prediction(sounds: Path, targets: Path, tmp_path:
     task.eval()
     task._trainer = StandIn(training=False)  # type: ignore[assignment]
     batch = task.on_after_batch_transfer(task.on_before_batch_transfer(batch, 0), 0)
-    task.objectives = _perfect(task.objectives)  # type: ignore[method-assign]
+    part = task.parts["distillation"]
+    part.forward = _perfect(part.forward)  # type: ignore[method-assign]
     with torch.no_grad():
         view = reconstruction_views(task, batch)[0]
     found = view.features
@@ -137,10 +140,10 @@ def test_features_of_a_perfect_prediction(sounds: Path, targets: Path, tmp_path:
     assert len(draw(view).axes) == 2 * 5
 
 
-def _perfect(objectives: Any) -> Any:
-    def called(*args: Any) -> Any:
-        losses = objectives(*args)
-        return losses._replace(predicted_features=losses.features.targets)
+def _perfect(forward: Any) -> Any:
+    def called(view: Any) -> Any:
+        term = forward(view)
+        return replace(term, predicted=term.rows.targets)
 
     return called
 
