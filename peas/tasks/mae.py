@@ -243,6 +243,9 @@ class MaskedAudioModeling(PretrainingTask):
                 theirs, ours = (spec[name]["init_args"].get(key) for spec in (before, now))
                 if theirs != ours:
                     raise CheckpointError(_changed(f"{name}.init_args.{key}", theirs, ours))
+        # The optimiser's moments lie in the order of the weights.
+        self.objectives = nn.ModuleDict({name: self.objectives[name] for name in before})
+        self.hparams["objectives"] = {name: now[name] for name in before}
 
     # --- batches ----------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ def _configs(clips: Path, out: Path, world: int, cache: Path) -> list[Path]:
                 config, {"model.init_args.objectives.distillation.init_args.targets": str(cache)}
             )
         path = out / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         paths.append(path)
     return paths
 

@@ -94,7 +94,7 @@ def figures(run: dict[str, Any], clips: Path, work: Path) -> dict[str, float]:
     """
     config = changed(run["config"], {"data.init_args.root": str(clips)})
     path, checkpoint = work / "config.yaml", work / "old.ckpt"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     torch.save(run["checkpoint"], checkpoint)
     found: dict[str, float] = {}
     for verb in ("validate", "fit"):

@@ -120,7 +120,7 @@ def record(out: Path) -> None:
         clips = write_sounds(work / "sounds", classes=3, clips_per_class=10, seconds=0.64)
         for name, config in runs(clips, _maps(clips, work), work).items():
             folder, path = work / name, work / f"{name}.yaml"
-            path.write_text(yaml.safe_dump(config))
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
             if name == "resumed":
                 stopped(forks, path, folder)
             world = config["trainer"].get("devices", 1)
@@ -144,7 +144,7 @@ def stopped(forks: Forks, config: Path, folder: Path) -> None:
     }
     text["trainer"]["callbacks"] = [*text["trainer"]["callbacks"], stop]
     once = config.with_suffix(".stopped.yaml")
-    once.write_text(yaml.safe_dump(text))
+    once.write_text(yaml.safe_dump(text, sort_keys=False))
     argv = ["fit", "--config", str(once), "--trainer.default_root_dir", str(folder)]
     call = Call(argv, folder.with_suffix(".log"))
     codes = forks.run(call)

@@ -711,6 +711,25 @@ def test_a_resumed_run_equals_the_unbroken_one(
             assert float(second.callback_metrics[key]) == float(metric), key
 
 
+def test_objectives_in_another_order_go_on_with_their_own_moments(
+    sounds: Path, targets: Path, tmp_path: Path
+) -> None:
+    def made(names: tuple[str, ...]) -> MaskedAudioModeling:
+        task = system("supmam_clap", targets=str(targets))
+        parts = {name: task.parts[name] for name in names}
+        torch.manual_seed(0)
+        return small(objectives=parts, masking=task.masking)
+
+    names = ("distillation", "classification")
+    whole = made(names)
+    keeper = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=True)
+    train(whole, sounds, tmp_path / "a", keeper)
+    again = made(names[::-1])
+    train(again, sounds, tmp_path / "b", start=tmp_path / "step=4.ckpt")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
 def test_another_decoder_than_the_checkpoints_is_refused(sounds: Path, tmp_path: Path) -> None:
     trainer = train(small(), sounds, tmp_path, epochs=1)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
