@@ -119,6 +119,7 @@ class MaskedAudioModeling(PretrainingTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    masks_by = "mask_ratio"
     shape_keys = ("size", "patch", "stride", "decoder", "decoder_width", "decoder_depth")
     resume_keys = (
         "positions",
@@ -302,12 +303,7 @@ class MaskedAudioModeling(PretrainingTask):
         return times_and_bands(u_time, u_freq, times, bands).flatten(1)
 
     def objectives(self, batch: Batch, stage: Stage) -> Losses:
-        """Hides patches of a batch, encodes the others and takes every objective.
-
-        Raises:
-            ConfigError: A masking strategy of fine-tuning is among the callbacks.
-        """
-        self.require_no_masking(batch, "mask_ratio")
+        """Hides patches of a batch, encodes the others and takes every objective."""
         hidden = self.hide(batch, stage)
         visible = visible_places(hidden)
         pooled = None
