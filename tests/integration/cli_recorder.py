@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 
 class Recorder(Callback):
-    """Writes a line a training batch; stands behind the masking callback in the list.
+    """Writes a line a training batch; wherever it stands in the list of callbacks.
 
     Args:
         path: File of JSON lines: epoch, step, clips, and the hash of what was hidden and seen.
