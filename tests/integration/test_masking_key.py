@@ -142,7 +142,7 @@ def test_a_run_with_its_strategy_in_the_list_resumes_under_the_key(
     with pytest.warns(FutureWarning, match="`masking`"):
         assert call(*argv, f"--trainer.callbacks+={json.dumps(stop)}").code == 143
     run.config.write_text(yaml.safe_dump(new))
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="Signaller") as told:
         done = call(*argv, "--ckpt_path", "last")
     assert done.code == 0, done.err
     assert not any("masking" in str(one.message) for one in told)
