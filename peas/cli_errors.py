@@ -72,7 +72,7 @@ def _sentence(keys: list[str], said: list[str], expected: list[str], given: str)
     if said:
         return f"`{_key(keys)}`: {text}" if keys else text
     if keys and not flag and not expected and given.startswith("{"):
-        return f"`{_key(keys)}` is {given}, and no earlier config names its class: add `class_path`"
+        return f"`{_key(keys)}`: nothing names its class: add `class_path` beside `init_args`"
     if flag:
         # The flag's own key is the last one; a key that the parser named is the same.
         keys, given = [*keys[:1], flag[1]], flag[2]
