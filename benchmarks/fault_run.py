@@ -36,7 +36,7 @@ class Poison(Callback):
     ) -> None:
         """Strikes."""
         if trainer.global_step == self.step:
-            batch["log_mel"][0] = float("nan")
+            batch["masked_log_mel"][0] = float("nan")
 
 
 class Strike(Callback):

@@ -171,7 +171,8 @@ class Poison(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (trainer.current_epoch, batch_idx) == self.at:
-            batch["log_mel"][0] = float("nan")
+            for key in {"log_mel", "masked_log_mel"} & batch.keys():
+                batch[key][0] = float("nan")
 
 
 class Thief(Callback):

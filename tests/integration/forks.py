@@ -42,9 +42,11 @@ class Forks:
 
     def __init__(self) -> None:
         here = Path(__file__).parent
+        # This checkout's package, whichever is installed.
+        path = os.pathsep.join([str(here), str(here.parents[1])])
         self._parent = subprocess.Popen(
             [sys.executable, str(here / "forks.py")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
