@@ -36,7 +36,7 @@ class Poison(Callback):
     ) -> None:
         """Strikes."""
         if trainer.global_step == self.step:
-            batch["log_mel"][0] = float("nan")
+            batch["masked_log_mel"][0] = float("nan")
 
 
 class Strike(Callback):
@@ -73,10 +73,8 @@ def config(sounds: Path) -> dict[str, Any]:
             "enable_model_summary": False,
             "log_every_n_steps": 1,
             "use_distributed_sampler": False,
-            "callbacks": [
-                {"class_path": "peas.callbacks.PEAS", "init_args": {"refresh_every": 2}},
-            ],
         },
+        "masking": {"class_path": "peas.callbacks.PEAS", "init_args": {"refresh_every": 2}},
         "model": {
             "class_path": "peas.tasks.Classification",
             "init_args": {

@@ -23,7 +23,7 @@ from timing import add_common, heading, interleaved, prepare, quotients, seconds
 
 from peas.allocator import keep_freed_memory
 from peas.callbacks import PEAS, SpecAugment
-from peas.callbacks.spec_augment import Masking
+from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
 from peas.tasks import Classification
 
@@ -76,15 +76,15 @@ class Bench:
         self.optimizer = optimizer
         self.batches = [self._batch(index, options.batch) for index in range(batches)]
 
-    def step(self, strategy: Masking, index: int = 0) -> float:
+    def step(self, strategy: BlockMasking, index: int = 0) -> float:
         """Seconds of one step: front end, masks, forward, backward, Adam."""
         batch: Any = dict(self.batches[index])
         return seconds_of(lambda: self._step(strategy, batch, index), self.device, self.clock)
 
-    def _step(self, strategy: Masking, batch: Batch, index: int) -> None:
+    def _step(self, strategy: BlockMasking, batch: Batch, index: int) -> None:
         trainer: Any = self.trainer
+        self.task.masking = strategy
         batch = self.task.on_after_batch_transfer(batch, 0)
-        strategy.on_train_batch_start(trainer, self.task, batch, index)
         with self.trainer.precision_plugin.forward_context():
             loss = self.task.training_step(batch, index)
         self.optimizer.zero_grad()
@@ -113,7 +113,7 @@ class Bench:
         )
 
 
-def strategies(refresh_every: int = 1) -> dict[str, Masking]:
+def strategies(refresh_every: int = 1) -> dict[str, BlockMasking]:
     """The two sides, with the settings of the ESC-50 recipes."""
     return {"conventional": SpecAugment(), "peas": PEAS(1, 1, refresh_every=refresh_every)}
 

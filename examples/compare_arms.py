@@ -1,7 +1,7 @@
 """Compares arms of an experiment: which masking strategy was better, and could it have been seen?
 
 Each arm is the folder of a `peas kfold` run. Runs are paired: the same seeds, folds and clips, and
-settings that differ in the masking callback alone, not in its widths. The last epoch counts, so
+settings that differ in the masking strategy alone, not in its widths. The last epoch counts, so
 that nothing was chosen by the clips that are scored. The tables hold, in this order,
 
 1. the smallest detectable gap of each comparison (`peas.comparison.detectable_gap`): printed first,

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from peas.callbacks.checkpoints import (
     BEST,
@@ -26,6 +26,7 @@ from peas.callbacks.checkpoints import (
 )
 from peas.callbacks.continuity import Continuity
 from peas.callbacks.cut_epochs import SaveBeforeTheCut
+from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.monitors import RequireMonitors
 from peas.callbacks.odd_clips import OddClipCount
 from peas.callbacks.outputs import ClipOutputs
@@ -69,7 +70,13 @@ class PeasCLI(LightningCLI):
                 self._lock.close()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `paper`, a config's row in a paper, and the leave to select on test clips."""
+        """Adds `masking`, `paper` (a config's row in a paper), and what a run may do."""
+        parser.add_argument(
+            "--masking",
+            type=MaskingStrategy | None,
+            default=None,
+            help="which bins of the training clips are masked in fine-tuning",
+        )
         parser.add_argument("--paper.table", type=str | None, default=None, help="e.g. PEAS II")
         parser.add_argument("--paper.row", type=str | None, default=None, help="e.g. PEAS (1, 1)")
         parser.add_argument(
@@ -254,6 +261,7 @@ class PeasCLI(LightningCLI):
         callbacks = list(
             given_callbacks if isinstance(given_callbacks, list) else [given_callbacks]
         )
+        callbacks += self._masking(callbacks)
         always: list[Callback] = [
             OddClipCount(),
             ClipOutputs(self.run_dir),
@@ -293,6 +301,28 @@ class PeasCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError) as error:
             # Only settings are looked at here, and most of Lightning's messages name no key.
             raise ConfigError(f"`trainer`: {no_device(' '.join(str(error).split()))}") from error
+
+    def _masking(self, callbacks: list[Callback]) -> list[Callback]:
+        """The strategy under `masking`, which may also stand in the list, as it did before.
+
+        Raises:
+            ConfigError: There is one in both places.
+        """
+        strategy = self._get(self.config_init, "masking")
+        listed = [type(one).__name__ for one in callbacks if isinstance(one, MaskingStrategy)]
+        if strategy is not None and listed:
+            raise ConfigError(
+                f"`masking` holds {type(strategy).__name__}, and `trainer.callbacks` "
+                f"{', '.join(listed)}: a run has one masking strategy. Take it out of "
+                "`trainer.callbacks`"
+            )
+        if listed:
+            rank_zero_warn(
+                f"`trainer.callbacks` holds the masking strategy {listed[0]}: that is deprecated, "
+                "its place is the key `masking`",
+                category=FutureWarning,
+            )
+        return [] if strategy is None else [strategy]
 
     def _checkpoints(self) -> list[Callback]:
         """`best.ckpt` and `last.ckpt`, beside whatever the config saves."""

@@ -71,6 +71,8 @@ def _sentence(keys: list[str], said: list[str], expected: list[str], given: str)
         return f"`{'`, `'.join(missing)}` must be given"
     if said:
         return f"`{_key(keys)}`: {text}" if keys else text
+    if keys and not flag and not expected and given.startswith("{"):
+        return f"`{_key(keys)}`: nothing names its class: add `class_path` beside `init_args`"
     if flag:
         # The flag's own key is the last one; a key that the parser named is the same.
         keys, given = [*keys[:1], flag[1]], flag[2]
@@ -86,7 +88,7 @@ def _key(keys: list[str]) -> str:
     if not keys:
         return "config"
     first, *rest = keys
-    classes = first in ("model", "data") or first.endswith("callbacks")
+    classes = first in ("model", "data", "masking") or first.endswith("callbacks")
     return ".".join([first, *(["init_args"] if rest and classes else []), *rest])
 
 

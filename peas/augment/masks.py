@@ -203,18 +203,15 @@ def cross(time: Tensor, freq: Tensor) -> Tensor:
     return time[:, :, None] | freq[:, None, :]
 
 
-def fill_masked(
-    log_mel: Tensor, mask: Tensor, value: float | Tensor, noise: Tensor | None = None
-) -> Tensor:
+def fill_masked(log_mel: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:
     """Put the fill value into the hidden cells; the one filling rule of every strategy.
 
     Args:
         log_mel: `[B, T, F]`.
         mask: `[B, T, F]` bool, True = hidden.
         value: Fill value, a number or a scalar tensor on the device.
-        noise: `[B, T, F]` noise that lies over the fill, when masks come before the noise.
     """
-    return torch.where(mask, value if noise is None else noise + value, log_mel)
+    return torch.where(mask, value, log_mel)
 
 
 def masked_fraction(mask: Tensor) -> Tensor:

@@ -10,12 +10,10 @@ ROLL_FRAMES = 10
 
 
 class Augmented(NamedTuple):
-    """A noised and rolled batch, with what was done to it."""
+    """A noised and rolled batch."""
 
     log_mel: Tensor
     """`[B, T, F]`."""
-    noise: Tensor
-    """`[B, T, F]` the noise in `log_mel`, rolled with it."""
     roll: Tensor
     """`[B]` i64 frames that each clip was shifted by, towards later times."""
 
@@ -45,4 +43,4 @@ def noise_and_roll(log_mel: Tensor, u_noise: Tensor, u_clip: Tensor) -> Augmente
     """
     noise = u_noise * (u_clip[:, 0] * NOISE_SCALE).view(-1, 1, 1)
     roll = (u_clip[:, 1] * 2 * ROLL_FRAMES).floor().long() - ROLL_FRAMES
-    return Augmented(roll_time(log_mel + noise, roll), roll_time(noise, roll), roll)
+    return Augmented(roll_time(log_mel + noise, roll), roll)

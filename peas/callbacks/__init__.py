@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peas.callbacks.knn import KNN
+    from peas.callbacks.masking import MaskingStrategy
     from peas.callbacks.patch_dropping import PatchDropping
     from peas.callbacks.peas import PEAS
     from peas.callbacks.pictures import Pictures
     from peas.callbacks.reconstructions import Reconstructions
-    from peas.callbacks.spec_augment import RandomMasking, SpecAugment
+    from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
     from peas.callbacks.weight_average import WeightAverage
 
 __all__ = [
     "KNN",
     "PEAS",
+    "BlockMasking",
+    "MaskingStrategy",
     "PatchDropping",
     "Pictures",
     "RandomMasking",
@@ -24,7 +27,9 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "BlockMasking": "peas.callbacks.spec_augment",
     "KNN": "peas.callbacks.knn",
+    "MaskingStrategy": "peas.callbacks.masking",
     "PEAS": "peas.callbacks.peas",
     "PatchDropping": "peas.callbacks.patch_dropping",
     "Pictures": "peas.callbacks.pictures",

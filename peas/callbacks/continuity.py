@@ -1,6 +1,6 @@
 """A run that goes on tells which of its settings changed, and refuses what it cannot follow."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from peas.callbacks.error_cache import ErrorCache
+from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.siblings import siblings
 from peas.errors import CheckpointError
 from peas.randomness import run_seed
@@ -16,6 +17,9 @@ from peas.tasks.base import SETTINGS
 SEED = "seed_everything"
 ACCUMULATE = "trainer.accumulate_grad_batches"
 CALLBACK = "trainer.callbacks["
+MASKING = "masking"
+STRATEGIES = ("PEAS", "RandomMasking", "SpecAugment")
+"""Strategies that runs of before the key `masking` have in `trainer.callbacks`."""
 UNUSED = "model.init_args.pretrained"
 """Read when a run begins, and never again."""
 SILENT = (
@@ -75,7 +79,9 @@ class Continuity(Callback):
             raise CheckpointError(
                 f"{where}: its `{SETTINGS}` are not those of a run: it is damaged"
             )
-        changed = changes(saved, self.settings)
+        # A strategy of the user's own has the same name in both places.
+        names = {*STRATEGIES, *(type(one).__name__ for one in _strategies(trainer))}
+        changed = changes(*(under_its_key(one, names) for one in (saved, self.settings)))
         if SEED in changed:
             old, new = changed[SEED]
             raise CheckpointError(
@@ -103,10 +109,11 @@ class Continuity(Callback):
 
     def _forget(self, trainer: Trainer, changed: Mapping[str, Any], checkpoint: Any) -> None:
         """Errors that other settings have scored are scored anew."""
-        for callback in siblings(trainer, Callback):
-            name = f"{CALLBACK}{type(callback).__name__}]"
-            state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            if isinstance(state, dict) and "cache" in state and any(name in key for key in changed):
+        if not any(key.partition(".")[0] == MASKING for key in changed):
+            return
+        for strategy in _strategies(trainer):
+            state = checkpoint.get("callbacks", {}).get(strategy.state_key)
+            if isinstance(state, dict) and "cache" in state:
                 state["cache"] = ErrorCache().state_dict()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,6 +148,30 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def under_its_key(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Settings with the masking strategy under `masking`, where they have it in the list.
+
+    Args:
+        settings: As `flat` gives them.
+        names: Classes of strategies, without their modules.
+    """
+    places = {f"{CALLBACK}{name}]": name for name in names}
+    listed = next((place for place in places if place in settings), None)
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if listed is not None and key == listed:
+            found[f"{MASKING}.class_path"] = places[listed]
+        elif listed is not None and key.startswith(f"{listed}."):
+            found[f"{MASKING}{key.removeprefix(listed)}"] = value
+        elif key == f"{MASKING}.class_path":
+            found[key] = str(value).rsplit(".", 1)[-1]
+        elif key != MASKING:
+            found[key] = value
+    if f"{MASKING}.class_path" not in found:
+        found[MASKING] = None
+    return found
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Old and new value of each key that differs.
 
@@ -163,6 +194,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
         if (key in before) != (key in now):
             found[key] = ("there", "gone") if key in before else ("not there", "there")
     return found
+
+
+def _strategies(trainer: Trainer) -> list[MaskingStrategy]:
+    return siblings(trainer, MaskingStrategy)  # type: ignore[type-abstract]
 
 
 def inside_an_epoch(checkpoint: Mapping[str, Any]) -> bool:

@@ -29,6 +29,7 @@ def draw(view: "ClipView") -> Figure:
 
     Left the conventional mask and this run's mask on the same clip, in the middle input,
     reconstruction and the two errors, right the window scores with the chosen windows and blocks.
+    Of a strategy whose masks are not made of blocks, what is about blocks stays away.
     """
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,11 +38,13 @@ def draw(view: "ClipView") -> Figure:
     level = {"vmin": low, "vmax": high, "cmap": "magma"}
 
     _map(figure, grid[0, 0], view.log_mel, "input log-mel", **level)
-    hidden = view.log_mel.masked_fill(view.conventional, float("nan"))
-    _map(figure, grid[1, 0], hidden, "(a) conventional mask, same widths' law", **level)
+    if view.conventional is not None:
+        hidden = view.log_mel.masked_fill(view.conventional, float("nan"))
+        _map(figure, grid[1, 0], hidden, "(a) conventional mask, same widths' law", **level)
     axes = _map(figure, grid[2, 0], view.masked, "(b) what the model gets in this step", **level)
-    _blocks(axes, view)
-    empty = [] if view.empty is None else _runs(view.empty)
+    if view.time is not None and view.freq is not None:
+        _blocks(axes, view.time, view.freq)
+    empty = _runs(view.empty)
 
     if view.reconstruction is None or view.e_rec is None or view.e_pred is None:
         axes = figure.add_subplot(grid[:, 1:])
@@ -69,13 +72,13 @@ def draw(view: "ClipView") -> Figure:
         for start, end in empty:
             axes.axhspan(start, end, **EMPTY)
         frames, mels = view.log_mel.shape
-        assert view.time_scores is not None
-        assert view.freq_scores is not None
-        _scores(figure, grid[0, 2], view.time_scores, view.time, frames, "time", FRAME_SECONDS)
-        axes = _scores(figure, grid[1, 2], view.freq_scores, view.freq, mels, "frequency", 1.0)
-        for start, end in empty:
-            axes.axvspan(start, end, **EMPTY)
-        _legend(figure, grid[2, 2])
+        if view.time is not None and view.time_scores is not None:
+            _scores(figure, grid[0, 2], view.time_scores, view.time, frames, "time", FRAME_SECONDS)
+        if view.freq is not None and view.freq_scores is not None:
+            axes = _scores(figure, grid[1, 2], view.freq_scores, view.freq, mels, "frequency", 1.0)
+            for start, end in empty:
+                axes.axvspan(start, end, **EMPTY)
+            _legend(figure, grid[2, 2])
     figure.suptitle(view.title, parse_math=False)
     return figure
 
@@ -120,11 +123,11 @@ def _runs(flags: Tensor) -> list[tuple[int, int]]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _blocks(axes: Any, view: "ClipView") -> None:
-    for start, end, adaptive in _spans(view.time):
+def _blocks(axes: Any, time: AxisPlan, freq: AxisPlan) -> None:
+    for start, end, adaptive in _spans(time):
         colour = ADAPTIVE if adaptive else RANDOM
         axes.axvspan(start * FRAME_SECONDS, end * FRAME_SECONDS, fill=False, ec=colour, lw=1.5)
-    for start, end, adaptive in _spans(view.freq):
+    for start, end, adaptive in _spans(freq):
         axes.axhspan(start, end, fill=False, ec=ADAPTIVE if adaptive else RANDOM, lw=1.5)
 
 

@@ -20,8 +20,8 @@ class PatchDropping(Callback):
     faster. Of T' x F' patches ⌊T'(1 - time)⌋ x ⌊F'(1 - freq)⌋ stay: with 0.2 and 0.2 of AudioMAE's
     64 x 8 patches 51 x 6 = 306, that is 40 % are dropped. In evaluation all are there.
 
-    It writes `hidden_patches`, beside a masking strategy, which writes `mask`: both may be in
-    `trainer.callbacks`, the strategy last.
+    It stands in `trainer.callbacks`. A masking strategy, under the key `masking`, may go beside it:
+    that one fills bins of the log-mel, this one takes patches out of the sequence.
 
     Args:
         time: Share of the times that are dropped. AudioMAE's published commands have 0.2 for both,
@@ -48,6 +48,7 @@ class PatchDropping(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses shares that leave nothing, and a second such callback; says what stays."""
         assert isinstance(pl_module, BaseTask)
+        pl_module.require_maskable("trainer.callbacks")
         if len(siblings(trainer, PatchDropping)) > 1:
             raise ConfigError("`trainer.callbacks` has several `PatchDropping`: keep one")
         bands, times = pl_module.model.grid

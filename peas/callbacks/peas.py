@@ -15,11 +15,13 @@ from peas.augment.spectrogram import roll_time
 from peas.augment.windows import Marginals, Select
 from peas.callbacks.auxiliary import AuxiliaryModel
 from peas.callbacks.error_cache import ErrorCache, due
+from peas.callbacks.masking import MaskingContext
 from peas.callbacks.scoring import Scoring
 from peas.callbacks.selector_log import SelectorLog
-from peas.callbacks.spec_augment import RandomMasking, Stage
+from peas.callbacks.spec_augment import RandomMasking
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 
 
@@ -154,16 +156,18 @@ class PEAS(RandomMasking):
         )
 
     def plans(
-        self, trainer: Trainer, task: BaseTask, batch: Batch, log_mel: Tensor, valid: Tensor
+        self, log_mel: Tensor, valid: Tensor, context: MaskingContext
     ) -> tuple[AxisPlan, AxisPlan]:
         """Adaptive blocks in the hardest windows, random ones for the rest."""
+        task, batch = context
+        trainer = task.trainer
         u_count = task.draws(batch, "adaptive_count", (2,)).to(log_mel.device)
         n_time = self.adaptive(trainer, self.n_time, u_count[:, 0])
         n_freq = self.adaptive(trainer, self.n_freq, u_count[:, 1])
         # Asked of the whole epoch, not of this batch's draws: no pass is made for nothing, and
         # all processes agree.
         if not self.adapts(trainer):
-            return super().plans(trainer, task, batch, log_mel, valid)
+            return super().plans(log_mel, valid, context)
         sounding = self.sounding(task, batch)
         time_ok, freq_ok = self.countable(task, log_mel, valid, sounding)
         errors = self.errors(trainer, task, batch, log_mel, time_ok, freq_ok)
@@ -172,7 +176,7 @@ class PEAS(RandomMasking):
         time_plan = adaptive_blocks(
             errors.time,
             n_time,
-            self.uniform(task, batch, "time", self.n_time),
+            self.rand(context, "time", self.n_time),
             self.selection(trainer, self.max_time),
             ok=time_ok,
             key=self.key("max_time"),
@@ -180,7 +184,7 @@ class PEAS(RandomMasking):
         freq_plan = adaptive_blocks(
             errors.freq,
             n_freq,
-            self.uniform(task, batch, "freq", self.n_freq),
+            self.rand(context, "freq", self.n_freq),
             self.selection(trainer, self.max_freq),
             ok=freq_ok,
             key=self.key("max_freq"),
@@ -189,6 +193,11 @@ class PEAS(RandomMasking):
         self.means.add("peas/windows_on_empty_bins", _share(freq_plan, sounding))
         self.selector_log.count(time_plan, freq_plan, log_mel.shape[1], log_mel.shape[2])
         return time_plan, freq_plan
+
+    def sounding(self, task: BaseTask, batch: Batch) -> Tensor:
+        """`[B, F]` mel bins that hold sound in each clip, before noise lies over them."""
+        clean = batch["clean"]
+        return task.front_end.sounding_bins(clean.log_mel, clean.valid)
 
     def adapts(self, trainer: Trainer) -> bool:
         """Whether any clip may have an adaptive block in this epoch."""
@@ -241,7 +250,8 @@ class PEAS(RandomMasking):
         fresh = (
             mixed | self.cache.missing(ids) | due(ids, trainer.current_epoch, self.refresh_every)
         )
-        roll = batch.get("roll") if self.stage == "after_noise" else None
+        # There is none yet where masks come first: entries are in the clip's own time.
+        roll = batch.get("roll")
         device = log_mel.device
         result = Marginals(
             torch.empty(log_mel.shape[:2], device=device),

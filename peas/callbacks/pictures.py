@@ -6,15 +6,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from peas.augment.blocks import AxisPlan, Selection, random_plan
-from peas.augment.masks import blocks_to_mask, cross, fill_masked
+from peas.augment.blocks import DRAWS, AxisPlan, Selection, random_plan
+from peas.augment.masks import blocks_to_mask, cross
 from peas.augment.peas import error_maps
 from peas.augment.spectrogram import roll_time
 from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
+from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.callbacks.picture_files import save_picture
 from peas.callbacks.siblings import siblings
-from peas.callbacks.spec_augment import Masking
+from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
 from peas.tasks.base import BaseTask
 
@@ -27,11 +28,14 @@ class ClipView(NamedTuple):
     """`[T, F]` what the model would see without a mask."""
     masked: Tensor
     """`[T, F]` what it sees."""
-    conventional: Tensor
-    """`[T, F]` bool, a conventional SpecAugment mask with the same draws."""
-    time: AxisPlan
+    empty: Tensor
+    """`[F]` bool, mel bins without sound."""
+    conventional: Tensor | None = None
+    """`[T, F]` bool, a conventional SpecAugment mask with the same random numbers. None, as what
+    follows, where the masks are not made of blocks."""
+    time: AxisPlan | None = None
     """Plan of this clip, one row."""
-    freq: AxisPlan
+    freq: AxisPlan | None = None
     drawn_by: str = "G(E(x))"
     """What made the reconstruction."""
     reconstruction: Tensor | None = None
@@ -41,8 +45,6 @@ class ClipView(NamedTuple):
     time_scores: Tensor | None = None
     """`[T - w + 1]` mean e_pred of every window."""
     freq_scores: Tensor | None = None
-    empty: Tensor | None = None
-    """`[F]` bool, mel bins without sound."""
 
 
 class Pictures(Callback):
@@ -77,7 +79,7 @@ class Pictures(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keeps hold of the batch until its mask is there, wherever the strategy is listed."""
+        """Keeps hold of the batch for the hook that has none."""
         self._batch = batch if trainer.is_global_zero and self._due(trainer) else None
 
     def on_before_backward(
@@ -85,8 +87,8 @@ class Pictures(Callback):
     ) -> None:
         """Draws the chosen clips of this batch, with the weights that chose its mask."""
         batch, self._batch = self._batch, None
-        strategy = next(iter(siblings(trainer, Masking)), None)
-        if batch is None or strategy is None or "mask_plan" not in batch:
+        strategy = next(iter(siblings(trainer, MaskingStrategy)), None)  # type: ignore[type-abstract]
+        if batch is None or strategy is None or "mask" not in batch:
             return
         assert isinstance(pl_module, BaseTask)
         if not self._ids and isinstance(self.wanted, int):
@@ -102,44 +104,27 @@ class Pictures(Callback):
 
 
 def _view(
-    trainer: Trainer, task: BaseTask, strategy: Masking, batch: Batch, index: int
+    trainer: Trainer, task: BaseTask, strategy: MaskingStrategy, batch: Batch, index: int
 ) -> ClipView:
     """Collects one clip of the batch and asks the model for its errors."""
     one = slice(index, index + 1)
-    x, valid = batch["log_mel"][one], batch["valid"][one]
-    fill = task.front_end.fill_value(task.hparams["fill"])
-    noise = batch["mask_noise"][one] if "mask_noise" in batch else None
-    masked = fill_masked(x, batch["mask"][one], fill, noise)
-    if noise is not None:
-        # Its blocks were chosen before the noise and the roll: show the clip in its own time.
-        x, masked, valid = (roll_time(a, -batch["roll"][one]) for a in (x - noise, masked, valid))
-    time, freq = (_row(plan, index) for plan in batch["mask_plan"])
-    sounding = strategy.sounding(task, batch)[one]
-    conventional = cross(
-        *(
-            blocks_to_mask(
-                random_plan(
-                    strategy.uniform(task, batch, axis, 1)[one],
-                    Selection(width),
-                    size,
-                ).blocks,
-                size,
-            )
-            for axis, width, size in (
-                ("time", strategy.max_time, x.shape[1]),
-                ("freq", strategy.max_freq, x.shape[2]),
-            )
-        )
-    )
+    x, valid, masked = batch["log_mel"][one], batch["valid"][one], batch["masked_log_mel"][one]
+    clean = batch["clean"]
+    if strategy.stage == "before_noise" and "roll" in batch:
+        # Its mask was chosen before the noise and the roll: show the clip in its own time.
+        x, valid = clean.log_mel[one], clean.valid[one]
+        masked = roll_time(masked, -batch["roll"][one])
+    sounding = task.front_end.sounding_bins(clean.log_mel, clean.valid)[one]
     view = ClipView(
         f"{batch['id'][index]}, epoch {trainer.current_epoch + 1}, {type(strategy).__name__}",
         x[0].cpu(),
         masked[0].cpu(),
-        conventional[0].cpu(),
-        time,
-        freq,
-        empty=~sounding[0].cpu(),
+        ~sounding[0].cpu(),
     )
+    if isinstance(strategy, BlockMasking):
+        time, freq = (_row(plan, index) for plan in batch["mask_plan"])
+        conventional = _conventional(strategy, MaskingContext(task, batch), x, one)
+        view = view._replace(conventional=conventional, time=time, freq=freq)
     if not task.model.can_reconstruct:
         return view
     training = task.model.training
@@ -150,17 +135,35 @@ def _view(
     task.model.train(training)
     assert maps.e_rec is not None
     assert maps.e_pred is not None
-    time_ok, freq_ok = strategy.countable(task, x, valid, sounding)
-    lines = marginals(maps.e_pred, time_ok, freq_ok)
     probe = task.model.pixel_probe is not None
-    return view._replace(
+    view = view._replace(
         drawn_by="a linear pixel probe" if probe else "G(E(x))",
         reconstruction=drawn[0].float().cpu(),
         e_rec=maps.e_rec[0].cpu(),
         e_pred=maps.e_pred[0].cpu(),
+    )
+    if not isinstance(strategy, BlockMasking):
+        return view
+    time_ok, freq_ok = strategy.countable(task, x, valid, sounding)
+    lines = marginals(maps.e_pred, time_ok, freq_ok)
+    return view._replace(
         time_scores=window_scores(lines.time, max(1, strategy.max_time), time_ok)[0].cpu(),
         freq_scores=window_scores(lines.freq, max(1, strategy.max_freq), freq_ok)[0].cpu(),
     )
+
+
+def _conventional(strategy: BlockMasking, context: MaskingContext, x: Tensor, one: slice) -> Tensor:
+    """`[T, F]` bool: one random block an axis for a clip, of the strategy's mask parameters."""
+    lines = (
+        blocks_to_mask(
+            random_plan(context.rand(axis, 1, DRAWS)[one], Selection(width), size).blocks, size
+        )
+        for axis, width, size in (
+            ("time", strategy.max_time, x.shape[1]),
+            ("freq", strategy.max_freq, x.shape[2]),
+        )
+    )
+    return cross(*lines)[0].cpu()
 
 
 def _row(plan: AxisPlan, index: int) -> AxisPlan:

@@ -18,10 +18,11 @@ from peas.data.listing import some
 from peas.errors import DataError
 
 JOB = re.compile(r"fold(\d+)_seed(\d+)")
-PLACE = ("seed_everything", "ckpt_path", "config", "paper", "data.init_args.fold")
-"""Settings that differ between runs of one comparison, and change no result or all arms alike."""
+PLACE = ("seed_everything", "ckpt_path", "config", "paper", "data.init_args.fold", "masking")
+"""Settings that differ between runs of one comparison: they change no result or all arms alike, or
+are what is compared."""
 SHARED = ("n_time", "n_freq", "max_time", "max_freq", "final_phase", "overlap", "stage")
-"""Settings of masking callbacks in which arms must agree: an arm that hides more is another one."""
+"""Settings of masking strategies in which arms must agree: one that masks more is another one."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def masking(config: dict[str, Any]) -> dict[str, Any]:
-    """Class and arguments of a run's masking callback; nothing where it has none."""
+    """Class and arguments of a run's masking strategy; nothing where it has none."""
+    if strategy := config.get("masking"):
+        return {"class_path": strategy["class_path"], **(strategy.get("init_args") or {})}
+    # Earlier runs have it among the callbacks.
     for callback in config["trainer"]["callbacks"] or []:
         arguments = callback.get("init_args") or {}
         if "max_time" in arguments:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from peas.augment.blocks import AxisPlan
+from peas.frontend import Spectrogram
 
 
 class Batch(TypedDict, total=False):
@@ -34,18 +35,18 @@ class Batch(TypedDict, total=False):
         row: `[B]` int64, row of each clip in the global micro-batch.
         global_size: Rows of the global micro-batch, over all processes.
 
-        log_mel: `[B, T, F]` float32, normalised.
+        log_mel: `[B, T, F]` float32, normalised; in training with noise and roll, never masked.
         frames: `[B]` int64, valid frames; the rest is padding.
         valid: `[B, T]` bool, True on real sound: inside the clip and not digital silence.
             Rolled with the clip.
-        noise: `[B, T, F]` float32, noise already added to `log_mel`. Rolled with the clip.
+        clean: What the front end gave, before noise, roll and mask. Training only, as are:
         roll: `[B]` int64, frames by which the clip was rolled.
-        mask: `[B, T, F]` bool, True = hidden.
-        mask_plan: Blocks along time and along frequency that made `mask`; pictures read it.
+        mask: `[B, T, F]` bool, True = masked, in the time of `log_mel`.
+        masked_log_mel: `[B, T, F]` float32, what the model gets where there is a `mask`.
+        mask_plan: Blocks along time and along frequency that made the mask, before any roll that
+            comes after it; pictures read it.
         hidden_patches: `[B, N]` bool, patches that the encoder does not see, in the model's own
             order of tokens.
-        mask_noise: `[B, T, F]` float32, noise that lies over the masked cells when masks come
-            before the noise.
     """
 
     waveform: Tensor
@@ -66,12 +67,12 @@ class Batch(TypedDict, total=False):
     log_mel: Tensor
     frames: Tensor
     valid: Tensor
-    noise: Tensor
+    clean: Spectrogram
     roll: Tensor
     mask: Tensor
-    hidden_patches: Tensor
+    masked_log_mel: Tensor
     mask_plan: tuple[AxisPlan, AxisPlan]
-    mask_noise: Tensor
+    hidden_patches: Tensor
 
 
 class Item(NamedTuple):

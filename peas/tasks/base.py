@@ -1,6 +1,6 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from peas import randomness
 from peas.allocator import keep_freed_memory
-from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
@@ -19,6 +18,9 @@ from peas.processes import is_first
 from peas.tasks import run_clips
 from peas.tasks.running_means import forget_sums
 from peas.tasks.stepping import SteppingModule
+
+if TYPE_CHECKING:
+    from peas.tasks.augmentation import Masker
 
 MEASURED = ("mean", "std")
 """Facts that a data set may measure over its training clips."""
@@ -47,6 +49,8 @@ class BaseTask(SteppingModule):
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""
+    masking: "Masker | None" = None
+    """Masking strategy of this `fit`; a `MaskingStrategy` sets itself when it starts."""
     front_end: LogMel
     model: MaskedModel
     _clips: dict[str, Fingerprint] | None = None
@@ -78,6 +82,8 @@ class BaseTask(SteppingModule):
 
     def setup(self, stage: str) -> None:
         """Fills the facts from the data module and builds, before `fit`."""
+        # Of an earlier `fit` of this object.
+        self.masking = None
         if self.built or stage != "fit":
             return
         data = getattr(self.trainer, "datamodule", None)
@@ -191,6 +197,13 @@ class BaseTask(SteppingModule):
         Theirs is the earlier hook. Here there is nothing to do.
         """
 
+    def require_maskable(self, key: str) -> None:
+        """Raises ConfigError where masks of fine-tuning have no place.
+
+        Args:
+            key: Where in the config they come from.
+        """
+
     def require_weights(self) -> None:
         """Raises ConfigError when evaluation starts without a checkpoint."""
         if not self.built:
@@ -222,9 +235,12 @@ class BaseTask(SteppingModule):
         batch["log_mel"] = spectrogram.log_mel
         batch["frames"] = spectrogram.frames
         batch["valid"] = spectrogram.valid
-        if self.trainer.training and self.hparams.get("noise_roll"):
-            self._add_noise_and_roll(batch)
+        if self.trainer.training:
+            self.augment(batch)
         return batch
+
+    def augment(self, batch: Batch) -> None:
+        """Augments the log-mels of a training batch in place; here there is nothing to do."""
 
     def _roll_and_gain(self, batch: Batch) -> None:
         waveform = batch["waveform"]
@@ -232,16 +248,6 @@ class BaseTask(SteppingModule):
         length = batch["length"].to(waveform.device)
         roll = self.hparams["roll_gain"] == "paper"
         batch["waveform"] = roll_and_gain(waveform, length, u, roll=roll)
-
-    def _add_noise_and_roll(self, batch: Batch) -> None:
-        log_mel = batch["log_mel"]
-        u_noise = self.draws(batch, "noise", tuple(log_mel.shape[1:]))
-        u_clip = self.draws(batch, "noise_roll", (2,))
-        augmented = noise_and_roll(log_mel, u_noise.to(log_mel), u_clip.to(log_mel))
-        batch["log_mel"] = augmented.log_mel
-        batch["noise"] = augmented.noise
-        batch["roll"] = augmented.roll
-        batch["valid"] = roll_time(batch["valid"], augmented.roll)
 
     def draws(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform draws of this batch's clips, `[B, *shape]` on the CPU; see `peas.randomness`."""

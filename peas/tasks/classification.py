@@ -7,7 +7,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from peas.augment.masks import fill_masked
 from peas.augment.peas import error_maps
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
@@ -16,6 +15,7 @@ from peas.models.mae import MaskedAutoencoder, decoder_of
 from peas.models.ssast import SSAST
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
 from peas.optim import LrRule, cosine_factor, staircase_warmup, step_decay
+from peas.tasks.augmentation import augment
 from peas.tasks.base import BaseTask
 from peas.tasks.classifier import (
     STRIDES,
@@ -33,9 +33,10 @@ from peas.tasks.pixel_probe import fit_pixel_probe
 class Classification(BaseTask):
     """Fine-tunes SSAST or AudioMAE with the recipes of their papers, PEAS's and SupMAM-CLAP's.
 
-    Masks are not made here: a callback of `peas.callbacks` writes `mask` into the batch, and the
-    training step fills it with `fill`. So every masking strategy shares one filling rule. Another
-    one, `PatchDropping`, writes `hidden_patches`: these do not reach the encoder.
+    The config's `masking` says which bins of a training clip are masked. Noise, roll and the
+    mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
+    filling rule. The callback `PatchDropping` writes `hidden_patches`: these do not reach the
+    encoder.
 
     Args:
         pretrained: File of weights: an official SSAST or AudioMAE file (pretrained or fine-tuned)
@@ -241,6 +242,10 @@ class Classification(BaseTask):
 
     # --- training ---------------------------------------------------------------------------
 
+    def augment(self, batch: Batch) -> None:
+        """Noise, roll and mask, see `peas.tasks.augmentation`."""
+        augment(self, batch, self.masking)
+
     def on_fit_start(self) -> None:
         """As in `BaseTask`; a new run fits its pixel probe."""
         super().on_fit_start()
@@ -262,11 +267,8 @@ class Classification(BaseTask):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hides what `mask` and `hidden_patches` say, classifies, and returns the loss."""
-        log_mel = batch["log_mel"]
-        if "mask" in batch:
-            fill = self.front_end.fill_value(self.hparams["fill"])
-            log_mel = fill_masked(log_mel, batch["mask"], fill, batch.get("mask_noise"))
+        """Classifies the masked clips without their `hidden_patches`, and returns the loss."""
+        log_mel = batch["masked_log_mel"] if "mask" in batch else batch["log_mel"]
         logits = self(log_mel, batch.get("hidden_patches"))
         target = as_soft(batch["target"], logits.shape[-1])
         loss = classification_loss(logits, target, self.hparams["loss"])

@@ -89,6 +89,7 @@ class MaskedAudioModeling(PretrainingTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    masks_by = "masking"
     shape_keys = ("size", "patch", "stride", "decoder", "decoder_width", "decoder_depth")
     resume_keys = ("positions", "decoder_heads", "decoder_window", "decoder_first_shift")
     model: MaskedAutoencoder
@@ -133,9 +134,9 @@ class MaskedAudioModeling(PretrainingTask):
         given = {"reconstruction": Reconstruction()} if objectives is None else objectives
         chosen = {name: part for name, part in given.items() if part is not None}
         _require_possible(chosen, roll_gain)
-        self.masking = masking or RandomPatches()
+        self.patch_masking = masking or RandomPatches()
         self.save_hyperparameters(ignore=["objectives", "masking"])
-        self.hparams["masking"] = self.masking.spec()
+        self.hparams["masking"] = self.patch_masking.spec()
         self.hparams["objectives"] = {name: part.spec() for name, part in chosen.items()}
         self.objectives = nn.ModuleDict(chosen)
         self._prepared = False
@@ -174,7 +175,7 @@ class MaskedAudioModeling(PretrainingTask):
         self.model = self._model(self.front_end.n_mels)
         cells = h["patch"][0] * h["patch"][1]
         # Refuses a share that masks all, or nothing.
-        self.masking.visible(self.model.grid)
+        self.patch_masking.visible(self.model.grid)
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(self.model, Path(h["pretrained"]))))
         facts = Facts(self.model.width, h["decoder_width"], cells, len(h["labels"]), self.model)
@@ -260,17 +261,12 @@ class MaskedAudioModeling(PretrainingTask):
         grid = self.model.grid
         draws = {
             name: self.mask_draws(batch, stage, name, count)
-            for name, count in self.masking.draws(grid).items()
+            for name, count in self.patch_masking.draws(grid).items()
         }
-        return self.masking.mask(draws, grid, batch["log_mel"])
+        return self.patch_masking.mask(draws, grid, batch["log_mel"])
 
     def losses(self, batch: Batch, stage: Stage) -> Losses:
-        """Masks patches of a batch, encodes the others and takes every objective.
-
-        Raises:
-            ConfigError: A masking strategy of fine-tuning is among the callbacks.
-        """
-        self.require_no_masking(batch, "masking")
+        """Masks patches of a batch, encodes the others and takes every objective."""
         masked = self.hide(batch, stage)
         view = encode(
             self.model,

@@ -1,6 +1,6 @@
 """What both pretraining tasks share: draws of masks, and what has no place before fine-tuning."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ Stage = Literal["train", "val"]
 class PretrainingTask(BaseTask):
     """Hides patches itself and scores no clip; clips need no classes."""
 
+    masks_by: ClassVar[str]
+    """Argument that says how many patches are hidden."""
+
     def mask_draws(self, batch: Batch, stage: Stage, stream: str, count: int) -> Tensor:
         """Uniform draws `[B, count]` for the masks of a batch, on the CPU.
 
@@ -25,21 +28,16 @@ class PretrainingTask(BaseTask):
             return self.draws(batch, stream, (count,))
         return uniform_by_name(batch["id"], run_seed(), stream, (count,))
 
-    def require_no_masking(self, batch: Batch, key: str) -> None:
+    def require_maskable(self, key: str) -> None:
         """Refuses the masks of fine-tuning.
 
-        Args:
-            batch: Of the loop.
-            key: Which argument says here what is hidden.
-
         Raises:
-            ConfigError: A masking strategy of fine-tuning is among the callbacks.
+            ConfigError: Always.
         """
-        if "mask" in batch or "hidden_patches" in batch:
-            raise ConfigError(
-                "`trainer.callbacks` holds a masking strategy of fine-tuning, which has no place "
-                f"in pretraining: here `model.init_args.{key}` says what is hidden"
-            )
+        raise ConfigError(
+            f"`{key}` holds masks of fine-tuning, which have no place in pretraining: leave them "
+            f"out; here `model.init_args.{self.masks_by}` says what is masked"
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         """There is nothing to predict.

@@ -78,6 +78,7 @@ class SSASTPretraining(PretrainingTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    masks_by = "masked"
     shape_keys = ("size", "patch", "objective")
     model: SSAST
     train_means: nn.ModuleDict
@@ -203,11 +204,7 @@ class SSASTPretraining(PretrainingTask):
         Args:
             batch: With `log_mel`.
             stage: Whose number of hidden patches; `val` draws by seed and clip alone.
-
-        Raises:
-            ConfigError: A masking strategy of fine-tuning is among the callbacks.
         """
-        self.require_no_masking(batch, "masked")
         h = self.hparams
         # By what is done with it: an evaluation draws the same patches in one pass and in two.
         names = {"discriminative": ["told"], "generative": ["drawn"]}

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 
 class Recorder(Callback):
-    """Writes a line a training batch; stands behind the masking callback in the list.
+    """Writes a line a training batch; wherever it stands in the list of callbacks.
 
     Args:
         path: File of JSON lines: epoch, step, clips, and the hash of what was hidden and seen.
@@ -171,7 +171,8 @@ class Poison(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (trainer.current_epoch, batch_idx) == self.at:
-            batch["log_mel"][0] = float("nan")
+            for key in {"log_mel", "masked_log_mel"} & batch.keys():
+                batch[key][0] = float("nan")
 
 
 class Thief(Callback):

@@ -24,22 +24,21 @@ BASE: dict[str, Any] = {
         "accelerator": "cpu",
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "callbacks": [
-            {
-                "class_path": "peas.callbacks.PEAS",
-                "init_args": {
-                    "n_time": 2,
-                    "n_freq": 2,
-                    "max_time": 24,
-                    "max_freq": 24,
-                    "rounding": "stochastic",
-                    "ramp": "relative",
-                    "exclude_padding": True,
-                    "exclude_empty_bins": True,
-                    "refresh_every": 2,
-                },
-            }
-        ],
+        "callbacks": [],
+    },
+    "masking": {
+        "class_path": "peas.callbacks.PEAS",
+        "init_args": {
+            "n_time": 2,
+            "n_freq": 2,
+            "max_time": 24,
+            "max_freq": 24,
+            "rounding": "stochastic",
+            "ramp": "relative",
+            "exclude_padding": True,
+            "exclude_empty_bins": True,
+            "refresh_every": 2,
+        },
     },
     "model": {
         "class_path": "peas.tasks.Classification",
@@ -172,7 +171,7 @@ Write = Callable[..., Path]
 
 
 def prepare(folder: Path, root: Path, *callbacks: dict[str, Any], **recorder: Any) -> Run:
-    """Writes the config of the small model with a recorder of masks behind PEAS."""
+    """Writes the config of the small model with PEAS and a recorder of masks."""
     folder.mkdir(parents=True, exist_ok=True)
     config, masks = folder.with_suffix(".yaml"), folder.with_suffix(".jsonl")
     settings = changed(BASE, {"data.init_args.root": str(root)})
@@ -185,7 +184,7 @@ def prepare(folder: Path, root: Path, *callbacks: dict[str, Any], **recorder: An
 
 
 def fit(folder: Path, root: Path, *argv: object, **recorder: Any) -> tuple[Run, Outcome]:
-    """Trains the small model with a recorder of masks behind PEAS."""
+    """Trains the small model with PEAS and a recorder of masks."""
     run = prepare(folder, root, **recorder)
     done = call("fit", "--config", run.config, "--trainer.default_root_dir", folder, *argv)
     return run, done

@@ -26,7 +26,7 @@ def broken_fit(write: Write, tmp_path: Path, *argv: object, root: Path | None = 
         (run / name).write_text(f"an earlier {name}")
     before = contents(run)
     changes: dict[str, object] = {"data.init_args.root": str(root)} if root else {}
-    config = write(changes={"trainer.callbacks": [], **changes})
+    config = write(changes={"masking": None, **changes})
     done = call("fit", "--new", "--config", config, "--trainer.default_root_dir", run, *argv)
     after = contents(run)
     for name, content in before.items():
@@ -101,7 +101,7 @@ def test_bad_sound_files_are_skipped_and_counted(
     for (damage, _), clip in zip(SOUNDS[2:], bad, strict=False):
         damage(clip)
     changes = {"data.init_args.root": str(damaged), "trainer.max_epochs": 1}
-    config = write(changes={**changes, "trainer.callbacks": []})
+    config = write(changes={**changes, "masking": None})
     argv = ["--config", config, "--data.init_args.on_error=skip", "--data.init_args.mixup=0"]
     caplog.set_level("INFO")
     done = call("fit", *argv, "--trainer.default_root_dir", tmp_path / "run")
@@ -270,7 +270,7 @@ def test_a_bad_checkpoint_is_refused_everywhere(
 ) -> None:
     path = tmp_path / "bad.ckpt"
     make(path, trained)
-    config = write(changes={"trainer.callbacks": []})
+    config = write(changes={"masking": None})
     run = ["--config", config, "--trainer.default_root_dir", tmp_path / "run"]
     for argv in (
         ["fit", *run, "--ckpt_path", path],
@@ -316,7 +316,7 @@ def test_data_of_other_classes_is_not_scored(
     verb: str, trained: Run, write: Write, tmp_path: Path
 ) -> None:
     other = write_sounds(tmp_path / "two", classes=2, clips_per_class=10, seconds=0.64)
-    config = write(changes={"data.init_args.root": str(other), "trainer.callbacks": []})
+    config = write(changes={"data.init_args.root": str(other), "masking": None})
     message = call(verb, "--config", config, "--ckpt_path", trained.best).message
     assert str(trained.best) in message
     assert "trained on 3 classes, and the data has 2 classes" in message
@@ -335,7 +335,7 @@ def test_resume_of_an_imported_checkpoint_is_refused(
     torch.save({key: state[key] for key in kept}, path)
     folder = tmp_path / "run"
     argv = ["--trainer.default_root_dir", folder, "--ckpt_path", path]
-    message = call("fit", "--config", write(changes={"trainer.callbacks": []}), *argv).message
+    message = call("fit", "--config", write(changes={"masking": None}), *argv).message
     assert str(path) in message
     assert "pretrained" in message
 
@@ -345,11 +345,11 @@ def test_resume_of_an_imported_checkpoint_is_refused(
 
 SETTINGS = {
     "mask wider than the spectrogram": (
-        {"trainer.callbacks.0.init_args.max_time": 65},
+        {"masking.init_args.max_time": 65},
         ("PEAS.init_args.max_time", "65", "64"),
     ),
     "mask higher than the spectrogram": (
-        {"trainer.callbacks.0.init_args.max_freq": 129},
+        {"masking.init_args.max_freq": 129},
         ("PEAS.init_args.max_freq", "129", "128"),
     ),
     "no classes": ({"model.init_args.labels": []}, ("model.init_args.labels", "0 classes")),
@@ -369,12 +369,21 @@ SETTINGS = {
     "no end": ({"trainer.max_epochs": -1}, ("trainer.max_epochs",)),
     "two strategies": (
         {
+            "masking": None,
             "trainer.callbacks": [
                 {"class_path": "peas.callbacks.PEAS", "init_args": {"max_time": 24}},
                 {"class_path": "peas.callbacks.SpecAugment", "init_args": {"max_time": 24}},
-            ]
+            ],
         },
         ("trainer.callbacks", "PEAS, SpecAugment"),
+    ),
+    "strategies in both places": (
+        {
+            "trainer.callbacks": [
+                {"class_path": "peas.callbacks.SpecAugment", "init_args": {"max_time": 24}}
+            ]
+        },
+        ("`masking`", "`trainer.callbacks`", "PEAS", "SpecAugment"),
     ),
 }
 
@@ -398,7 +407,7 @@ def test_a_run_folder_that_is_a_file(write: Write, tmp_path: Path) -> None:
 
 
 def test_evaluation_without_weights(write: Write, tmp_path: Path) -> None:
-    config = write(changes={"trainer.callbacks": []})
+    config = write(changes={"masking": None})
     for verb in ("validate", "test", "predict"):
         done = call(verb, "--config", config, "--trainer.default_root_dir", tmp_path / "run")
         assert "--ckpt_path" in done.message

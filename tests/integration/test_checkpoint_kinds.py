@@ -33,7 +33,7 @@ def mae(trained: Run, sounds: Path, tmp_path_factory: pytest.TempPathFactory) ->
     import yaml
 
     folder = tmp_path_factory.mktemp("mae")
-    changes = {"model": SUPMAM, "trainer.callbacks": [], "data.init_args.root": str(sounds)}
+    changes = {"model": SUPMAM, "masking": None, "data.init_args.root": str(sounds)}
     config = changed(BASE, {**changes, "data.init_args.mixup": 0.0})
     (folder / "mae.yaml").write_text(yaml.safe_dump(config))
     where = ("--trainer.default_root_dir", folder / "run", "--trainer.max_steps=1")
@@ -80,7 +80,7 @@ def verbs(config: Path, clip: Path, out: Path, path: Path) -> dict[str, list[obj
 def test_every_verb_with_every_kind(
     trained: Run, mae: Path, write: Write, sounds: Path, tmp_path: Path
 ) -> None:
-    config = write(changes={"trainer.callbacks": [], "model.init_args.drop_path": 0.1})
+    config = write(changes={"masking": None, "model.init_args.drop_path": 0.1})
     clip = sorted(sounds.glob("audio/*.wav"))[0]
     for kind, path in kinds(tmp_path / "files", trained, mae).items():
         out = tmp_path / kind

@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
     argv: list[str] = []
     folder = tmp_path / "broken"
     if inside:
-        # A list flag that appends: the recorder and the masks stay.
+        # A list flag that appends: the recorder stays.
         saving = {
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
             "init_args": {
@@ -111,7 +111,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
 
     # The run's own config, but for the recorder's order to stop.
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["trainer"]["callbacks"][1]["init_args"]["stop"] = None
+    settings["trainer"]["callbacks"][0]["init_args"]["stop"] = None
     (tmp_path / "on.yaml").write_text(yaml.safe_dump(settings))
     resumed = call("fit", "--config", tmp_path / "on.yaml", "--ckpt_path", run.last)
     assert resumed.code == 0, resumed.err
@@ -252,7 +252,7 @@ def test_export_and_import_give_the_same_scores(sounds: Path, tmp_path: Path) ->
     changes = {
         "data.init_args": {"root": str(sounds), "num_workers": 0, "cache_dir": "", "batch_size": 6},
         "model.init_args.labels": labels,
-        "trainer.callbacks": [],
+        "masking": None,
         "trainer.limit_train_batches": 1,
         "trainer.limit_val_batches": 1,
         "trainer.max_epochs": 1,
@@ -304,7 +304,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return started
 
 
-SMALL = {"trainer.limit_train_batches": 1, "trainer.max_epochs": 2, "trainer.callbacks": []}
+SMALL = {"trainer.limit_train_batches": 1, "trainer.max_epochs": 2, "masking": None}
 
 
 def test_kfold_of_two_folds(write: Write, tmp_path: Path, request: pytest.FixtureRequest) -> None:

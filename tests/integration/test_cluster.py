@@ -38,7 +38,7 @@ def test_two_hosts_see_the_same_and_train_as_one(
     hosts: TwoHosts, write: Write, tmp_path: Path
 ) -> None:
     changes = {
-        "trainer.callbacks": [],
+        "masking": None,
         "trainer.max_epochs": 2,
         "model.init_args.drop_path": 0.0,
     }

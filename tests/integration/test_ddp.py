@@ -96,16 +96,14 @@ def _maps(clips: Path, out: Path) -> Path:
 def _configs(clips: Path, out: Path, world: int, cache: Path) -> list[Path]:
     paths = []
     for name, model in SYSTEMS.items():
-        masks = BASE["trainer"]["callbacks"] if name == "peas" else []
+        masks = BASE["masking"] if name == "peas" else None
         losses = {"path": str(out / f"{name}.json")}
         config = changed(
             BASE,
             {
                 "model": dict(model),
-                "trainer.callbacks": [
-                    {"class_path": "ddp_systems.Losses", "init_args": losses},
-                    *masks,
-                ],
+                "masking": masks,
+                "trainer.callbacks": [{"class_path": "ddp_systems.Losses", "init_args": losses}],
                 "trainer.max_epochs": EPOCHS,
                 "trainer.max_steps": STEPS,
                 "trainer.devices": world,

@@ -72,7 +72,7 @@ def config(path: Path, root: Path, task: str, **settings: object) -> Path:
     }
     if task == "Classification":
         peas = {"n_time": 1, "n_freq": 1, "max_time": 16, "max_freq": 48}
-        text["trainer"]["callbacks"] = [{"class_path": "peas.callbacks.PEAS", "init_args": peas}]
+        text["masking"] = {"class_path": "peas.callbacks.PEAS", "init_args": peas}
     path.write_text(yaml.safe_dump(text))
     return path
 

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(6):
         _clip(root / "set" / "low" / f"{number}.wav", 200 + 10 * number)
         _clip(root / "set" / "high" / f"{number}.wav", 4_000 + 100 * number)
-    config = changed(BASE, {"trainer.callbacks": [], "trainer.max_epochs": 1})
+    config = changed(BASE, {"masking": None, "trainer.max_epochs": 1})
     config["data"] = {
         "class_path": "peas.data.AudioFolder",
         "init_args": {

@@ -47,7 +47,7 @@ def test_a_clip_that_vanishes_stops_both_processes(
 ) -> None:
     clip = a_clip(damaged, fold=2)
     thief = {"class_path": "cli_recorder.Thief", "init_args": {"path": str(clip)}}
-    config = _config(write, damaged, **{"trainer.callbacks": [thief]})
+    config = _config(write, damaged, **{"masking": None, "trainer.callbacks": [thief]})
     done = _fit(config, tmp_path / "run")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -61,7 +61,7 @@ def test_clips_that_vanish_are_skipped_and_counted_once(
 ) -> None:
     clip = a_clip(damaged, fold=2)
     thief = {"class_path": "cli_recorder.Thief", "init_args": {"path": str(clip)}}
-    changes = {"trainer.callbacks": [thief], "data.init_args.on_error": "skip"}
+    changes = {"masking": None, "trainer.callbacks": [thief], "data.init_args.on_error": "skip"}
     done = _fit(_config(write, damaged, **changes), tmp_path / "run", "--trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
@@ -79,6 +79,7 @@ def test_processes_share_an_epoch_and_count_each_clip_once(
 ) -> None:
     places = {"class_path": "cli_recorder.Places", "init_args": {"folder": str(tmp_path)}}
     changes = {
+        "masking": None,
         "trainer.callbacks": [places],
         "trainer.devices": world,
         "data.init_args.batch_size": 6 // world,

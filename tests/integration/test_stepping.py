@@ -43,7 +43,7 @@ def _supmam(sounds: Path, tmp_path: Path) -> Path:
         BASE,
         {
             "model": SUPMAM,
-            "trainer.callbacks": [],
+            "masking": None,
             "data.init_args.root": str(sounds),
             "data.init_args.mixup": 0.0,
         },

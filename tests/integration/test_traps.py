@@ -71,7 +71,7 @@ def test_fractions_and_whole_epochs_are_told_apart(write: Write) -> None:
 def test_the_command_line_wins_over_the_checkpoint(
     trained: Run, write: Write, tmp_path: Path
 ) -> None:
-    config = write(changes={"trainer.callbacks": []})
+    config = write(changes={"masking": None})
     argv = ["--config", config, "--ckpt_path", trained.best, "--model.init_args.lr", "0.5"]
     done = call("test", *argv, "--trainer.default_root_dir", tmp_path / "run")
     assert done.code == 0, done.err
@@ -107,7 +107,7 @@ def test_a_resumed_run_says_which_settings_changed(copied: Run, tmp_path: Path) 
 def test_another_model_than_the_checkpoints_is_refused(
     trained: Run, write: Write, tmp_path: Path, key: str, value: str, had: str
 ) -> None:
-    config = write(changes={"trainer.callbacks": []})
+    config = write(changes={"masking": None})
     argv = ["--config", config, "--ckpt_path", trained.best, f"--model.init_args.{key}={value}"]
     done = call("test", *argv, "--trainer.default_root_dir", tmp_path / "run")
     assert f"model.init_args.{key}" in done.message
@@ -166,17 +166,17 @@ def test_a_short_flag_reaches_the_class(write: Write, tmp_path: Path, trained: R
     argv = ["--config", write(), "--ckpt_path", trained.best, "--trainer.limit_test_batches=1"]
     done = call(
         *("test", *argv, "--model.lr", "0.25", "--data.eval_batch_size", "3"),
-        *("--trainer.callbacks.n_time", "1", "--trainer.default_root_dir", tmp_path / "run"),
+        *("--masking.n_time", "1", "--trainer.default_root_dir", tmp_path / "run"),
     )
     assert done.code == 0, done.err
     kept = yaml.safe_load((tmp_path / "run" / "config_test.yaml").read_text())
     assert kept["model"]["init_args"]["lr"] == 0.25
     assert kept["data"]["init_args"]["eval_batch_size"] == 3
-    assert kept["trainer"]["callbacks"][-1]["init_args"]["n_time"] == 1
+    assert kept["masking"]["init_args"]["n_time"] == 1
 
 
 def test_random_weights_must_be_asked_for(write: Write, tmp_path: Path) -> None:
-    config = write(changes={"model.init_args.pretrained-": None, "trainer.callbacks": []})
+    config = write(changes={"model.init_args.pretrained-": None, "masking": None})
     argv = ["--config", config, "--trainer.default_root_dir", tmp_path / "run"]
     done = call("fit", *argv)
     assert "model.init_args.pretrained" in done.message
@@ -196,9 +196,19 @@ PARSED: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
     "model flag": ({}, ["--model.init_args.nosuch=3"], ("`model.init_args.nosuch`",)),
     "data": ({"data.init_args.nosuch": 3}, [], ("`data.init_args.nosuch`",)),
     "callback": (
-        {"trainer.callbacks.0.init_args.nosuch": 3},
+        {
+            "trainer.callbacks": [
+                {"class_path": "peas.callbacks.Pictures", "init_args": {"nosuch": 3}}
+            ]
+        },
         [],
         ("`trainer.callbacks.init_args.nosuch`",),
+    ),
+    "masks": ({"masking.init_args.nosuch": 3}, [], ("`masking.init_args.nosuch`",)),
+    "masks without class": (
+        {"masking.class_path-": None},
+        [],
+        ("`masking`", "class_path"),
     ),
     "number": ({"trainer.max_epochs": "many"}, [], ("`trainer.max_epochs` is many", "int")),
     "type": ({"model.init_args.lr": "fast"}, [], ("`model.init_args.lr` is fast", "float")),
@@ -269,7 +279,7 @@ def test_wandb_is_offline_without_a_key_or_a_prompt(
         "class_path": "lightning.pytorch.loggers.WandbLogger",
         "init_args": {"project": "peas", "save_dir": str(tmp_path / "run")},
     }
-    changes = {"trainer.logger": [logger], "trainer.callbacks": []}
+    changes = {"trainer.logger": [logger], "masking": None}
     settings = changed(BASE, {"data.init_args.root": str(sounds), **changes})
     (tmp_path / "wandb.yaml").write_text(yaml.safe_dump(settings))
     argv = ["--config", tmp_path / "wandb.yaml", "--trainer.default_root_dir", tmp_path / "run"]
@@ -293,7 +303,7 @@ def test_a_run_has_a_folder_of_its_own(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = write("my_row.yaml", changes={"trainer.callbacks": []})
+    config = write("my_row.yaml", changes={"masking": None})
     # Within a second, and in one process.
     monkeypatch.setattr("time.strftime", lambda _: "2030-01-02_03-04-05")
     for _ in range(2):
@@ -323,7 +333,9 @@ def test_checkpoints_hold_only_what_can_be_read_safely(trained: Run) -> None:
 def test_a_callback_for_a_list_of_one(write: Write, tmp_path: Path) -> None:
     one = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
     one["init_args"] = {"monitor": "val/acc"}  # type: ignore[assignment]
-    config = write(changes={"trainer.callbacks": one, "trainer.limit_train_batches": 1})
+    config = write(
+        changes={"masking": None, "trainer.callbacks": one, "trainer.limit_train_batches": 1}
+    )
     argv = ["fit", "--config", config, "--trainer.default_root_dir", tmp_path / "run"]
     # Its metric is asked about before training.
     done = call(*argv)

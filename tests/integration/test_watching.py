@@ -40,6 +40,7 @@ def pretraining(tmp_path: Path, sounds: Path, **changes: Any) -> Path:
         BASE,
         {
             "trainer.max_epochs": EPOCHS,
+            "masking": None,
             "trainer.callbacks": callbacks(tmp_path / "labelled"),
             "model": {
                 "class_path": "peas.tasks.MaskedAudioModeling",
@@ -145,7 +146,7 @@ def test_two_processes_share_the_work(forks: Forks, sounds: Path, tmp_path: Path
     assert names[0] == names[1]
     assert len(names[0]) == 3
 
-    keys = {"trainer.callbacks.0.init_args.refresh_every": 1}
+    keys = {"masking.init_args.refresh_every": 1}
     tune = fine_tuning(tmp_path, sounds, one / "checkpoints" / "last.ckpt", **keys)
     probes = [
         torch.load(fit(tune, name, world) / "checkpoints" / "pixel_probe.pt", weights_only=True)

@@ -32,9 +32,9 @@ IGNORED = ("seconds", "per_s", "gpu", "memory")
 """Parts of the names of logged numbers that a clock or a machine decides."""
 
 
-def masks(name: str, **settings: Any) -> list[dict[str, Any]]:
-    """`trainer.callbacks` with one masking strategy."""
-    return [{"class_path": f"peas.callbacks.{name}", "init_args": settings}]
+def masks(name: str, **settings: Any) -> dict[str, Any]:
+    """`masking` with a strategy."""
+    return {"class_path": f"peas.callbacks.{name}", "init_args": settings}
 
 
 BLOCKS = {"n_time": 1, "n_freq": 1, "max_time": 16, "max_freq": 24}
@@ -53,21 +53,21 @@ def runs(clips: Path, cache: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Config of each run, by its name."""
     data = {"data.init_args.root": str(clips), "data.init_args.batch_size": 6}
     base = changed(BASE, {**data, "trainer.log_every_n_steps": 1})
-    pretraining = changed(base, {"trainer.callbacks": [], "data.init_args.mixup": 0.0})
+    pretraining = changed(base, {"masking": None, "data.init_args.mixup": 0.0})
     found: dict[str, dict[str, Any]] = {}
     for name in ("ssast", "audiomae", "mam_teacher", "supmam", "supmam_cache"):
         found[name] = changed(pretraining, {"model": dict(SYSTEMS[name])})
     parts = found["supmam_cache"]["model"]["init_args"]["objectives"]
     parts["distillation"]["init_args"]["targets"] = str(cache)
     found["conventional"] = changed(
-        base, {"trainer.callbacks": masks("SpecAugment", max_time=16, max_freq=24)}
+        base, {"masking": masks("SpecAugment", max_time=16, max_freq=24)}
     )
-    found["random"] = changed(base, {"trainer.callbacks": masks("RandomMasking", **BLOCKS)})
+    found["random"] = changed(base, {"masking": masks("RandomMasking", **BLOCKS)})
     found["peas"] = base
     weights = {"model.init_args.pretrained": str(work / "audiomae/checkpoints/last.ckpt")}
     found["peas_mae"] = changed(base, {**MAE_FINETUNE, **weights})
     found["probe"] = changed(base, {"model.init_args.reconstruction": "probe"})
-    found["frozen"] = changed(base, {"model.init_args.freeze": "encoder", "trainer.callbacks": []})
+    found["frozen"] = changed(base, {"model.init_args.freeze": "encoder", "masking": None})
     found["mixup_noise"] = changed(
         base, {"data.init_args.mixup": 0.6, "model.init_args.roll_gain": "official"}
     )

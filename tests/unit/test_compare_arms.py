@@ -24,9 +24,9 @@ CONFIG = {
         "default_root_dir": "",
         "callbacks": [
             {"class_path": "peas.callbacks.Pictures", "init_args": {"clips": 2}},
-            {"class_path": "peas.callbacks.RandomMasking", "init_args": MASK},
         ],
     },
+    "masking": {"class_path": "peas.callbacks.RandomMasking", "init_args": MASK},
     "model": {"class_path": "peas.tasks.Classification", "init_args": {"lr": 1e-3}},
     "data": {"class_path": "peas.data.ESC50", "init_args": {"fold": 1}},
 }
@@ -69,7 +69,7 @@ def save(run, **arrays):
 
 def strategy(name, **settings):
     def change(config):
-        config["trainer"]["callbacks"][-1] = {
+        config["masking"] = {
             "class_path": f"peas.callbacks.{name}",
             "init_args": {**MASK, **settings},
         }
@@ -208,7 +208,7 @@ def test_scores_that_do_not_count(arms, arrays, said):
 def test_arms_that_differ_in_more_than_the_strategy(arms, capsys):
     def wider(config):
         strategy("PEAS", score="pred")(config)
-        config["trainer"]["callbacks"][-1]["init_args"]["max_time"] = 48
+        config["masking"]["init_args"]["max_time"] = 48
 
     def faster(config):
         config["model"]["init_args"]["lr"] = 2e-3

@@ -247,7 +247,7 @@ def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
     assert (model.decay_factor, model.head_lr_factor) == (0.85, 1.0)
     assert model.noise_roll
 
-    *_, mask = config.trainer.callbacks
+    mask = config.masking
     assert mask.class_path.split(".")[-1] == STRATEGIES[row.partition("_")[0]]
     assert mask.init_args.max_time == setup.max_time
     assert mask.init_args.max_freq == setup.max_freq
@@ -270,6 +270,7 @@ def test_keyword_spotting_is_the_same_recipe_on_other_clips(parse: Parse, row: s
     words = parse("--config", finetune(f"speech_commands_{row}"))
     assert config.model == words.model
     assert config.trainer == words.trainer
+    assert config.masking == words.masking
     assert (config.paper.row, config.paper.accuracy) == (words.paper.row, None)
     ours, theirs = vars(config.data.init_args), vars(words.data.init_args)
     assert {key for key in ours if ours[key] != theirs[key]} == {"root", "task", "sampling"}
@@ -290,7 +291,7 @@ def test_audioset_has_the_recipe_of_ssast(parse: Parse, subset: str) -> None:
     assert (model.patch, model.stride, model.pooling) == ((16, 16), (10, 10), "mean")
     assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
     assert (model.warmup_steps, model.noise_roll) == (0, False)
-    *_, mask = config.trainer.callbacks
+    mask = config.masking
     assert mask.class_path.split(".")[-1] == "SpecAugment"
     assert (mask.init_args.max_time, mask.init_args.max_freq) == (192, 48)
 
@@ -336,7 +337,7 @@ def test_audiomaes_recipe_and_both_readings_of_supmam_clap(
     assert (model.schedule, model.warmup_epochs, model.min_lr) == ("cosine", setup.warmup, 1e-6)
     assert (model.freeze, model.noise_roll, model.roll_gain) == (None, False, "official")
 
-    *others, mask = config.trainer.callbacks
+    others, mask = config.trainer.callbacks, config.masking
     assert mask.class_path.split(".")[-1] == "SpecAugment"
     widths = (mask.init_args.max_time, mask.init_args.max_freq)
     assert widths == (setup.literal if literal else setup.masks)
@@ -394,7 +395,7 @@ def test_ast_is_asts_recipe_from_imagenet(parse: Parse, data: str) -> None:
     assert (model.warmup_steps, model.decay_start) == (warmup, start)
     assert (model.decay_factor, model.decay_every, model.noise_roll) == (factor, every, noise)
     assert (model.optimizer, model.schedule, model.lr_rule) == ("adam", "staircase", "absolute")
-    mask = config.trainer.callbacks[-1].init_args
+    mask = config.masking.init_args
     assert (mask.max_time, mask.max_freq) == MAE_SETUPS[data].masks
 
 
@@ -402,7 +403,7 @@ def test_ast_is_asts_recipe_from_imagenet(parse: Parse, data: str) -> None:
 def test_from_nothing_is_the_same_recipe_without_weights(parse: Parse, data: str) -> None:
     config = parse("--config", finetune(f"scratch_{data}"))
     row = parse("--config", finetune(f"audiomae_{data}"))
-    assert (config.data, config.trainer) == (row.data, row.trainer)
+    assert (config.data, config.trainer, config.masking) == (row.data, row.trainer, row.masking)
     ours, theirs = vars(config.model.init_args), vars(row.model.init_args)
     assert {key for key in ours if ours[key] != theirs[key]} == {"pretrained", "layer_decay"}
     assert (ours["pretrained"], ours["layer_decay"]) == (None, 1.0)
@@ -414,6 +415,7 @@ def test_linear_probe_trains_the_classifier_on_clips_as_they_are(parse: Parse) -
     assert (model.freeze, model.drop_path, model.weight_decay) == ("encoder", 0.0, 0.0)
     assert (model.noise_roll, model.roll_gain, config.data.init_args.mixup) == (False, "none", 0.0)
     assert not config.trainer.callbacks
+    assert config.masking is None
     assert (model.lr_rule, model.layer_decay) == ("absolute", 1.0)
 
 
@@ -640,13 +642,13 @@ def _plain(value: Any) -> Any:
 def test_presets_differ_where_they_should(parse: Parse) -> None:
     base = finetune("esc50_peas_1x1")
     likely, literal = (
-        parse("--config", base, "--config", overlay(name)).trainer.callbacks[-1].init_args
+        parse("--config", base, "--config", overlay(name)).masking.init_args
         for name in ("peas_likely", "peas_literal")
     )
     different = {key for key in vars(likely) if likely[key] != literal[key]}
     assert different == {"rounding", "exclude_padding", "exclude_empty_bins"}
     # The row is the likely reading as it stands.
-    row = parse("--config", base).trainer.callbacks[-1].init_args
+    row = parse("--config", base).masking.init_args
     assert row == likely
 
 
@@ -656,11 +658,11 @@ def test_flags_that_scripts_rely_on(parse: Parse) -> None:
         *("--data.init_args.root=elsewhere", "--data.init_args.fold=3"),
         *("--data.init_args.batch_size=4", "--model.init_args.size=tiny"),
         *("--model.init_args.pretrained=null", "--trainer.default_root_dir=here"),
-        *("--trainer.callbacks.n_time=3", "--trainer.limit_train_batches=1"),
+        *("--masking.init_args.n_time=3", "--trainer.limit_train_batches=1"),
     )
     assert (config.data.init_args.root, config.data.init_args.fold) == ("elsewhere", 3)
     assert (config.data.init_args.batch_size, config.model.init_args.size) == (4, "tiny")
     assert config.model.init_args.pretrained is None
     assert config.trainer.default_root_dir == "here"
-    assert config.trainer.callbacks[-1].init_args.n_time == 3
+    assert config.masking.init_args.n_time == 3
     assert config.trainer.limit_train_batches == 1

@@ -27,10 +27,11 @@ CONFIG: dict[str, Any] = {
         "accumulate_grad_batches": 1,
         "precision": "32-true",
         "callbacks": [
-            {"class_path": "peas.callbacks.PEAS", "init_args": {"n_time": 1}},
             {"class_path": "peas.callbacks.Pictures", "init_args": {"clips": 2}},
+            {"class_path": "peas.callbacks.WeightAverage", "init_args": {"decay": 0.9}},
         ],
     },
+    "masking": {"class_path": "peas.callbacks.PEAS", "init_args": {"n_time": 1}},
     "model": {
         "class_path": "peas.tasks.Classification",
         "init_args": {"lr": 1e-3, "betas": [0, 1]},
@@ -61,10 +62,11 @@ def resumed(saved: dict[str, Any], now: dict[str, Any], *callbacks: Any, **parts
 def test_keys_are_those_of_the_command_line() -> None:
     found = flat(CONFIG)
     assert found["model.init_args.lr"] == 1e-3
-    assert found["trainer.callbacks[PEAS].init_args.n_time"] == 1
+    assert found["masking.init_args.n_time"] == 1
+    assert found["trainer.callbacks[Pictures].init_args.clips"] == 2
     assert found["data.class_path"] == "peas.data.ESC50"
     one = flat({"trainer": {"callbacks": CONFIG["trainer"]["callbacks"][0]}})
-    assert one["trainer.callbacks[PEAS].init_args.n_time"] == 1
+    assert one["trainer.callbacks[Pictures].init_args.clips"] == 2
     twice = flat({"callbacks": [{"class_path": "a.B"}, {"class_path": "c.B"}]})
     assert list(twice) == ["callbacks[B]", "callbacks[B 2]"]
 
@@ -179,7 +181,7 @@ def test_errors_scored_by_other_settings_are_scored_anew() -> None:
     key = strategy.state_key
     for n_time, kept in ((1, 1), (2, 0)):
         state = {"cache": {"ids": ["a"], "time": torch.ones(1, 2), "freq": torch.ones(1, 2)}}
-        now = flat(CONFIG) | {"trainer.callbacks[PEAS].init_args.n_time": n_time}
+        now = flat(CONFIG) | {"masking.init_args.n_time": n_time}
         keeper = Continuity(CONFIG)
         keeper.settings = now
         checkpoint = {"settings": flat(CONFIG), "callbacks": {key: state}}
@@ -187,7 +189,45 @@ def test_errors_scored_by_other_settings_are_scored_anew() -> None:
         assert len(state["cache"]["ids"]) == kept
 
 
-KEY = re.compile(r"`((?:model|data|trainer|seed_everything)[\w.]*)`")
+def listed(n_time: int = 1, name: str = "peas.callbacks.PEAS") -> dict[str, Any]:
+    """The settings of before the key `masking`, whose strategy stands in the list."""
+    masks = {"class_path": name, "init_args": {"n_time": n_time}}
+    room = {**CONFIG["trainer"], "callbacks": [*CONFIG["trainer"]["callbacks"], masks]}
+    return {**{key: CONFIG[key] for key in CONFIG if key != "masking"}, "trainer": room}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("null", [{}, {"masking": None}])
+def test_a_strategy_that_moved_to_its_key_is_no_change(
+    turned: bool, null: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    before, now = {**listed(), **null}, CONFIG
+    strategy = PEAS(1, 1, 20, 24)
+    state = {"cache": {"ids": ["a"], "time": torch.ones(1, 2), "freq": torch.ones(1, 2)}}
+    resumed(
+        *((now, before) if turned else (before, now)),
+        strategy,
+        callbacks={strategy.state_key: state},
+    )
+    assert not recwarn.list
+    assert state["cache"]["ids"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (listed(n_time=2), r"\n  masking\.init_args\.n_time: 2 → 1$"),
+        (listed(name="peas.callbacks.RandomMasking"), r"masking\.class_path: Random.* → PEAS"),
+        ({**CONFIG, "masking": None}, r"masking: None → PEAS"),
+        ({key: CONFIG[key] for key in CONFIG if key != "masking"}, r"masking: None → PEAS"),
+    ],
+)
+def test_what_changed_beside_the_move_is_told(before: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        resumed(before, CONFIG)
+
+
+KEY = re.compile(r"`((?:model|data|trainer|masking|seed_everything)[\w.]*)`")
 ROW = re.compile(r"^\| (`.+?) \| (applied|refused|not read) \|", re.MULTILINE)
 TABLE: dict[str, set[str]] = {}
 for _keys, _what in ROW.findall(DOCS.read_text()):
@@ -226,8 +266,11 @@ def test_what_the_table_calls_applied_is_told_with_both_values(key: str) -> None
         return {"seed_everything": 0, **nested}
 
     if key == "trainer.callbacks":
-        old, new = [], [{"class_path": "peas.callbacks.SpecAugment"}]
-        expected = r"trainer\.callbacks\[SpecAugment\]: not there → there"
+        old, new = [], [{"class_path": "peas.callbacks.Pictures"}]
+        expected = r"trainer\.callbacks\[Pictures\]: not there → there"
+    elif key == "masking":
+        old, new = None, {"class_path": "peas.callbacks.SpecAugment"}
+        expected = r"masking: None → SpecAugment"
     else:
         old, new = 1, 2
         expected = rf"\n  {re.escape(key)}: 1 → 2"

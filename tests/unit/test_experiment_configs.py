@@ -72,11 +72,9 @@ def _covers(got: Any, value: Any) -> bool:
 def test_arms_differ_in_the_masking_strategy_alone(data: str) -> None:
     read = {arm: (EXAMPLES / f"{data}_mini_{arm}.yaml").read_text() for arm in ARMS}
     configs = {arm: yaml.safe_load(text) for arm, text in read.items()}
-    masks = {arm: config["trainer"].pop("callbacks") for arm, config in configs.items()}
+    masks = {arm: config.pop("masking") for arm, config in configs.items()}
     assert configs["random"] == configs["peas"] == configs["energy"]
-    for callbacks in masks.values():
-        assert len(callbacks) == 1
-    random, peas, energy = (masks[arm][0] for arm in ARMS)
+    random, peas, energy = (masks[arm] for arm in ARMS)
     assert random["class_path"] == "peas.callbacks.RandomMasking"
     # Every width and number of the baseline is that of the others.
     assert random["init_args"].items() <= peas["init_args"].items()

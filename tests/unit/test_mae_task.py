@@ -372,7 +372,7 @@ def test_a_side_that_no_patch_fills_is_cut_only_where_patches_overlap() -> None:
 
 
 def test_masking_of_fine_tuning_has_no_place_here(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="masking strategy of fine-tuning"):
+    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.mask_ratio`"):
         train(small(), sounds, tmp_path, SpecAugment(20, 24), epochs=1)
 
 
@@ -718,7 +718,7 @@ def test_objectives_in_another_order_go_on_with_their_own_moments(
         task = system("supmam_clap", targets=str(targets))
         parts = {name: task.parts[name] for name in names}
         torch.manual_seed(0)
-        return small(objectives=parts, masking=task.masking)
+        return small(objectives=parts, masking=task.patch_masking)
 
     names = ("distillation", "classification")
     whole = made(names)

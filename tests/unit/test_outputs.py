@@ -19,7 +19,7 @@ from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.peas import PEAS
 from peas.callbacks.picture_files import file_name, save_picture
 from peas.callbacks.pictures import Pictures, _view
-from peas.callbacks.spec_augment import Masking, RandomMasking, SpecAugment
+from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
 from peas.tasks import Classification
 
 # --- evaluation ----------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def test_evaluation_inside_a_peas_run_sees_no_mask(peas_run: Run, tmp_path: Path
     "strategy", [SpecAugment(20, 24), RandomMasking(2, 2, 20, 24), PEAS(1, 1, 20, 24)]
 )
 def test_strategies_leave_evaluation_alone(
-    strategy: Masking, peas_run: Run, tmp_path: Path
+    strategy: BlockMasking, peas_run: Run, tmp_path: Path
 ) -> None:
     found = []
     for folder, callbacks in ((tmp_path / "with", [strategy]), (tmp_path / "without", [])):
@@ -225,7 +225,7 @@ def test_pictures_of_the_first_and_the_last_epoch(peas_run: Run) -> None:
     "strategy", [SpecAugment(20, 24), RandomMasking(2, 2, 20, 24, stage="before_noise")]
 )
 def test_every_strategy_has_pictures_of_chosen_clips(
-    strategy: Masking, sounds: Path, tmp_path: Path
+    strategy: BlockMasking, sounds: Path, tmp_path: Path
 ) -> None:
     chosen = data(sounds).clips("train").ids[5]
     pictures = Pictures(clips=[chosen])

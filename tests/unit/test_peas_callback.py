@@ -9,6 +9,7 @@ from torch import Tensor
 from toys import StandIn, clips, heard, make_task, masked
 
 from peas.augment.peas import error_maps
+from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.augment.windows import marginals, window_scores
 from peas.callbacks.peas import PEAS
 from peas.callbacks.spec_augment import RandomMasking, SpecAugment
@@ -59,20 +60,22 @@ def test_gradients_are_those_of_the_same_mask_made_by_hand(strategy: PEAS) -> No
     strategy.on_fit_start(task.trainer, task)
     plain = heard(task, clips())
     # Were a score or a mask to carry gradient, the input would get it.
-    plain["log_mel"].requires_grad_()
+    clean = plain["clean"].log_mel.requires_grad_()
     with_peas = masked(strategy, task, plain)
     assert not with_peas["mask"].requires_grad
     got = gradients(task, with_peas)
-    through_peas, plain["log_mel"].grad = plain["log_mel"].grad, None
+    through_peas, clean.grad = clean.grad, None
 
-    x = plain["log_mel"]
-    over = with_peas.get("mask_noise", torch.zeros_like(x))
+    u_noise, u_clip = task.draws(plain, "noise", (128, 128)), task.draws(plain, "noise_roll", (2,))
+    x, roll = noise_and_roll(clean, u_noise, u_clip)
+    noise, _ = noise_and_roll(torch.zeros_like(clean), u_noise, u_clip)
+    over = noise if strategy.stage == "before_noise" else torch.zeros_like(noise)
     by_hand = plain.copy()
     by_hand["log_mel"] = torch.where(with_peas["mask"], over, x)
     wanted = gradients(task, by_hand)
     assert with_peas["mask"].any()
-    assert torch.equal(through_peas, plain["log_mel"].grad)
-    assert (through_peas[with_peas["mask"]] == 0).all()
+    assert torch.equal(through_peas, clean.grad)
+    assert (through_peas[roll_time(with_peas["mask"], -roll)] == 0).all()
     for name, gradient in wanted.items():
         if name.startswith(("generative_head", "contrastive_head", "mask_embed")):
             assert got[name] is None
@@ -462,7 +465,7 @@ def test_selector_log_counts_starts_and_goes_on_after_a_restart(
     strategy = PEAS(**SHARED)
     starts = []
     for step in range(2):
-        plan = masked(strategy, task, heard(task, clips(step=step)), step)["mask_plan"][0]
+        plan = masked(strategy, task, heard(task, clips(step=step)))["mask_plan"][0]
         starts += plan.window_start.flatten().tolist()
         torch.save(strategy.state_dict(), tmp_path / "state")
         strategy = PEAS(**SHARED)
@@ -477,7 +480,7 @@ def test_selector_log_counts_starts_and_goes_on_after_a_restart(
     # A run that was killed before it saved trains the epoch again; a line may be cut.
     with (tmp_path / "mask_starts.csv").open("a") as file:
         file.write("1,ti")
-    masked(strategy, task, heard(task, clips(step=0)), 0)
+    masked(strategy, task, heard(task, clips(step=0)))
     strategy.selector_log.write(task.trainer)
     again = [line.split(",") for line in (tmp_path / "mask_starts.csv").read_text().split()]
     assert {row[0] for row in again[1:]} == {"0"}

@@ -106,7 +106,7 @@ def test_the_best_checkpoint_is_chosen_by_what_is_trained() -> None:
 
 
 def test_masks_of_fine_tuning_are_refused(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no place in pretraining"):
+    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.masked`"):
         fit(sounds, tmp_path, SpecAugment(20, 24))
 
 

@@ -196,7 +196,7 @@ def _require_logged(config: Any, sweep: Sweep) -> None:
 
 def test_a_new_strategy_keeps_the_widths_of_the_masks(check: CommandCheck) -> None:
     sweep = read_sweep(ROOT / "configs/sweeps/peas_strategies.yaml")
-    masks = [check(sweep.command(sweep.points(None)[at])).trainer.callbacks[-1] for at in (0, -1)]
+    masks = [check(sweep.command(sweep.points(None)[at])).masking for at in (0, -1)]
     assert [mask.class_path for mask in masks] == [
         "peas.callbacks.RandomMasking",
         "peas.callbacks.PEAS",
@@ -410,8 +410,8 @@ def tiny(folder: Path, sounds: Path, split: str = "3/1/1") -> Path:
             "max_epochs": 1,
             "accelerator": "cpu",
             "num_sanity_val_steps": 0,
-            "callbacks": [{"class_path": "peas.callbacks.PEAS", "init_args": masks}],
         },
+        "masking": {"class_path": "peas.callbacks.PEAS", "init_args": masks},
         "model": {
             "class_path": "peas.tasks.Classification",
             "init_args": {"size": "tiny", "pretrained": None, "stride": [16, 16], "lr": 5e-4},
@@ -438,7 +438,7 @@ def test_two_points_run_once(
     words[4] = str(tiny(tmp_path, sounds))
     parameters = {
         "config": {"values": [str(ROOT / "configs/overlays/wandb.yaml"), str(plain)]},
-        "trainer.callbacks.n_time": {"value": 2},
+        "masking.init_args.n_time": {"value": 2},
     }
     file = write(tmp_path, command=words, parameters=parameters)
     call = ["sweep", str(file), "--out", "out", "--model.init_args.lr=1e-4"]
@@ -446,7 +446,7 @@ def test_two_points_run_once(
     first = capsys.readouterr().out
 
     config = yaml.safe_load((tmp_path / "out/point001/config.yaml").read_text())
-    assert config["trainer"]["callbacks"][-1]["init_args"]["n_time"] == 2
+    assert config["masking"]["init_args"]["n_time"] == 2
     assert config["model"]["init_args"]["lr"] == 1e-4
     sweep = read_sweep(file)
     (offline,) = (tmp_path / "out/point001/wandb").glob("offline-run-*")

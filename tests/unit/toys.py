@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.outputs import ClipOutputs
-from peas.callbacks.spec_augment import Masking
 from peas.data.batch import Batch
 from peas.data.synthetic import SOUNDS, SyntheticSounds, make_sounds
 from peas.models import encoder
 from peas.tasks import Classification
+from peas.tasks.augmentation import augment
 
 encoder.SIZES.setdefault("toy", encoder.Size(32, 2, 2))
 
@@ -103,13 +104,23 @@ def part(batch: Batch, rows: Sequence[int]) -> Batch:
 
 def heard(task: Classification, batch: Batch) -> Batch:
     """A copy of the batch with the front end's keys, noised and rolled if the task does so."""
-    return task.on_after_batch_transfer(batch.copy(), 0)
+    strategy, task.masking = task.masking, None
+    try:
+        return task.on_after_batch_transfer(batch.copy(), 0)
+    finally:
+        task.masking = strategy
 
 
-def masked(strategy: Masking, task: Classification, batch: Batch, batch_idx: int = 0) -> Batch:
-    """A copy of a heard batch with the strategy's mask."""
+def masked(strategy: MaskingStrategy, task: Classification, batch: Batch) -> Batch:
+    """A copy of a heard batch, augmented anew with the strategy's mask in its place."""
     batch = batch.copy()
-    strategy.on_train_batch_start(task.trainer, task, batch, batch_idx)
+    rolled: object = batch.pop("roll", None)
+    noise_roll, task.hparams["noise_roll"] = task.hparams["noise_roll"], rolled is not None
+    batch["log_mel"], batch["frames"], batch["valid"] = batch["clean"]
+    try:
+        augment(task, batch, strategy)
+    finally:
+        task.hparams["noise_roll"] = noise_roll
     return batch
 
 
