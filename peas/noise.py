@@ -1,11 +1,16 @@
 """Messages of the libraries below that tell a user of `peas` nothing."""
 
+import contextlib
 import logging
+import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TextIO
 
 from peas.errors import printable
+
+OURS = Path(__file__).parent
+"""Package whose warnings are for users."""
 
 NOISE = (
     # Our own doing: the front end belongs to the task, so that its statistics travel with it.
@@ -50,22 +55,29 @@ def be_quiet(verb: str) -> None:
 
 
 def be_harmless() -> None:
-    """Take from log lines and warnings what labels and names of clips could do to a terminal."""
+    """Show log lines and warnings so that names in them can do nothing to a terminal."""
     if logging.lastResort is not None:
         logging.lastResort.addFilter(_harmless)
-    # Lightning brings a form of its own when it is imported, so this is called again after that.
-    if not isinstance(warnings.formatwarning, _HarmlessForm):
-        warnings.formatwarning = _HarmlessForm(warnings.formatwarning)
+    # Lightning brings a `formatwarning` of its own when it is imported, and leaves this one alone.
+    warnings.showwarning = _show
 
 
-class _HarmlessForm:
-    """The text of a warning by another function, made harmless."""
-
-    def __init__(self, form: Callable[..., str]) -> None:
-        self.form = form
-
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
-        return printable(self.form(*args, **kwargs), keep="\n\t")
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a warning; of our own the message alone, as its line of code tells a user nothing."""
+    if Path(filename).is_relative_to(OURS):
+        text = f"warning: {message}\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    # Whoever read stderr may have left.
+    with contextlib.suppress(OSError):
+        (file or sys.stderr).write(printable(text, keep="\n\t"))
 
 
 def _no_advertising(record: logging.LogRecord) -> bool:
