@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,7 +43,7 @@ INSTALLED = ("peas", "lightning")
 """Packages in which a config's classes lie, beside the user's own."""
 
 
-def cause(message: str, known: Iterable[str] = ()) -> str:
+def cause(message: str, known: Sequence[str] = ()) -> str:
     """The cause in a parser's message, its key first.
 
     Args:
@@ -135,17 +135,16 @@ def _arguments(path: str) -> list[str]:
 
 
 def _sentence(
-    keys: list[str], said: list[str], expected: list[str], given: str, known: Iterable[str]
+    keys: list[str], said: list[str], expected: list[str], given: str, known: Sequence[str]
 ) -> str:
     """The cause, from its parts; empty where they do not tell it."""
     text = " ".join(said)
     flag = NESTED.match(given)
-    unknown = UNKNOWN.match(text)
-    if found := unknown or OPTION.search(text):
+    if found := UNKNOWN.match(text) or OPTION.search(text):
         advice = "`--help` lists the keys"
-        names = [f"--{key}" for key in known] if unknown else list(known)
-        if alike := get_close_matches(found[1], names, n=1):
-            advice = f"did you mean `{_key([*keys, *alike])}`? {advice}"
+        if near := _nearest_key(found[1].removeprefix("--"), known):
+            dashes = "--" if found[1].startswith("--") else ""
+            advice = f"did you mean `{_key([*keys, dashes + near])}`? {advice}"
         elif flag:
             advice = "is the flag behind the `--config` that names its class? " + advice
         return f"`{_key([*keys, found[1]])}`: there is no such key; {advice}"
@@ -164,6 +163,16 @@ def _sentence(
         given = "null" if given == "None" else given
         return f"`{_key(keys)}` is {given}: give {wanted}"
     return ""
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The key that is most like another; None where none is."""
+    block, _, name = key.rpartition(".")
+    names = [last for first, _, last in (k.rpartition(".") for k in known) if first == block]
+    # What all keys of a block begin with makes none of them alike.
+    if alike := get_close_matches(name, names, n=1):
+        return ".".join(filter(None, [block, *alike]))
+    return None if names else next(iter(get_close_matches(key, known, n=1)), None)
 
 
 def _key(keys: list[str]) -> str:

@@ -1,11 +1,9 @@
 """Messages of the libraries below that tell a user of `peas` nothing."""
 
-import contextlib
 import logging
-import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from peas.errors import printable
 
@@ -58,26 +56,33 @@ def be_harmless() -> None:
     """Show log lines and warnings so that names in them can do nothing to a terminal."""
     if logging.lastResort is not None:
         logging.lastResort.addFilter(_harmless)
-    # Lightning brings a `formatwarning` of its own when it is imported, and leaves this one alone.
-    warnings.showwarning = _show
+    # Lightning brings a form of its own when it is imported, so this is called again after that.
+    if not isinstance(warnings.formatwarning, _Form):
+        warnings.formatwarning = _Form(warnings.formatwarning)
 
 
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Prints a warning; of our own the message alone, as its line of code tells a user nothing."""
-    if Path(filename).is_relative_to(OURS):
-        text = f"warning: {message}\n"
-    else:
-        text = warnings.formatwarning(message, category, filename, lineno, line)
-    # Whoever read stderr may have left.
-    with contextlib.suppress(OSError):
-        (file or sys.stderr).write(printable(text, keep="\n\t"))
+class _Form:
+    """The text of a warning by another function, made harmless; of our own the message alone.
+
+    A line of our code below it tells a user nothing.
+    """
+
+    def __init__(self, form: Callable[..., str]) -> None:
+        self.form = form
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if Path(filename).is_relative_to(OURS):
+            text = f"warning: {message}\n"
+        else:
+            text = self.form(message, category, filename, lineno, line)
+        return printable(text, keep="\n\t")
 
 
 def _no_advertising(record: logging.LogRecord) -> bool:

@@ -54,7 +54,7 @@ def check(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> None:
     data = _data(trainer)
     if data is None:
         return
-    if trainer.predicting:
+    if not (trainer.validating or trainer.testing or trainer.training):
         data.trained_on = _read(checkpoint[KEY], where)["train"] if KEY in checkpoint else None
         return
     refused: str | None = None

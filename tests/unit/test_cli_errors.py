@@ -50,6 +50,14 @@ def test_a_command_line_with_a_slip_names_what_was_meant(
     assert near in capsys.readouterr().err
 
 
+def test_a_key_that_is_like_none_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("--trainer.zzzzzz", "--data.init_args.zzzzzz"):
+        assert main(["fit", "--config", str(DEMO), f"{key}=3"]) == 1
+        told = capsys.readouterr().err
+        assert key.removeprefix("--") in told
+        assert "mean" not in told
+
+
 @pytest.mark.parametrize(
     ("text", "near"),
     [

@@ -10,7 +10,7 @@ from peas import errors
 from peas.__main__ import main
 from peas.commands.data.bar import Bar
 from peas.data.checks.report_table import columns
-from peas.errors import say
+from peas.errors import printable, say
 
 EVIL = "\x1b[2J\x07gone"
 
@@ -23,31 +23,28 @@ def test_what_is_printed_has_no_control_characters(capsys):
 def test_warnings_and_log_lines_of_a_command_have_none(capsys, monkeypatch):
     handler = logging.StreamHandler()
     monkeypatch.setattr(logging, "lastResort", handler)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     assert main(["nonsense"]) == 2
     assert main(["data", "nonsense"]) == 1
     record = logging.LogRecord("peas.x", logging.WARNING, "x.py", 1, "class %s", (EVIL,), None)
     assert handler.filter(record)
     assert record.getMessage() == "class \\x1b[2J\\x07gone"
-    capsys.readouterr()
-    warnings.showwarning(f"class {EVIL}", UserWarning, "x.py", 1)
-    text = capsys.readouterr().err
+    text = warnings.formatwarning(f"class {EVIL}", UserWarning, "x.py", 1, "")
     assert "\\x1b[2J\\x07gone" in text
     assert "\x1b" not in text
     assert main(["data", EVIL]) == 1
     # Set once, however many verbs a process runs.
+    assert printable(text, keep="\n") == text
     assert len(handler.filters) == 1
 
 
-def test_a_warning_of_peas_shows_no_line_of_code(capsys, monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+def test_a_warning_of_peas_shows_no_line_of_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     assert main(["data", "nonsense"]) == 1
-    capsys.readouterr()
-    warnings.showwarning("told:\n  a\n  b", UserWarning, errors.__file__, 1)
-    assert capsys.readouterr().err == "warning: told:\n  a\n  b\n"
+    text = warnings.formatwarning("told:\n  a\n  b", UserWarning, errors.__file__, 1)
+    assert text == "warning: told:\n  a\n  b\n"
     # Of others the place is worth something.
-    warnings.showwarning("told", UserWarning, soundfile.__file__, 1)
-    assert soundfile.__file__ in capsys.readouterr().err
+    assert soundfile.__file__ in warnings.formatwarning("t", UserWarning, soundfile.__file__, 1)
 
 
 def test_the_statistics_of_a_folder_with_such_a_name(capsys, tmp_path):
