@@ -52,6 +52,8 @@ def dispatch(argv: Sequence[str]) -> int:
         run(argv)
         return 0
     module = importlib.import_module(f"peas.commands.{'import_' if verb == 'import' else verb}")
+    # The module may have imported Lightning.
+    be_harmless()
     # A verb that has already said what is wrong returns 1; others return nothing, or raise.
     status: int | None = module.main(list(argv[1:]))
     return status or 0

@@ -170,6 +170,11 @@ class PeasCLI(LightningCLI):
                 f"--ckpt_path last`; or name a file, such as {Path(given) / CHECKPOINTS / BEST}"
             )
         if given not in ("last", "best", "hpc") and not given.startswith("registry"):
+            if Path(given).name == given and not Path(given).suffix and not Path(given).exists():
+                raise ConfigError(
+                    f"`--ckpt_path {given}`: there is no such file. Is `last` meant? `last` and "
+                    "`best` take a checkpoint of `--trainer.default_root_dir`"
+                )
             return given
         if given not in ("last", "best", "hpc"):
             if Path(given).is_file():

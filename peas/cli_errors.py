@@ -4,10 +4,19 @@ jsonargparse reports each way in which a value failed to be each type that its k
 whole value each time: tens of lines in which the cause is one.
 """
 
+import importlib
+import inspect
+import pkgutil
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
 
 KEY = re.compile(r"""Parser key "([^"]+)"(?: element \d+)?:(.*)""")
 OPTION = re.compile(r"(?:Option|does not accept option) '([^']+)'")
+UNKNOWN = re.compile(r"unrecognized arguments: (--[\w.-]+)")
+CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+BARE = re.compile(r"Expected a dot import path string: (\w+)$")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
 EXPECTED = re.compile(r"Expected (?:an? )?(.+?)(?:\. Got value: (.*))?$")
 GIVEN = re.compile(r"Given value: (.+)")
@@ -28,11 +37,18 @@ FRAME = (
 """Beginnings of lines that say nothing about the cause."""
 
 
-def cause(message: str) -> str:
+NAMED = ("peas.data", "peas.tasks", "peas.callbacks")
+"""Modules whose classes a config names."""
+INSTALLED = ("peas", "lightning")
+"""Packages in which a config's classes lie, beside the user's own."""
+
+
+def cause(message: str, known: Sequence[str] = ()) -> str:
     """The cause in a parser's message, its key first.
 
     Args:
         message: Of jsonargparse, of many lines.
+        known: Keys of the parser.
 
     Returns:
         One line, or the few lines of a message that has another form.
@@ -40,12 +56,15 @@ def cause(message: str) -> str:
     keys: list[str] = []
     said: list[str] = []
     expected: list[str] = []
-    given = ""
+    given = class_path = ""
     for line in message.splitlines():
         text = line.strip().removeprefix("- ").strip()
         if found := KEY.match(text):
             keys.append(found[1])
             text = found[2].strip()
+        if found := CLASS.match(text) or BARE.match(text):
+            # A list's base class is tried after the class that was meant.
+            class_path = class_path or found[1]
         if found := GIVEN.match(text):
             given = given or found[1]
         elif found := EXPECTED.match(text):
@@ -53,15 +72,80 @@ def cause(message: str) -> str:
             given = given or (found[2] or "")
         elif text and not text.startswith(FRAME):
             said.append(text)
-    return _sentence(keys, said, [e for e in expected if e != "NoneType"], given) or message
+    if near := nearest_class(class_path):
+        return f"`{_key(keys)}`: there is no class {class_path}; did you mean {near}?"
+    known = _arguments(class_path) if class_path else known
+    return _sentence(keys, said, [e for e in expected if e != "NoneType"], given, known) or message
 
 
-def _sentence(keys: list[str], said: list[str], expected: list[str], given: str) -> str:
+def nearest_class(path: str) -> str | None:
+    """The class whose path is most like one that leads nowhere.
+
+    Args:
+        path: Of a class, or its name alone.
+
+    Returns:
+        Its path; None where there is none alike, or the path leads to something.
+    """
+    parts = path.split(".")
+    if len(parts) == 1:
+        homes: dict[str, str] = {}
+        for room in NAMED:
+            homes |= dict.fromkeys(importlib.import_module(room).__all__, room)
+        alike = get_close_matches(path, homes, n=1)
+        return f"{homes[alike[0]]}.{alike[0]}" if alike else None
+    found: Any = None
+    for place, part in enumerate(parts):
+        whole = ".".join(parts[: place + 1])
+        try:
+            found = getattr(found, part, None) or importlib.import_module(whole)
+        # Whatever else a module of the user's own raises was told already.
+        except Exception as error:
+            if not isinstance(error, ModuleNotFoundError) or error.name != whole:
+                return None
+            alike = get_close_matches(part, _members(found) if place else INSTALLED, n=1)
+            if not alike:
+                # A module inside `peas.data`, say, names its classes in that one.
+                return nearest_class(part) if place and whole == path else None
+            return ".".join([*parts[:place], *alike, *parts[place + 1 :]])
+    return None
+
+
+def _members(module: Any) -> list[str]:
+    """Names in a module that a path may go on with."""
+    inside = pkgutil.iter_modules(getattr(module, "__path__", []))
+    own = getattr(module, "__all__", vars(module))
+    return [*own, *(entry.name for entry in inside)]
+
+
+def _arguments(path: str) -> list[str]:
+    """Names of a class's arguments, those of its bases where it hands them on."""
+    room, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(room), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    names: list[str] = []
+    for base in found.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [parameter.name for parameter in parameters]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
+
+
+def _sentence(
+    keys: list[str], said: list[str], expected: list[str], given: str, known: Sequence[str]
+) -> str:
+    """The cause, from its parts; empty where they do not tell it."""
     text = " ".join(said)
     flag = NESTED.match(given)
-    if found := OPTION.search(text):
+    if found := UNKNOWN.match(text) or OPTION.search(text):
         advice = "`--help` lists the keys"
-        if flag:
+        if near := _nearest_key(found[1].removeprefix("--"), known):
+            dashes = "--" if found[1].startswith("--") else ""
+            advice = f"did you mean `{_key([*keys, dashes + near])}`? {advice}"
+        elif flag:
             advice = "is the flag behind the `--config` that names its class? " + advice
         return f"`{_key([*keys, found[1]])}`: there is no such key; {advice}"
     if found := REQUIRED.search(text):
@@ -81,6 +165,16 @@ def _sentence(keys: list[str], said: list[str], expected: list[str], given: str)
         given = "null" if given == "None" else given
         return f"`{_key(keys)}` is {given}: give {wanted}"
     return ""
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The key that is most like another; None where none is."""
+    block, _, name = key.rpartition(".")
+    names = [last for first, _, last in (k.rpartition(".") for k in known) if first == block]
+    # What all keys of a block begin with makes none of them alike.
+    if alike := get_close_matches(name, names, n=1):
+        return ".".join(filter(None, [block, *alike]))
+    return None if names else next(iter(get_close_matches(key, known, n=1)), None)
 
 
 def _key(keys: list[str]) -> str:

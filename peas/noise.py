@@ -3,9 +3,12 @@
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 from peas.errors import printable
+
+OURS = Path(__file__).parent
+"""Package whose warnings are for users."""
 
 NOISE = (
     # Our own doing: the front end belongs to the task, so that its statistics travel with it.
@@ -50,22 +53,36 @@ def be_quiet(verb: str) -> None:
 
 
 def be_harmless() -> None:
-    """Take from log lines and warnings what labels and names of clips could do to a terminal."""
+    """Show log lines and warnings so that names in them can do nothing to a terminal."""
     if logging.lastResort is not None:
         logging.lastResort.addFilter(_harmless)
     # Lightning brings a form of its own when it is imported, so this is called again after that.
-    if not isinstance(warnings.formatwarning, _HarmlessForm):
-        warnings.formatwarning = _HarmlessForm(warnings.formatwarning)
+    if not isinstance(warnings.formatwarning, _Form):
+        warnings.formatwarning = _Form(warnings.formatwarning)
 
 
-class _HarmlessForm:
-    """The text of a warning by another function, made harmless."""
+class _Form:
+    """The text of a warning by another function, made harmless; of our own the message alone.
+
+    A line of our code below it tells a user nothing.
+    """
 
     def __init__(self, form: Callable[..., str]) -> None:
         self.form = form
 
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
-        return printable(self.form(*args, **kwargs), keep="\n\t")
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if Path(filename).is_relative_to(OURS):
+            text = f"warning: {message}\n"
+        else:
+            text = self.form(message, category, filename, lineno, line)
+        return printable(text, keep="\n\t")
 
 
 def _no_advertising(record: logging.LogRecord) -> bool:

@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import sys
+from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -81,7 +82,15 @@ class PeasParser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ConfigError(cause(message)) from ex
+        raise ConfigError(cause(message, keys_of(self))) from ex
+
+
+def keys_of(parser: ArgumentParser) -> list[str]:
+    """Keys of a parser and, where it has verbs, of theirs."""
+    actions = parser._actions
+    verbs = [a.choices.values() for a in actions if isinstance(a, _SubParsersAction)]
+    inner = [key for parsers in verbs for verb in parsers for key in keys_of(verb)]
+    return [*(action.dest for action in actions), *inner]
 
 
 def _config_files(words: Sequence[str]) -> list[str]:

@@ -15,13 +15,18 @@ class ClipOrigins:
     Args:
         data: The data module; of another kind than `peas`'s nothing is known.
         labels: Classes of the model: others are no true class of it.
+
+    Attributes:
+        left_out: Clips of the set that were not predicted.
     """
 
     def __init__(self, data: Any, labels: Sequence[str]) -> None:
         self._rows: dict[str, int] = {}
+        self.left_out = 0
         if not isinstance(data, ClipDataModule):
             return
         self._clips = data.prediction_clips()
+        self.left_out = self._clips.left_out
         self._rows = {clip: row for row, clip in enumerate(self._clips.table.ids)}
         self._set = str(data.root)
         known = set(labels)
@@ -38,6 +43,6 @@ class ClipOrigins:
         row = self._rows.get(clip)
         if row is None:
             return "", "", "", ""
-        table, splits = self._clips
+        table, splits, _ = self._clips
         true = ";".join(filter(None, (self._names[number] for number in table.targets[row])))
         return table.sounds.file(row), self._set, splits[row], true

@@ -130,7 +130,7 @@ class ClipOutputs(Callback):
                 said = [*origins.of(clip), trainer.ckpt_path or ""]
                 writer.writerow([clip, *said, labels[best], values[best], *values])
         path = _keep_all(partial, self.run_dir / "predictions.csv")
-        rank_zero_info(f"{len(ids)} predictions in {path}")
+        rank_zero_info(f"{len(ids)} predictions in {path}{_left_out(origins.left_out)}")
 
     def _gather(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []
@@ -161,6 +161,12 @@ class ClipOutputs(Callback):
         write_class_table(folder / f"{name}_classes.csv", table)
         if name in ("val", "test"):
             rank_zero_info(f"{summary(table, len(ids))}\n{folder / name}_classes.csv")
+
+
+def _left_out(clips: int) -> str:
+    if not clips:
+        return ""
+    return f"; {clips} other clips of the set are not of its test and were not scored"
 
 
 def _keep_all(partial: Path, path: Path) -> Path:

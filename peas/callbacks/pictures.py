@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from peas.augment.blocks import DRAWS, AxisPlan, Selection, random_plan
@@ -14,9 +15,14 @@ from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
 from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.callbacks.picture_files import save_picture
+from peas.callbacks.progress import DrawsInSteps
 from peas.callbacks.siblings import siblings
 from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
+from peas.data.listing import some
+from peas.data.module import ClipDataModule
+from peas.errors import ConfigError
+from peas.randomness import run_seed
 from peas.tasks.base import BaseTask
 
 
@@ -47,14 +53,14 @@ class ClipView(NamedTuple):
     freq_scores: Tensor | None = None
 
 
-class Pictures(Callback):
+class Pictures(DrawsInSteps):
     """Draws chosen training clips as PNG and PDF into `pictures/` of the run, and to W&B.
 
     Shows a clip with the very mask that the training step gets, in the first epoch, the last
-    one, and every `every_n_epochs` between.
+    one, and every `every_n_epochs` between. Only training clips have such a mask.
 
     Args:
-        clips: Ids of clips, or how many: then the first ones of the run's first batch.
+        clips: Ids of training clips, or how many: then the first ones that the run trains on.
         every_n_epochs: Epochs between two pictures of a clip.
     """
 
@@ -63,14 +69,32 @@ class Pictures(Callback):
         self.every = max(1, every_n_epochs)
         self._ids: list[str] = list(clips) if isinstance(clips, list) else []
         self._batch: Batch | None = None
+        self._told = False
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen clips, so that a resumed run draws the same ones."""
         return {"ids": self._ids}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the same clips."""
-        self._ids = state_dict["ids"]
+        """Goes on with the same clips, unless others are named."""
+        if isinstance(self.wanted, int):
+            self._ids = state_dict["ids"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses clips that the run does not train on.
+
+        Raises:
+            ConfigError: `clips` names some.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(self.wanted, int) or not isinstance(data, ClipDataModule):
+            return
+        absent = sorted(set(self.wanted) - set(data.training_clips(run_seed()).ids))
+        if absent:
+            raise ConfigError(
+                f"`Pictures.init_args.clips` names {some(absent)}, which are no training clips of "
+                "this run: name some of those, by their ids, or give a number"
+            )
 
     def on_train_batch_start(
         self,
@@ -80,23 +104,41 @@ class Pictures(Callback):
         batch_idx: int,
     ) -> None:
         """Keeps hold of the batch for the hook that has none."""
-        self._batch = batch if trainer.is_global_zero and self._due(trainer) else None
+        self._batch = batch if self._due(trainer) else None
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Draws the chosen clips of this batch, with the weights that chose its mask."""
+        """Draws the chosen clips of this batch, with the weights that chose its mask.
+
+        Each process draws those that it has; the first one chooses where a number is wanted.
+        """
         batch, self._batch = self._batch, None
         strategy = next(iter(siblings(trainer, MaskingStrategy)), None)  # type: ignore[type-abstract]
         if batch is None or strategy is None or "mask" not in batch:
             return
         assert isinstance(pl_module, BaseTask)
-        if not self._ids and isinstance(self.wanted, int):
-            self._ids = list(batch["id"][: self.wanted])
-        for index, clip in enumerate(batch["id"]):
-            if clip in self._ids:
+        if isinstance(self.wanted, int) and trainer.is_global_zero:
+            # A clip may come twice where clips are drawn by weight.
+            new = [clip for clip in dict.fromkeys(batch["id"]) if clip not in self._ids]
+            self._ids += new[: max(0, self.wanted - len(self._ids))]
+        chosen = [index for index, clip in enumerate(batch["id"]) if clip in self._ids]
+        with self.drawing():
+            for index in chosen:
                 view = _view(trainer, pl_module, strategy, batch, index)
-                save_picture(trainer, draw(view), clip)
+                save_picture(trainer, draw(view), batch["id"][index])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets all processes know the chosen clips, and says when there are too few, once."""
+        if not isinstance(self.wanted, int) or not self._due(trainer):
+            return
+        self._ids = trainer.strategy.broadcast(self._ids)
+        if 0 < len(self._ids) < self.wanted and not self._told:
+            self._told = True
+            rank_zero_warn(
+                f"`Pictures.init_args.clips` is {self.wanted}, and the first process trained on "
+                f"{len(self._ids)} clips in the epoch: those are drawn"
+            )
 
     def _due(self, trainer: Trainer) -> bool:
         epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1

@@ -1,6 +1,8 @@
 """Progress of a run: a live bar on a terminal, and one line an epoch everywhere."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from peas.callbacks.siblings import siblings
 from peas.tasks.base import BaseTask
 
 FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -37,6 +40,38 @@ LIMITS: tuple[tuple[str, float, str], ...] = (
 """What the line tells only when it is above a limit."""
 
 
+class DrawsInSteps(Callback):
+    """Base of callbacks that draw pictures inside training steps.
+
+    Attributes:
+        seconds: What that has taken so far. It is no training, and clips/s leave it out.
+    """
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Counts the time of its block."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - since
+
+
+class DrawingTime:
+    """Seconds that a run's callbacks have drawn since the last look."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+
+    def take(self, trainer: Trainer) -> float:
+        """Those seconds; the next call begins anew."""
+        total = sum(callback.seconds for callback in siblings(trainer, DrawsInSteps))
+        taken, self._before = total - self._before, total
+        return taken
+
+
 class Rate:
     """Clips per second over the last seconds of training."""
 
@@ -49,10 +84,15 @@ class Rate:
         self.value = 0.0
         self._since = time.perf_counter()
 
-    def add(self, clips: int) -> None:
-        """Counts a finished batch."""
+    def add(self, clips: int, drawing: float = 0.0) -> None:
+        """Counts a finished batch.
+
+        Args:
+            clips: Of the batch.
+            drawing: Seconds of it that were no training.
+        """
         now = time.perf_counter()
-        rate = clips / max(now - self._since, 1e-9)
+        rate = clips / max(now - self._since - drawing, 1e-9)
         self.value = rate if self.value == 0.0 else self.keep * self.value + (1 - self.keep) * rate
         self._since = now
 
@@ -63,6 +103,7 @@ class Progress(RichProgressBar):
     def __init__(self) -> None:
         super().__init__(leave=False)
         self._rate = Rate()
+        self._drawing = DrawingTime()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of the epoch."""
@@ -78,7 +119,7 @@ class Progress(RichProgressBar):
         batch_idx: int,
     ) -> None:
         """Counts the clips of all processes."""
-        self._rate.add(len(batch["id"]) * trainer.world_size)
+        self._rate.add(len(batch["id"]) * trainer.world_size, self._drawing.take(trainer))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -101,6 +142,7 @@ class EpochLine(Callback):
         self._clips = 0
         self._training = 0.0
         self._since = 0.0
+        self._drawing = DrawingTime()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, and notes the figures of earlier epochs."""
@@ -129,7 +171,7 @@ class EpochLine(Callback):
         """Counts the batch."""
         now = time.perf_counter()
         self._clips += len(batch["id"]) * trainer.world_size
-        self._training += now - self._since
+        self._training += now - self._since - self._drawing.take(trainer)
         self._since = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

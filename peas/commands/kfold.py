@@ -7,6 +7,7 @@ first one stopped. What the command does not know itself is handed on to `peas f
 import fcntl
 import importlib
 import inspect
+import itertools
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from typing import IO, Any
 import yaml
 
 from peas.arguments import Arguments
+from peas.cli_errors import nearest_class
 from peas.commands.kfold_table import Result, log_rows, read_result, write_tables
 from peas.config_file import read_config
 from peas.errors import ConfigError, PeasError, say
@@ -96,13 +98,14 @@ def numbers(text: str, key: str) -> list[int]:
     return found
 
 
-def has_folds(configs: Iterable[str], asked: bool = False) -> bool:
+def has_folds(configs: Iterable[str], asked: bool = False, rest: Sequence[str] = ()) -> bool:
     """Whether the data set of the config is divided into folds.
 
     Args:
         configs: Files, the later ones over the earlier ones.
         asked: Whether folds were asked for. Else a set that may have folds, and whose `fold` is
             null, is trained on its splits.
+        rest: Arguments of `peas fit`, over the files.
 
     Raises:
         ConfigError: A file cannot be read, or names no data set; or folds were asked for and the
@@ -116,19 +119,33 @@ def has_folds(configs: Iterable[str], asked: bool = False) -> bool:
             raise ConfigError(f"--config {config}: `data` is no block of keys")
         class_path = data_settings.get("class_path", class_path)
         given |= data_settings.get("init_args") or {}
+    options = _options(rest)
+    class_path = options.get("--data.class_path", options.get("--data", class_path))
+    if "--data.init_args.fold" in options:
+        given["fold"] = yaml.safe_load(options["--data.init_args.fold"])
     if class_path is None:
         raise ConfigError(f"{configs}: no `data.class_path`, so nothing to divide into folds")
     room, _, name = str(class_path).rpartition(".")
     try:
         data = getattr(importlib.import_module(room), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`data.class_path: {class_path}` cannot be imported: {error}") from error
+        near = nearest_class(str(class_path))
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(
+            f"`data.class_path: {class_path}` cannot be imported: {error}{hint}"
+        ) from error
     fold = inspect.signature(data).parameters.get("fold")
     if fold is None:
         if asked:
             raise ConfigError(f"`--folds` is given, and {class_path} has no folds: leave it out")
         return False
     return asked or given.get("fold", fold.default) is not None
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """Options of a command line, as `--key VALUE` or `--key=VALUE`."""
+    pairs = dict(itertools.pairwise(words))
+    return pairs | {key: value for key, sign, value in (w.partition("=") for w in words) if sign}
 
 
 def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) -> Result:
@@ -307,7 +324,7 @@ def main(argv: list[str]) -> None:
     seeds = numbers(args.seeds, "--seeds")
     folds: list[int | None] = (
         list(numbers(args.folds or "1-5", "--folds"))
-        if has_folds(args.config, asked=args.folds is not None)
+        if has_folds(args.config, asked=args.folds is not None, rest=rest)
         else [None]
     )
     name = "_".join(Path(config).stem for config in args.config)

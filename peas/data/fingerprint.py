@@ -65,6 +65,17 @@ class Fingerprint:
             torch.from_numpy(sounds),
         )
 
+    def is_part_of(self, other: Fingerprint) -> bool:
+        """Whether all clips of this table are in another one, with the same sound."""
+        order = np.argsort(other.ids.numpy(), kind="stable")
+        known = other.ids.numpy()[order]
+        if not len(known):
+            return not len(self.ids)
+        place = order[np.minimum(np.searchsorted(known, self.ids.numpy()), len(known) - 1)]
+        sounds, theirs = self.sounds.numpy(), other.sounds.numpy()[place]
+        same = (sounds == theirs) | (sounds == 0) | (theirs == 0)
+        return bool(((other.ids.numpy()[place] == self.ids.numpy()) & same).all())
+
     def digest(self) -> str:
         """One word for the names in their order."""
         return hashlib.blake2b(self.ids.numpy().tobytes(), digest_size=8).hexdigest()

@@ -16,6 +16,7 @@ from peas.audio import MAX_SAMPLES
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.fingerprint import Fingerprint
 from peas.data.inventory import Inventory
 from peas.data.label_fraction import chosen_rows, count_line
 from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
@@ -60,10 +61,12 @@ class Predicted(NamedTuple):
     Attributes:
         table: The clips.
         splits: `[N]` split of each; empty = not known.
+        left_out: Clips of the set that are not predicted, as they are not of the test.
     """
 
     table: ClipTable
     splits: list[str]
+    left_out: int = 0
 
 
 class ClipDataModule(LightningDataModule, ABC):
@@ -101,6 +104,7 @@ class ClipDataModule(LightningDataModule, ABC):
     Attributes:
         teacher_rate: Sampling rate in Hz at which clips are read a second time, for a teacher; a
             task sets it in its `setup`. None = no teacher listens.
+        trained_on: Training clips of the checkpoint that predicts; None = not known.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -178,6 +182,7 @@ class ClipDataModule(LightningDataModule, ABC):
         self.replacement = replacement
         self.label_fraction = label_fraction
         self.teacher_rate: int | None = None
+        self.trained_on: Fingerprint | None = None
         self.odd_clips = OddClips(on_error)
         self._told = ""
         self._told_fraction = False

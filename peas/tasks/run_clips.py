@@ -40,18 +40,22 @@ def as_saved(clips: dict[str, Fingerprint]) -> dict[str, dict[str, torch.Tensor]
 def check(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> None:
     """Say what changed in the data since a checkpoint, or refuse what would deceive.
 
-    The first process looks, and all do what it has found.
+    The first process looks, and all do what it has found. Data that are predicted learn which
+    clips the checkpoint was trained on.
 
     Args:
-        trainer: That fits, validates or tests.
+        trainer: Of any verb.
         checkpoint: Of a run.
         where: What messages call it.
 
     Raises:
         CheckpointError: Clips would be scored that the run has trained on.
     """
-    evaluating = trainer.validating or trainer.testing
-    if not (evaluating or trainer.training) or _data(trainer) is None:
+    data = _data(trainer)
+    if data is None:
+        return
+    if not (trainer.validating or trainer.testing or trainer.training):
+        data.trained_on = _read(checkpoint[KEY], where)["train"] if KEY in checkpoint else None
         return
     refused: str | None = None
     if is_first():

@@ -1,6 +1,7 @@
 """A user's own folder, from a fit to the test of other clips and the scores of unknown ones."""
 
 import csv
+import logging
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,38 @@ def test_a_folder_without_labels_is_predicted_and_nothing_overwritten(
         done = call(*_after(run, "predict", known, *argv))
         assert done.code == 0, done.err
     again = _rows(out / "predictions.1.csv")
+    assert {row["split"] for row in again} == {""}
     assert [row["true_label"] for row in again] == ["high"] * 6 + ["low"] * 6
     assert _rows(out / "predictions.csv") == rows
     assert not (out / "predictions.2.csv").exists()
+
+
+def test_the_holdout_of_the_training_is_none_of_another_folder(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lightning.pytorch")
+    config = run / "config.yaml"
+    head = ["predict", "--config", config, "--ckpt_path", run / "checkpoints" / "last.ckpt"]
+    other = tmp_path / "other"
+    for number in range(4):
+        _clip(other / "low" / f"{number}.wav", 200 + number)
+    argv = ["--data.init_args.root", other, "--trainer.default_root_dir", tmp_path / "out"]
+    done = call(*head, *argv)
+    assert done.code == 0, done.err
+    rows = _rows(tmp_path / "out" / "predictions.csv")
+    assert [row["split"] for row in rows] == [""] * 4
+    # Its own folder has the splits that it drew.
+    done = call(*head, "--trainer.default_root_dir", tmp_path / "own")
+    assert done.code == 0, done.err
+    splits = [row["split"] for row in _rows(tmp_path / "own" / "predictions.csv")]
+    assert len(splits) == 12
+    assert set(splits) == {"train", "validation", "test"}
+    # A set that names its test clips: the others are counted.
+    (other / "c.csv").write_text(
+        "path,label,split\nlow/0.wav,low,train\nlow/1.wav,low,dev\nlow/2.wav,low,test\n"
+    )
+    argv += ["--data.init_args.csv=c.csv", "--data.init_args.holdout=null"]
+    done = call(*head, *argv)
+    assert done.code == 0, done.err
+    assert "1 predictions" in caplog.messages[-1]
+    assert "2 other clips" in caplog.messages[-1]

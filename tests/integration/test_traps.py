@@ -363,3 +363,18 @@ def test_metrics_of_a_run_are_known(trained: Run) -> None:
 def test_an_absent_gpu_comes_with_a_remedy(write: Write, argv: list[str]) -> None:
     message = call("fit", "--config", write(), "--trainer.accelerator", *argv).message
     assert "--trainer.accelerator cpu" in message
+
+
+def test_a_name_that_is_no_checkpoint_may_mean_last(
+    trained: Run, write: Write, tmp_path: Path
+) -> None:
+    argv = ["--config", write(), "--trainer.default_root_dir", tmp_path / "run"]
+    assert "`last`" in call("test", *argv, "--ckpt_path", "lst").message
+    wrong = trained.best.with_name("bst.ckpt")
+    for message in (
+        call("test", *argv, "--ckpt_path", wrong).message,
+        call("tag", tmp_path, "--checkpoint", wrong).message,
+        call("export", "--checkpoint", wrong, "--out", tmp_path / "x.pth").message,
+    ):
+        assert trained.best.name in message
+        assert "SSAST" not in message

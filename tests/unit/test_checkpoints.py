@@ -47,7 +47,25 @@ def lightning(model, **extra):
 
 def test_missing_file_says_where_weights_come_from(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent\.pth.*README.*SSAST-Base-Patch-400\.pth"):
-        read_state(tmp_path / "absent.pth")
+        read_state(tmp_path / "absent.pth", pretrained=True)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_missing_file_of_a_run_names_those_that_are_there(tmp_path, pretrained):
+    for number in range(7):
+        (tmp_path / f"{number}.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"bst\.ckpt.*0\.ckpt.*4\.ckpt and 2 more") as told:
+        read_state(tmp_path / "bst.ckpt", pretrained=pretrained)
+    assert "SSAST" not in str(told.value)
+    assert "5.ckpt" not in str(told.value)
+
+
+def test_missing_file_of_a_run_is_no_official_file(tmp_path):
+    for path in (tmp_path / "bst.ckpt", tmp_path / "gone" / "best.ckpt"):
+        with pytest.raises(CheckpointError, match=path.name) as told:
+            read_state(path)
+        assert "SSAST" not in str(told.value)
+        assert str(path.parent) in str(told.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

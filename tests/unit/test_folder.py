@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,11 @@ import yaml
 from peas import verbs
 from peas.callbacks.run_files import label_map
 from peas.data.columns import Strings, Targets
+from peas.data.fingerprint import Fingerprint
 from peas.data.folder.class_order import read_order
 from peas.data.folder.holdout import draw_parts
 from peas.data.folder.module import AudioFolder
+from peas.data.module import SPLITS
 from peas.errors import AudioError, ConfigError, DataError
 from peas.frontend import LogMel
 
@@ -469,7 +472,7 @@ def test_classes_of_a_checkpoint_are_taken_where_the_clips_have_no_others(tmp_pa
 
 def _predicted(module):
     module.setup("predict")
-    table, splits = module.prediction_clips()
+    table, splits, _ = module.prediction_clips()
     known = [
         ";".join(module.labels[number] for number in table.targets[row])
         for row in range(len(table))
@@ -498,6 +501,35 @@ def test_a_csv_without_classes_and_test_clips_that_are_known(tmp_path):
     assert _predicted(module) == {"1.wav": ("", ""), "2.wav": ("", "")}
     text = "path,label,split\n1.wav,a,train\n2.wav,b,test\n"
     assert _predicted(_table(tmp_path, text)) == {"2.wav": ("test", "b")}
+
+
+def test_holdout_says_nothing_of_a_folder_that_is_predicted(tmp_path):
+    names = [f"{label}/{number}.wav" for label in "ab" for number in range(5)]
+    module = _tree(tmp_path, *names, holdout=0.2)
+    assert _predicted(module) == {name: ("", name[0]) for name in sorted(names)}
+    assert module.prediction_clips().left_out == 0
+
+
+def test_a_folder_that_was_trained_on_is_predicted_with_its_splits(tmp_path):
+    names = [f"{label}/{number}.wav" for label in "ab" for number in range(5)]
+    trained = _tree(tmp_path, *names, holdout=0.2)
+    drawn = {clip: split for split in SPLITS for clip in trained.clips(split).ids}
+    module = _tree(tmp_path, "loose.wav", holdout=0.2)
+    module.trained_on = Fingerprint.of(trained.clips("train"))
+    found = {clip: split for clip, (split, _) in _predicted(module).items()}
+    assert found == {**drawn, "loose.wav": ""}
+    assert set(drawn.values()) == set(SPLITS)
+    # The same names, with other sound.
+    other = replace(module.trained_on, sounds=module.trained_on.sounds + 1)
+    module.trained_on = other
+    assert set(module.prediction_clips().splits) == {""}
+
+
+def test_clips_that_are_not_predicted_are_counted(tmp_path):
+    text = "path,label,split\n1.wav,a,train\n2.wav,b,test\n3.wav,b,dev\n"
+    module = _table(tmp_path, text, "1.wav", "2.wav", "3.wav")
+    module.setup("predict")
+    assert module.prediction_clips().left_out == 2
 
 
 # --- which clips train -----------------------------------------------------------------------
@@ -611,6 +643,8 @@ def test_holdout_too_small(tmp_path):
         ({"split": "4/1"}, r"init_args\.split is '4/1'"),
         ({"split": "3/1/1"}, r"split is 3/1/1, which needs data\.init_args\.fold"),
         ({"holdout": 0.5}, r"holdout is 0\.5: give a share between 0 and 0\.5"),
+        ({"holdout": 0}, r"holdout is 0: .*null"),
+        ({"fold": 1}, r"data\.init_args\.fold null.*--folds"),
         ({"holdout": 0.1, "fold": 1, "csv": "c.csv"}, r"fold and data\.init_args\.holdout both"),
         ({"fold": 1}, r"init_args\.fold needs data\.init_args\.csv"),
         ({"separator": ""}, r"separator is empty"),

@@ -1,6 +1,7 @@
 """What a run leaves behind: logits per clip, pictures, diagnostics; and untouched evaluation."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from matplotlib.figure import Figure
 from toys import Run, StandIn, clips, data, fit, heard, make_task, masked, quiet_trainer
 
 from peas.augment.spectrogram import roll_time
+from peas.callbacks import progress
 from peas.callbacks.error_cache import due
 from peas.callbacks.figure import draw
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.peas import PEAS
 from peas.callbacks.picture_files import file_name, save_picture
 from peas.callbacks.pictures import Pictures, _view
+from peas.callbacks.progress import EpochLine, Rate
 from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
+from peas.errors import ConfigError
 from peas.tasks import Classification
 
 # --- evaluation ----------------------------------------------------------------------------
@@ -234,6 +238,57 @@ def test_every_strategy_has_pictures_of_chosen_clips(
     fit(sounds, tmp_path, *(order if isinstance(strategy, SpecAugment) else order[::-1]))
     stem = f"epoch_001_{Path(chosen).stem}"
     assert pictures_of(tmp_path) == [f"{stem}.pdf", f"{stem}.png"]
+
+
+def test_pictures_refuse_clips_that_do_not_train(sounds: Path, tmp_path: Path) -> None:
+    table = data(sounds)
+    tested, absent = table.clips("validation").ids[0], "gone.wav"
+    pictures = Pictures(clips=[table.clips("train").ids[0], tested, absent])
+    with pytest.raises(ConfigError, match=r"Pictures.*clips") as told:
+        fit(sounds, tmp_path, SpecAugment(20, 24), pictures)
+    assert tested in str(told.value)
+    assert absent in str(told.value)
+    assert table.clips("train").ids[0] not in str(told.value)
+
+
+def _stand_ins(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
+    monkeypatch.setattr("peas.callbacks.pictures._view", lambda *_: time.sleep(seconds))
+    monkeypatch.setattr("peas.callbacks.pictures.draw", lambda _: Figure(figsize=(1, 1)))
+
+
+def test_pictures_take_more_clips_than_a_batch_has(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_ins(monkeypatch)
+    size = data(sounds).batch_size
+    fit(sounds, tmp_path / "a", SpecAugment(20, 24), Pictures(clips=size + 2))
+    drawn = [name for name in pictures_of(tmp_path / "a") if name.endswith("png")]
+    assert len(drawn) == size + 2
+    with pytest.warns(UserWarning, match=r"Pictures.*clips. is 1000"):
+        fit(sounds, tmp_path / "b", SpecAugment(20, 24), Pictures(clips=1000))
+
+
+def test_clips_that_are_named_win_over_those_of_a_checkpoint() -> None:
+    pictures = Pictures(clips=["b"])
+    pictures.load_state_dict({"ids": ["a"]})
+    assert pictures.state_dict() == {"ids": ["b"]}
+
+
+def test_the_rate_leaves_out_what_pictures_take(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_ins(monkeypatch, seconds=0.5)
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "rank_zero_info", lines.append)
+    line, pictures = EpochLine(), Pictures(clips=4)
+    fit(sounds, tmp_path, SpecAugment(20, 24), pictures, line)
+    assert pictures.seconds > 2.0
+    assert line._training < 2.0
+    rate = Rate()
+    rate.reset()
+    time.sleep(0.1)
+    rate.add(1, drawing=0.1)
+    assert rate.value > 20
 
 
 def test_without_reconstruction_the_picture_says_so(

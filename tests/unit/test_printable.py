@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import soundfile
 
+from peas import errors
 from peas.__main__ import main
 from peas.commands.data.bar import Bar
 from peas.data.checks.report_table import columns
@@ -35,6 +36,15 @@ def test_warnings_and_log_lines_of_a_command_have_none(capsys, monkeypatch):
     # Set once, however many verbs a process runs.
     assert printable(text, keep="\n") == text
     assert len(handler.filters) == 1
+
+
+def test_a_warning_of_peas_shows_no_line_of_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert main(["data", "nonsense"]) == 1
+    text = warnings.formatwarning("told:\n  a\n  b", UserWarning, errors.__file__, 1)
+    assert text == "warning: told:\n  a\n  b\n"
+    # Of others the place is worth something.
+    assert soundfile.__file__ in warnings.formatwarning("t", UserWarning, soundfile.__file__, 1)
 
 
 def test_the_statistics_of_a_folder_with_such_a_name(capsys, tmp_path):

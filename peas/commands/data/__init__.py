@@ -2,7 +2,8 @@
 
 import importlib
 
-from peas.errors import ConfigError, say
+from peas.errors import ConfigError, PeasError, say
+from peas.noise import be_harmless
 
 VERBS = {
     "prepare": "download what may be downloaded, and check that it is whole",
@@ -41,5 +42,13 @@ def main(argv: list[str]) -> int:
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown verb {argv[0]!r}\n\n{usage()}")
     verb = importlib.import_module(f"peas.commands.data.{argv[0]}")
-    status: int | None = verb.main(argv[1:])
+    # The module has imported Lightning.
+    be_harmless()
+    try:
+        status: int | None = verb.main(argv[1:])
+    except PeasError as error:
+        from peas.commands.data.sets import in_arguments
+
+        error.args = (in_arguments(str(error)),)
+        raise
     return status or 0

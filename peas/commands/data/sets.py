@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from peas.errors import ConfigError
@@ -67,6 +68,16 @@ def make_set(name: str, root: str, **arguments: Any) -> ClipDataModule:
     return set_class(name)(root, **{"cache_dir": "", "batch_size": 1, **arguments})
 
 
+def in_arguments(text: str) -> str:
+    """A message of a data set with the names that its settings have on a verb's command line.
+
+    Args:
+        text: Names them as a config does.
+    """
+    options = re.sub(r"data\.init_args\.(?!root\b)(\w+)", r"--\1", text)
+    return options.replace("data.init_args.root", "ROOT")
+
+
 class SetParser:
     """Parser of `peas data VERB SET ROOT`, which also knows the arguments of SET's class.
 
@@ -108,8 +119,10 @@ class SetParser:
 
     def _refuse(self, error: Exception) -> NoReturn:
         from peas.cli_errors import cause
+        from peas.parser import keys_of
 
-        raise ConfigError(f"{cause(str(error))}\n\n{self.parser.format_usage()}") from None
+        told = cause(str(error), keys_of(self.parser))
+        raise ConfigError(f"{told}\n\n{self.parser.format_usage()}") from None
 
 
 def _set_name(argv: list[str]) -> str | None:

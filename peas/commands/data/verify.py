@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peas.commands.data.bar import Bar
-from peas.commands.data.sets import SETS, SetParser
+from peas.commands.data.sets import SETS, SetParser, in_arguments
 from peas.data.checks.clips import Checks, check_clips
 from peas.data.checks.comparisons import (
     class_counts,
@@ -140,8 +140,9 @@ def verify(
         findings += unread(theirs, their_checks, title)
     if faults:
         # Once each: labels and clips may fail alike.
-        findings.append(of_tables(list(dict.fromkeys(faults))))
+        findings.append(of_tables(list(dict.fromkeys(map(in_arguments, faults)))))
     titles = [title for title, _ in others]
+    inventory = replace(inventory, notes=list(map(in_arguments, inventory.notes)))
     return Report(name, str(module.root), command, inventory, checks, labels, findings, titles)
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows, Strings
+from peas.data.fingerprint import Fingerprint
 from peas.data.folder.class_order import numbered, read_order
 from peas.data.folder.moments import remembered
-from peas.data.folder.parts import TEST, VALIDATION, Division
+from peas.data.folder.parts import TEST, TRAIN, VALIDATION, Division
 from peas.data.folder.spelling import on_disk, one_spelling
 from peas.data.folder.table import Listing, list_csv
 from peas.data.folder.tree import list_tree
@@ -63,9 +64,9 @@ class AudioFolder(ClipDataModule):
             one; `3/1/1` validates on the next fold (after the last comes the first), so that the
             choice of an epoch does not see the test clips, and trains on the others.
         holdout: Share of the clips that validates, and as many again that test, in a set without
-            splits. It is drawn within each class by the name of the recording (of the clip,
-            where that is not known), the same everywhere, and no recording or speaker is in two
-            splits.
+            splits: 0.2 trains on 60 %. It is drawn within each class by the name of the recording
+            (of the clip, where that is not known), the same everywhere, and no recording or
+            speaker is in two splits. null = none is drawn.
         multi_label: Whether a clip may have several classes, or none; null = whether one has
             several.
         labels_file: The classes in order, a path from `root` or an absolute one: a line each, or
@@ -115,7 +116,8 @@ class AudioFolder(ClipDataModule):
             )
         if fold is not None and csv is None:
             raise ConfigError(
-                "data.init_args.fold needs data.init_args.csv, a CSV with a column fold"
+                "data.init_args.fold needs data.init_args.csv, a CSV with a column fold. Without "
+                "a CSV give `--data.init_args.fold null`, and in `peas kfold` leave out `--folds`"
             )
         if not separator:
             raise ConfigError('data.init_args.separator is empty: give a character, such as ";"')
@@ -235,19 +237,37 @@ class AudioFolder(ClipDataModule):
             super().setup(stage)
 
     def prediction_clips(self) -> Predicted:
-        """The test clips; all clips where nothing says which those are, or no clip has a class."""
+        """The test clips where folders, a column or `fold` say which those are; else all clips.
+
+        `holdout` divides the clips of one's own training and says nothing of others: all are
+        predicted, and have a split where the checkpoint's run has drawn the very same.
+        """
         listing = self._listing
-        told = self.division.fold is not None or listing.split is not None
-        if told or (self.division.holdout is not None and listing.labels):
+        if self.division.fold is not None or listing.split is not None:
             rows = self._rows("test")
             if not len(rows):
                 raise DataError(self.division.why_empty(listing, "test"))
             splits = ["test"] * len(rows)
         else:
             rows = np.arange(len(listing))
-            splits = [""] * len(rows)
+            splits = self._splits_of_run()
         self._require_files()
-        return Predicted(self._table.take(rows), splits)
+        return Predicted(self._table.take(rows), splits, len(listing) - len(rows))
+
+    def _splits_of_run(self) -> list[str]:
+        """Split that each clip had in the run that predicts; empty = none, or not known."""
+        unknown = [""] * len(self._listing)
+        if self.division.holdout is None or self.trained_on is None or not self._listing.labels:
+            return unknown
+        parts = self._parts
+        now = Fingerprint.of(self._table.take(np.flatnonzero(parts == TRAIN)))
+        if not self.trained_on.is_part_of(now):
+            return unknown
+        # Sound beside the class folders is predicted, and was never divided.
+        return [
+            SPLITS[part] if size else ""
+            for part, size in zip(parts.tolist(), self._listing.targets.sizes, strict=True)
+        ]
 
     def take_labels(self, labels: list[str]) -> bool:
         """Number the classes as a checkpoint does, where the clips have no others."""

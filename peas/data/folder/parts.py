@@ -47,7 +47,7 @@ class Division:
         if self.holdout is not None and not 0 < self.holdout < 0.5:
             raise ConfigError(
                 f"data.init_args.holdout is {self.holdout}: give a share between 0 and 0.5, such "
-                "as 0.1"
+                "as 0.1, or null to hold out none"
             )
         if self.holdout is not None and self.fold is not None:
             raise ConfigError(

@@ -50,7 +50,8 @@ def load_pretrained(
             is then unchanged.
     """
     where = str(path)
-    found, outside = unwrap(read_state(path) if state is None else state, where)
+    state = read_state(path, pretrained=True) if state is None else state
+    found, outside = unwrap(state, where)
     facts = describe(found, where)
     _check_build(model, facts, where)
     official = facts.layout == "official"

@@ -23,7 +23,7 @@ def load_pretrained(model: MaskedModel, path: str | Path) -> ImportReport:
     Raises:
         CheckpointError: The file cannot be used, or holds the other family's weights.
     """
-    state = read_state(path)
+    state = read_state(path, pretrained=True)
     with malformed(str(path)):
         return _load(model, path, state)
 

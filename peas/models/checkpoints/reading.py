@@ -15,6 +15,9 @@ import torch
 from peas.errors import CheckpointError
 from peas.models.checkpoints.checking import check_weights, require_stored
 
+SHOWN = 5
+"""Checkpoints that are named in place of one that is not there."""
+
 
 @dataclass
 class ImportReport:
@@ -51,11 +54,13 @@ class ImportReport:
         return "\n".join(lines)
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
+def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
     """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
 
     Args:
         path: A file written by `torch.save`, in the zip or the old pickle format.
+        pretrained: Whether official weights are as good, so that the message of a file that is
+            missing says where they are.
 
     Raises:
         CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
@@ -68,11 +73,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         advice = f"give {inside / found[0]}" if found else "give a checkpoint file in it"
         raise CheckpointError(f"{path}: is a folder and no checkpoint file: {advice}")
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such checkpoint file. Official SSAST weights are linked from the README "
-            "of the SSAST repository (github.com/YuanGongND/ssast), for instance "
-            "SSAST-Base-Patch-400.pth: download one and give its path"
-        )
+        raise CheckpointError(f"{path}: no such checkpoint file{_instead(path, pretrained)}")
     _refuse_compressed(path)
     try:
         # Official AudioMAE files hold their arguments: a class of plain attributes, made here
@@ -117,6 +118,22 @@ def read_state(path: str | Path) -> dict[str, Any]:
     else:
         check_weights(state, str(path))
     return state
+
+
+def _instead(path: Path, pretrained: bool) -> str:
+    """What to give in place of a file that is not there."""
+    beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
+    if beside:
+        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
+        return f"; in {path.parent} there are {', '.join(beside[:SHOWN])}{more}"
+    if pretrained:
+        return (
+            ". Official SSAST weights are linked from the README of the SSAST repository "
+            "(github.com/YuanGongND/ssast), for instance SSAST-Base-Patch-400.pth: download one "
+            "and give its path"
+        )
+    where = "which has no checkpoint (*.ckpt)" if path.parent.is_dir() else "which is not there"
+    return f" in {path.parent}, {where}: check the path"
 
 
 def _require_stored(value: Any, where: str) -> None:

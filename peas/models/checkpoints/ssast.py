@@ -56,7 +56,8 @@ def load_pretrained(
             is then unchanged.
     """
     where = str(path)
-    found, outside = unwrap(read_state(path) if state is None else state, where)
+    state = read_state(path, pretrained=True) if state is None else state
+    found, outside = unwrap(state, where)
     facts = describe_plain(found, where)
     _check_build(model, facts, where)
     source = rename(found, where) if facts.layout == "official" else found
