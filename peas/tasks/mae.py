@@ -16,7 +16,7 @@ from peas.models.mae import MaskedAutoencoder
 from peas.models.mam_heads import LabelNorm
 from peas.models.masked import visible_places
 from peas.models.patch_masking import random_patches, times_and_bands
-from peas.models.positions import Raster
+from peas.models.positions import Raster, official_raster
 from peas.models.target_grid import TargetGrid
 from peas.objectives import FeatureLoss, LabelLoss, NCEAxis, TargetNorm
 from peas.optim import LrRule, cosine_factor, decay_groups
@@ -61,7 +61,8 @@ class MaskedAudioModeling(PretrainingTask):
         stride: Step between patches; null = the patch. AudioMAE's overlapping variant has
             (10, 10) and windows of 6.
         positions: Raster of the fixed positions: `stored`, that of AudioMAE's released files, or
-            `geometric`. See `peas.models.positions`.
+            `geometric`. Null is the official code's: `stored`, and `geometric` where patches
+            overlap. See `peas.models.positions`.
         mask_ratio: Share of the patches that is hidden.
         masking: `random` patches, or `structured`: whole columns and bands.
         time_ratio: Share of columns hidden by structured masking.
@@ -138,7 +139,7 @@ class MaskedAudioModeling(PretrainingTask):
         size: Literal["mini", "tiny", "small", "base", "large"] = "base",
         patch: tuple[int, int] = (16, 16),
         stride: tuple[int, int] | None = None,
-        positions: Raster = "stored",
+        positions: Raster | None = None,
         mask_ratio: float = 0.8,
         masking: Literal["random", "structured"] = "random",
         time_ratio: float = 0.7,
@@ -186,6 +187,8 @@ class MaskedAudioModeling(PretrainingTask):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["teacher"])
+        if positions is None:
+            self.hparams["positions"] = official_raster(patch, stride or patch)
         # In a tuple, where no module, optimiser, DDP or checkpoint finds it.
         self._teacher = (teacher,)
         self._targets: FeatureTargets | None = None
