@@ -168,3 +168,14 @@ def test_ssasts_row_and_the_peas_papers_tell_each_other_apart(data: str) -> None
     for one, other in ((ours, peas), (peas, ours)):
         config = {**one, "paper": other["paper"]}
         assert differences(config, other["paper"]["requires"]["clips"])
+
+
+@pytest.mark.parametrize("table", ["PEAS III", "SupMAM-CLAP 1"])
+def test_the_readme_lists_the_rows_with_their_figures(table: str) -> None:
+    lines = (CONFIGS / "README.md").read_text(encoding="utf-8").splitlines()
+    for row, figures in TABLES[table].items():
+        if row in OTHER_MODELS | COMPOSITIONS:
+            continue
+        (line,) = [line for line in lines if re.match(rf"\| {re.escape(row)}[ ,]", line)]
+        printed = line.strip("| ").rpartition("|")[2]
+        assert [float(one) for one in re.findall(r"\d+\.\d+", printed)] == list(figures.values())
