@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, which is what a run validates and saves."""
+"""An average of the trained weights, which is what a run validates and saves."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ LIVE = "current_model_state"
 
 
 class WeightAverage(Callback):
-    """Keeps an exponential moving average of the trained weights.
+    """Keeps an exponential moving average of the trained weights, or the mean of epochs' ends.
 
     Validation and checkpoints use the average; a run that resumes finds the trained weights beside
-    it. Buffers and frozen parameters are the module's own: averaged, an integer would be rounded
-    down, and a constant would drift away from what `test` builds.
+    it. The mean is that of SSAST's and AST's figures on AudioSet (`wa_start` of their code): until
+    its first epoch ends, validation and checkpoints have the trained weights. Buffers and frozen
+    parameters are the module's own: averaged, an integer would be rounded down, and a constant
+    would drift away from what `test` builds.
 
     Args:
-        decay: Share of the old average that stays after an optimizer step.
+        decay: Of the moving average: share of it that stays after an optimizer step.
+        equal_from: First epoch, from 0, whose weights at its end enter an equal mean; null is the
+            moving average. The official `wa_start: 6` counts from 1, so it is 5.
 
     Raises:
-        ConfigError: `decay` is out of its range.
+        ConfigError: A value is out of its range.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.9999, equal_from: int | None = None) -> None:
         if not 0.0 <= decay < 1.0:
             raise ConfigError(f"WeightAverage: decay is {decay}: give 0 or more, and less than 1")
+        if equal_from is not None and equal_from < 0:
+            raise ConfigError(f"WeightAverage: equal_from is {equal_from}: give 0 or more, or null")
         self.decay = decay
+        self.equal_from = equal_from
         self._average: dict[str, Tensor] = {}
+        self._models = 0
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,16 +57,25 @@ class WeightAverage(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Averages after an optimizer step; the first one's weights are the first average."""
-        if trainer.global_step == self._step:
-            return
+        """Averages after an optimizer step, or after the last batch of an epoch."""
+        stepped = trainer.global_step != self._step
         self._step = trainer.global_step
-        weights = _trained(pl_module)
+        if self.equal_from is None:
+            if stepped:
+                self._add(pl_module, 1.0 - self.decay)
+        elif trainer.current_epoch >= self.equal_from and trainer.is_last_batch:
+            # Before the epoch's validation, which scores the mean with this epoch in it.
+            self._models += 1
+            self._add(pl_module, 1.0 / self._models)
+
+    def _add(self, module: nn.Module, share: float) -> None:
+        """Moves the average by a share towards the weights; the first weights are the first one."""
+        weights = _trained(module)
         if not self._average:
             self._average = {name: weight.detach().clone() for name, weight in weights.items()}
             return
         average = [self._average[name] for name in weights]
-        torch._foreach_lerp_(average, list(weights.values()), 1.0 - self.decay)
+        torch._foreach_lerp_(average, list(weights.values()), share)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average in the place of the trained weights."""
@@ -71,6 +88,14 @@ class WeightAverage(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the average in the model."""
         self._fill(pl_module, self._average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of epochs in an equal mean."""
+        return {"models": self._models}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up an equal mean of so many epochs."""
+        self._models = state_dict["models"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -86,8 +111,9 @@ class WeightAverage(Callback):
     ) -> None:
         """Takes the trained weights and the average from a checkpoint, to go on with training.
 
-        A checkpoint of a run without an average starts one from its weights. Evaluation keeps the
-        average, which the model has been given.
+        A checkpoint of a run without an average starts a moving one from its weights, and an equal
+        mean at the next end of an epoch. Evaluation keeps the average, which the model has been
+        given.
 
         Raises:
             CheckpointError: One of the two lacks a weight, or has one of another shape.
@@ -103,6 +129,8 @@ class WeightAverage(Callback):
                         f"{trainer.ckpt_path}: its averaged weights do not fit the model at "
                         f"{name}; use the run's own config.yaml with its checkpoint"
                     )
+        if live is None and self.equal_from is not None:
+            return
         self._average = {name: state[name].to(weight) for name, weight in weights.items()}
         # The model holds what was loaded: `to` copies nothing where the device is the same.
         self._average = {name: weight.clone() for name, weight in self._average.items()}

@@ -65,5 +65,7 @@ def _plain(key: str, value: Any) -> Any:
     if key.endswith("class_path"):
         return str(value).rpartition(".")[2]
     if key.endswith("pretrained") and not str(value).startswith("timm:"):
-        return str(value).replace("\\", "/").rpartition("/")[2]
+        parts = str(value).replace("\\", "/").split("/")
+        # The checkpoints of all runs have one name: the run's folder says which pretraining it was.
+        return "/".join(parts[-3:] if parts[-2:-1] == ["checkpoints"] else parts[-1:])
     return list(value) if isinstance(value, tuple) else value

@@ -55,7 +55,7 @@ class MaskedAutoencoder(MaskedModel):
         mels: int = 128,
         patch: Pair = (16, 16),
         stride: Pair | None = None,
-        positions: Raster = "stored",
+        positions: Raster | None = None,
         decoder: DecoderShape | None = None,
         pixels: bool = True,
         norm_pix: bool = True,
@@ -71,7 +71,7 @@ class MaskedAutoencoder(MaskedModel):
             mels: Number of mel bins F of the input.
             patch: Height and width of a patch, (mel bins, frames).
             stride: Step between two patches; by default the patch.
-            positions: Raster of the fixed tables.
+            positions: Raster of the fixed tables; by default the official code's for this stride.
             decoder: Shape of the decoder; None = none. A loaded checkpoint brings its own.
             pixels: Whether the decoder predicts patches.
             norm_pix: Whether those patches are normalised by their own mean and deviation.

@@ -8,7 +8,7 @@ from peas.errors import ConfigError
 from peas.models.encoder import PatchEmbedding, size_of, transformer_blocks
 from peas.models.grid import Pair, grid_shape
 from peas.models.masked import gather_tokens
-from peas.models.positions import Raster, position_table, raster_of
+from peas.models.positions import Raster, official_raster, position_table, raster_of
 
 
 class MaskedEncoder(nn.Module):
@@ -37,7 +37,7 @@ class MaskedEncoder(nn.Module):
         mels: int = 128,
         patch: Pair = (16, 16),
         stride: Pair | None = None,
-        positions: Raster = "stored",
+        positions: Raster | None = None,
         drop_path: float = 0.0,
     ) -> None:
         """Build the encoder, with weights begun as the official code begins them.
@@ -48,7 +48,7 @@ class MaskedEncoder(nn.Module):
             mels: Number of mel bins F.
             patch: Height and width of a patch, (mel bins, frames).
             stride: Step between patches; by default the patch.
-            positions: Raster of the fixed table.
+            positions: Raster of the fixed table; by default the official code's for this stride.
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
 
         Raises:
@@ -61,11 +61,11 @@ class MaskedEncoder(nn.Module):
         self.patch: Pair = (patch[0], patch[1])
         self.stride: Pair = (stride[0], stride[1]) if stride is not None else self.patch
         self.grid = grid_shape(frames, mels, self.patch, self.stride)
-        self.positions = positions
+        self.positions = positions or official_raster(self.patch, self.stride)
         self.patch_embed = PatchEmbedding(self.width, self.patch[::-1], self.stride[::-1])
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
         self.register_buffer(
-            "pos_embed", position_table(self.width, self.grid[1], self.grid[0], positions)
+            "pos_embed", position_table(self.width, self.grid[1], self.grid[0], self.positions)
         )
         self.blocks = transformer_blocks(size_of(size), drop_path)
         self.norm = nn.LayerNorm(self.width, eps=1e-6)

@@ -5,13 +5,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from peas.models.grid import Pair
+
 Raster = Literal["stored", "geometric"]
 """`stored`: AudioMAE's released tables. Its tokens run over 64 x 8 patches (time x frequency), its
 positions over 8 rows of 64, so token i has the position (i // 64, i % 64). `geometric`: the
-position of a token is its place, (time, frequency)."""
+position of a token is its place, (time, frequency), as in its models with overlapping patches."""
 
 STORED_COLUMNS = 64
 """Columns of the stored raster: the time patches of ten seconds."""
+
+
+def official_raster(patch: Pair, stride: Pair) -> Raster:
+    """Raster that the official constructor makes: only its overlapping patches have their places.
+
+    Without overlap it takes the patches along frequency for the rows; with overlap it takes the
+    convolution's own rows and columns, (time, frequency).
+
+    Args:
+        patch: Height and width of a patch, (mel bins, frames).
+        stride: Step between patches.
+    """
+    return "stored" if tuple(stride) == tuple(patch) else "geometric"
 
 
 def position_table(

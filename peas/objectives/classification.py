@@ -33,18 +33,23 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
-def classification_loss(logits: Tensor, target: Tensor, kind: ClassificationLoss) -> Tensor:
+def classification_loss(
+    logits: Tensor, target: Tensor, kind: ClassificationLoss, label_smoothing: float = 0.0
+) -> Tensor:
     """Loss of fine-tuning: soft-target cross entropy (`ce`) or binary cross entropy (`bce`).
 
     Args:
         logits: `[B, C]`.
         target: `[B]` class indices or `[B, C]` soft or multi-label targets.
         kind: `ce` is the papers' choice for ESC-50, `bce` for Speech Commands and AudioSet.
+        label_smoothing: Of `ce`: share of a target that is spread evenly over all classes, as
+            torch and timm define it.
 
     Returns:
         Scalar; `bce` is the mean over clips and classes, as the official code has it.
     """
     soft = as_soft(target, logits.shape[-1])
     if kind == "ce":
+        soft = soft * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
         return soft_cross_entropy(logits, soft)
     return F.binary_cross_entropy_with_logits(logits.float(), soft)

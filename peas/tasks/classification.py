@@ -12,6 +12,7 @@ from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
 from peas.metrics import ClipScores
 from peas.models.mae import MaskedAutoencoder, decoder_of
+from peas.models.positions import Raster, official_raster
 from peas.models.ssast import SSAST
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
 from peas.optim import LrRule, cosine_factor, staircase_warmup, step_decay
@@ -50,10 +51,13 @@ class Classification(BaseTask):
             (10, 10), its frame models with (128, 1); AudioMAE's is its patch. Null is (10, 10) for
             `ssast` and the patch for `audiomae`.
         positions: Raster of `audiomae`'s fixed table: `stored` as in the released files, or
-            `geometric`. A file of weights brings its own.
+            `geometric`. Null is the official code's: `stored`, and `geometric` where patches
+            overlap. A file of weights brings its own.
         pooling: `mean` over patch tokens (official default), or `cls` (the class tokens).
         drop_path: Rate of stochastic depth: AudioMAE 0.1, SSAST and PEAS 0.
         loss: `ce` with true soft targets, or `bce`.
+        label_smoothing: Of `ce`, in training: share of a target that is spread evenly over all
+            classes. AudioMAE's script for ESC-50 has 0.1; 0 is off.
         lr: Learning rate of the encoder, by `lr_rule`.
         lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
             global batch (AudioMAE). Both are printed at the start.
@@ -124,10 +128,11 @@ class Classification(BaseTask):
         size: Literal["mini", "tiny", "small", "base", "large"] = "base",
         patch: tuple[int, int] = (16, 16),
         stride: tuple[int, int] | None = None,
-        positions: Literal["stored", "geometric"] = "stored",
+        positions: Raster | None = None,
         pooling: Literal["mean", "cls"] = "mean",
         drop_path: float = 0.0,
         loss: ClassificationLoss = "ce",
+        label_smoothing: float = 0.0,
         lr: float = 1e-4,
         lr_rule: LrRule = "absolute",
         optimizer: Literal["adam", "adamw"] = "adam",
@@ -161,6 +166,11 @@ class Classification(BaseTask):
         self.save_hyperparameters()
         if stride is None:
             self.hparams["stride"] = STRIDES.get(encoder, patch)
+        if positions is None:
+            # SSAST has no such table: as in checkpoints of before there was a default.
+            ours = encoder == "audiomae"
+            raster = official_raster(patch, self.hparams["stride"]) if ours else "stored"
+            self.hparams["positions"] = raster
         check_settings(self.hparams)
 
     # --- building ---------------------------------------------------------------------------
@@ -271,7 +281,9 @@ class Classification(BaseTask):
         log_mel = batch["masked_log_mel"] if "mask" in batch else batch["log_mel"]
         logits = self(log_mel, batch.get("hidden_patches"))
         target = as_soft(batch["target"], logits.shape[-1])
-        loss = classification_loss(logits, target, self.hparams["loss"])
+        loss = classification_loss(
+            logits, target, self.hparams["loss"], self.hparams["label_smoothing"]
+        )
         if self.hparams["aux_loss_weight"] > 0:
             maps = error_maps(self.model.reconstruct, batch["log_mel"], score="pred")
             assert maps.e_rec is not None

@@ -38,6 +38,15 @@ def check_settings(h: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key('labels')} is empty: 0 classes cannot be told apart")
     if h["lr"] <= 0:
         raise ConfigError(f"{key('lr')} is {h['lr']}: it must be positive")
+    if not 0 <= h["label_smoothing"] < 1:
+        raise ConfigError(
+            f"{key('label_smoothing')} is {h['label_smoothing']}: give 0 or more, and less than 1"
+        )
+    if h["label_smoothing"] and h["loss"] == "bce":
+        raise ConfigError(
+            f"{key('label_smoothing')} is {h['label_smoothing']}, which belongs to `loss: ce`, and "
+            "`loss` is bce: set it to 0"
+        )
     if h["decay_every"] < 1:
         raise ConfigError(f"{key('decay_every')} is {h['decay_every']}: give 1 or more")
     for name in ("min_lr", "warmup_epochs"):

@@ -19,7 +19,7 @@ from peas.models.checkpoints.audiomae import load_pretrained
 from peas.models.grid import Pair
 from peas.models.mae import MaskedAutoencoder
 from peas.models.mae_decoder import DecoderShape
-from peas.models.positions import Raster
+from peas.models.positions import Raster, official_raster
 from peas.objectives import Objective, Reconstruction
 from peas.objectives.base import Facts
 from peas.objectives.composition import Losses, compose, encode
@@ -51,7 +51,8 @@ class MaskedAudioModeling(PretrainingTask):
         stride: Step between patches; null = the patch. AudioMAE's overlapping variant has
             (10, 10) and windows of 6.
         positions: Raster of the fixed positions: `stored`, that of AudioMAE's released files, or
-            `geometric`. See `peas.models.positions`.
+            `geometric`. Null is the official code's: `stored`, and `geometric` where patches
+            overlap. See `peas.models.positions`.
         masking: Which patches are masked, such as `peas.masking.RandomPatches`.
         decoder: `local` attention in windows, or `global`.
         decoder_width: Width of its tokens.
@@ -102,7 +103,7 @@ class MaskedAudioModeling(PretrainingTask):
         size: Literal["mini", "tiny", "small", "base", "large"] = "base",
         patch: tuple[int, int] = (16, 16),
         stride: tuple[int, int] | None = None,
-        positions: Raster = "stored",
+        positions: Raster | None = None,
         masking: PatchMasking | None = None,
         decoder: Literal["local", "global"] = "local",
         decoder_width: int = 512,
@@ -136,6 +137,8 @@ class MaskedAudioModeling(PretrainingTask):
         _require_possible(chosen, roll_gain)
         self.patch_masking = masking or RandomPatches()
         self.save_hyperparameters(ignore=["objectives", "masking"])
+        if positions is None:
+            self.hparams["positions"] = official_raster(patch, stride or patch)
         self.hparams["masking"] = self.patch_masking.spec()
         self.hparams["objectives"] = {name: part.spec() for name, part in chosen.items()}
         self.objectives = nn.ModuleDict(chosen)

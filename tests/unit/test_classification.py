@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import FACTS, LABELS, Run, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
 from peas.data.esc50 import ESC50
@@ -220,3 +221,19 @@ def test_soft_targets_of_mixed_clips_reach_the_loss() -> None:
 def test_best_epoch_is_the_one_of_highest_accuracy_or_map() -> None:
     assert Classification.monitor(False) == ("val/accuracy", "max")
     assert Classification.monitor(True) == ("val/mAP", "max")
+
+
+def test_label_smoothing_is_of_the_training_loss_alone() -> None:
+    losses = {}
+    for smoothing in (0.0, 0.1):
+        task = make_task(label_smoothing=smoothing, noise_roll=False)
+        batch = heard(task, clips())
+        with torch.no_grad():
+            logits = task(batch["log_mel"])
+            got = task.training_step(batch, 0)
+        wanted = F.cross_entropy(logits, batch["target"], label_smoothing=smoothing)
+        torch.testing.assert_close(got, wanted)
+        with torch.no_grad():
+            task.validation_step(batch, 0)
+        losses[smoothing] = task.evaluation_loss.compute()
+    assert losses[0.0] == losses[0.1]

@@ -120,6 +120,8 @@ def test_a_cosine_needs_its_end_and_a_rate_above_the_least() -> None:
         ({"schedule": "cosine", "warmup_steps": 10}, r"warmup_steps` is 10.*warmup_epochs"),
         ({"warmup_epochs": -1.0}, r"warmup_epochs` is -1\.0: give 0 or more"),
         ({"min_lr": float("nan")}, r"min_lr` is nan: give 0 or more"),
+        ({"label_smoothing": 1.0}, r"label_smoothing` is 1\.0"),
+        ({"label_smoothing": 0.1, "loss": "bce"}, r"label_smoothing` is 0\.1.*bce"),
         ({"freeze": "encoder", "aux_loss_weight": 0.1}, r"freeze`: encoder.*aux_loss_weight"),
     ],
 )

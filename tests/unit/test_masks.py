@@ -5,6 +5,7 @@ import torch
 
 from peas.augment.masks import (
     Blocks,
+    Overlap,
     blocks_to_mask,
     check_width,
     cross,
@@ -82,6 +83,27 @@ def test_allow_draws_each_block_by_itself() -> None:
     alone = [random_blocks(u[:, i : i + 1], 96, 160) for i in range(3)]
     assert torch.equal(blocks.start, torch.cat([block.start for block in alone], 1))
     assert (blocks_to_mask(blocks, 160).sum(1) < blocks.width.sum(1)).any()
+
+
+@pytest.mark.parametrize(
+    ("overlap", "fixed_width", "share"),
+    [("forbid", None, 0.794), ("forbid", 24, 0.809), ("allow", None, 0.689), ("allow", 24, 0.699)],
+)
+def test_share_that_three_and_three_blocks_hide_of_speech_commands(
+    overlap: Overlap, fixed_width: int | None, share: float
+) -> None:
+    """The figures of docs/recipes.md: 128 x 128 cells, mask parameters of 48."""
+    time, freq = (
+        blocks_to_mask(
+            random_blocks(
+                draws(4000, 3, 2, seed=seed), 48, 128, fixed_width=fixed_width, overlap=overlap
+            ),
+            128,
+        )
+        for seed in (0, 1)
+    )
+    hidden = float(cross(time, freq).float().mean())
+    assert hidden == pytest.approx(share, abs=0.006)
 
 
 def test_free_starts_are_equally_likely_and_indexed_in_order() -> None:

@@ -28,6 +28,15 @@ def test_a_mixed_clip_is_no_clip_of_class_0() -> None:
     assert abs(float(got - trap)) > 0.1
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_is_torchs(smoothing: float) -> None:
+    got = classification_loss(LOGITS, CLASSES, "ce", smoothing)
+    torch.testing.assert_close(got, F.cross_entropy(LOGITS, CLASSES, label_smoothing=smoothing))
+    mixed = 0.7 * F.one_hot(CLASSES, 5) + 0.3 * F.one_hot(CLASSES.flip(0), 5)
+    got = classification_loss(LOGITS, mixed, "ce", smoothing)
+    torch.testing.assert_close(got, F.cross_entropy(LOGITS, mixed, label_smoothing=smoothing))
+
+
 def test_binary_cross_entropy_is_the_mean_over_clips_and_classes() -> None:
     p = LOGITS.double().sigmoid()
     target = F.one_hot(CLASSES, 5).double()

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from peas.errors import ConfigError
+from peas.models.mae import MaskedAutoencoder
+from peas.models.mae_decoder import DecoderShape
 from peas.models.mae_encoder import fitted
-from peas.models.positions import position_table, raster_of
+from peas.models.positions import official_raster, position_table, raster_of
+from peas.tasks import Classification, MaskedAudioModeling
 
 
 def naive(width, row, column):
@@ -61,3 +64,32 @@ def test_a_table_of_neither_raster_keeps_its_length():
     assert fitted(other, 64, 8, "its") is other
     with pytest.raises(ConfigError, match=r"its table of 64 positions is neither .* 128 patches"):
         fitted(other, 128, 8, "its")
+
+
+def test_overlapping_patches_have_the_official_table():
+    """AudioMAE's stride of 10: 101 x 12 patches, token i at row i // 12 and column i % 12."""
+    model = MaskedAutoencoder(
+        "mini", stride=(10, 10), decoder=DecoderShape("local", 96, 1, 4, window=6)
+    )
+    assert model.grid == (12, 101)
+    assert model.encoder.positions == "geometric"
+    for table in (model.encoder.pos_embed, model.decoder.pos_embed):
+        width = table.shape[2]
+        assert table.shape[1] == 1 + 1212
+        assert not table[0, 0].any()
+        for index in (0, 1, 11, 12, 64, 600, 1211):
+            expected = torch.tensor(naive(width, index // 12, index % 12))
+            torch.testing.assert_close(table[0, 1 + index], expected, rtol=0, atol=1e-5)
+        assert raster_of(table, 12) == "geometric"
+
+
+@pytest.mark.parametrize(
+    ("stride", "raster"), [(None, "stored"), ((16, 16), "stored"), ((10, 10), "geometric")]
+)
+def test_the_default_raster_is_the_official_codes(stride, raster):
+    assert official_raster((16, 16), stride or (16, 16)) == raster
+    assert MaskedAudioModeling(stride=stride).hparams["positions"] == raster
+    tuned = Classification(encoder="audiomae", stride=stride)
+    assert tuned.hparams["positions"] == raster
+    for given in ("stored", "geometric"):
+        assert MaskedAudioModeling(stride=stride, positions=given).hparams["positions"] == given

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from toys import FACTS, StandIn, data, make_task, quiet_trainer
@@ -133,3 +134,94 @@ def test_the_average_of_lightning_is_refused_with_a_remedy(sounds: Path, tmp_pat
         trainer.fit(task, datamodule=data(sounds))
     with pytest.raises(ConfigError, match="decay"):
         WeightAverage(1.0)
+    with pytest.raises(ConfigError, match="equal_from"):
+        WeightAverage(equal_from=-1)
+
+
+class Noted(Callback):
+    """The trained weights at the end of each epoch, and what its validation saw."""
+
+    def __init__(self) -> None:
+        self.trained: list[dict[str, torch.Tensor]] = []
+        self.validated: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.is_last_batch:
+            self.trained.append({k: v.clone() for k, v in pl_module.state_dict().items()})
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen: dict[str, torch.Tensor] | None = None
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if self.seen is None:
+            self.seen = {k: v.clone() for k, v in pl_module.state_dict().items()}
+            self.validated.append(self.seen)
+
+
+def equal_mean(
+    sounds: Path, folder: Path, *, start: Path | None = None, **settings: Any
+) -> tuple[Classification, Noted]:
+    torch.manual_seed(0)
+    task = Classification(pretrained=None, size="toy", stride=(16, 16), lr=1e-2, **FACTS)  # type: ignore[arg-type]
+    noted = Noted()
+    # Every step, also inside an epoch: four steps each.
+    keeper = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    trainer = quiet_trainer(
+        folder,
+        **{
+            "max_epochs": 4,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": True,
+            "callbacks": [WeightAverage(equal_from=1), noted, keeper],
+            **settings,
+        },
+    )
+    trainer.fit(task, datamodule=data(sounds, frames=128), ckpt_path=start, weights_only=True)
+    return task, noted
+
+
+@pytest.fixture(scope="module")
+def equal_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Noted, Path]:
+    folder = tmp_path_factory.mktemp("equal")
+    return *equal_mean(sounds, folder), folder
+
+
+def test_equal_mean_of_the_epochs_ends(equal_run: tuple[Any, Noted, Path]) -> None:
+    task, noted, folder = equal_run
+    trained = {name for name, p in task.named_parameters() if p.requires_grad}
+    assert len(noted.trained) == len(noted.validated) == 4
+    for epoch, seen in enumerate(noted.validated):
+        # Epochs 1 to 3, counted from 0, enter; before, validation sees the trained weights.
+        models = noted.trained[1 : epoch + 1] or noted.trained[:1]
+        for name, value in seen.items():
+            if name in trained:
+                wanted = torch.stack([model[name] for model in models]).double().mean(0)
+                torch.testing.assert_close(value.double(), wanted, rtol=0, atol=1e-6)
+            else:
+                assert torch.equal(value, noted.trained[epoch][name]), name
+    for name in trained:
+        assert torch.equal(task.state_dict()[name], noted.validated[-1][name]), name
+    head = "model.head.weight"
+    assert not torch.equal(noted.validated[-1][head], noted.trained[-1][head])
+    # A checkpoint before the first epoch that enters holds the trained weights alone.
+    steps = sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    contents = [torch.load(path, weights_only=True) for path in steps]
+    held = ["current_model_state" in content for content in contents]
+    first = 2 * len(steps) // 4
+    assert held == [step >= first for step in range(1, len(steps) + 1)]
+    assert torch.equal(contents[-1]["state_dict"][head], noted.validated[-1][head])
+    assert torch.equal(contents[-1]["current_model_state"][head], noted.trained[-1][head])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.75])
+def test_an_equal_mean_resumes_bit_for_bit(
+    equal_run: tuple[Any, Noted, Path], sounds: Path, tmp_path: Path, share: float
+) -> None:
+    task, _, folder = equal_run
+    steps = sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    # Inside the epoch before the mean, inside one with it, and after a whole epoch.
+    start = steps[int(share * len(steps)) - 1]
+    resumed, _ = equal_mean(sounds, tmp_path, start=start)
+    wanted = task.state_dict()
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
