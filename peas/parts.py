@@ -22,11 +22,16 @@ class Part:
         """Notes the arguments."""
         part = super().__new__(cls)
         # A copy is made without any.
-        given = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
+        signature = inspect.signature(cls.__init__)
+        given = signature.bind_partial(part, *args, **kwargs)
         given.apply_defaults()
         _, *named = given.arguments.items()
+        told: dict[str, Any] = {}
+        for name, value in named:
+            rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            told |= value if rest else {name: value}
         # A torch module wants its own constructor to come first.
-        object.__setattr__(part, "_given", dict(named))
+        object.__setattr__(part, "_given", told)
         return part
 
     def spec(self) -> dict[str, Any]:
@@ -51,11 +56,19 @@ def class_path(cls: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A setting as a checkpoint holds it: parts by their class paths, tuples as lists."""
+    """A setting as a checkpoint holds it: parts by their class paths, tuples as lists.
+
+    Anything else is told by its class path alone: a checkpoint that held an object could not be
+    read without executing it.
+    """
     if isinstance(value, Part):
         return value.spec()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return class_path(type(value))
