@@ -3,10 +3,13 @@
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from peas.errors import CheckpointError
 from peas.masking import RandomPatches
+from peas.models.checkpoints.checking import check_run
 from peas.objectives import FeatureDistillation, LabelClassification, Objective, Term, View
 from peas.parts import Part, class_path, plain
 
@@ -55,3 +58,23 @@ def test_whatever_it_was_made_with_a_checkpoint_of_it_is_plain(tmp_path: Path) -
     assert values["odd"]["init_args"]["net"].endswith(".ReLU")
     torch.save(values, tmp_path / "x.pt")
     assert torch.load(tmp_path / "x.pt", weights_only=True) == values
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("masking", "sideways"),
+        ("masking", {"class_path": 3, "init_args": {}}),
+        ("objectives", ["reconstruction"]),
+        ("objectives", {"a": None}),
+        ("objectives", {"a": {"class_path": "x.Y"}}),
+        ("objective_facts", {"a": 1}),
+    ],
+)
+def test_what_a_file_says_of_its_parts_is_checked(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=rf"^x\.ckpt.*{key}"):
+        check_run({"hyper_parameters": {key: value}}, "x.ckpt")
+    spec = RandomPatches().spec()
+    good = {"masking": spec, "objectives": {"a": spec}, "objective_facts": {"a": {"width": 3}}}
+    check_run({"hyper_parameters": good}, "x.ckpt")
+    check_run({"hyper_parameters": {"masking": "structured"}}, "x.ckpt")

@@ -54,6 +54,21 @@ def _names(found: Any) -> bool:
     return isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
 
 
+def _spec(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and isinstance(found.get("class_path"), str)
+        and isinstance(found.get("init_args"), Mapping)
+    )
+
+
+def _specs(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(
+        isinstance(name, str) and _spec(part) for name, part in found.items()
+    )
+
+
+_TOLD = "a class_path and init_args"
 HYPER_PARAMETERS: dict[str, _Rule] = {
     "labels": (_names, "a list of names"),
     "mean": (_number, "a finite number"),
@@ -68,6 +83,16 @@ HYPER_PARAMETERS: dict[str, _Rule] = {
     "pooling": _one_of("mean", "cls"),
     "loss": _one_of("ce", "bce"),
     "lr": (_number, "a finite number"),
+    # A word in 0.1.
+    "masking": (lambda found: found in ("random", "structured") or _spec(found), _TOLD),
+    "objectives": (_specs, f"names, each with {_TOLD}"),
+    "objective_facts": (
+        lambda found: (
+            isinstance(found, Mapping)
+            and all(isinstance(facts, Mapping) for facts in found.values())
+        ),
+        "a table of tables",
+    ),
     "drop_path": (lambda found: _number(found) and 0 <= found < 1, "a number from 0 to 1"),
 }
 """Settings that decide what is built from a checkpoint; each may be null, or absent."""
