@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from peas.callbacks.siblings import siblings
 from peas.errors import CheckpointError, ConfigError
 
 LIVE = "current_model_state"
@@ -43,6 +44,21 @@ class WeightAverage(Callback):
         self._average: dict[str, Tensor] = {}
         self._models = 0
         self._step = 0
+
+    @property
+    def state_key(self) -> str:
+        """Two kinds get as far as `on_fit_start`: callbacks of one key stop Lightning's trainer."""
+        return (
+            super().state_key if self.equal_from is None else self._generate_state_key(equal=True)
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a second average: validation would be of a mixture of both."""
+        if len(siblings(trainer, WeightAverage)) > 1:
+            raise ConfigError(
+                "`trainer.callbacks` has several WeightAverage: keep one (configs for AudioSet "
+                "with `equal_from` average already, without configs/overlays/ema.yaml)"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the optimizer step that training starts from."""

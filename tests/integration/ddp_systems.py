@@ -38,7 +38,8 @@ class Losses(Callback):
         self.losses.append(float(loss) / trainer.world_size)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        calls = getattr(pl_module, "_teacher", (None,))[0]
+        parts = getattr(pl_module, "parts", {}).values()
+        calls = next((part.teacher for part in parts if hasattr(part, "teacher")), None)
         told = {"losses": self.losses, "heard": getattr(calls, "heard", None)}
         path = self.path.with_suffix(f".{trainer.global_rank}.json")
         path.write_text(json.dumps(told))

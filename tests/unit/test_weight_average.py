@@ -138,6 +138,14 @@ def test_the_average_of_lightning_is_refused_with_a_remedy(sounds: Path, tmp_pat
         WeightAverage(equal_from=-1)
 
 
+def test_two_averages_are_refused(sounds: Path, tmp_path: Path) -> None:
+    task = Classification(pretrained=None, size="toy", stride=(16, 16), **FACTS)  # type: ignore[arg-type]
+    both = [WeightAverage(equal_from=1), WeightAverage()]
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=both)
+    with pytest.raises(ConfigError, match="WeightAverage"):
+        trainer.fit(task, datamodule=data(sounds, frames=128))
+
+
 class Noted(Callback):
     """The trained weights at the end of each epoch, and what its validation saw."""
 
