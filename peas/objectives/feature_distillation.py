@@ -12,8 +12,8 @@ from peas.models.mam_heads import FeatureHead
 from peas.models.target_grid import TargetGrid
 from peas.objectives.base import Facts, Need, Objective, Rows, Term, View
 from peas.objectives.contrastive import patch_errors
-from peas.objectives.feature_targets import FeatureTargets
 from peas.objectives.masked import FeatureLoss, TargetNorm, feature_loss
+from peas.objectives.teacher_targets import FeatureTargets
 from peas.trivial import AgainstTrivial
 
 
