@@ -39,7 +39,7 @@ def test_the_nearest_class(wrong: str, right: str | None) -> None:
         # Of a base class that gets what the class does not know.
         (["--data.init_args.num_worker", "3"], "`data.init_args.num_workers`"),
         (["--model.init_args.szie", "mini"], "`model.init_args.size`"),
-        (["--trainer.callbacks.n_tiem", "2"], "`trainer.callbacks.init_args.n_time`"),
+        (["--masking.init_args.n_tiem", "2"], "`masking.init_args.n_time`"),
         (["--trainer.max_epoch", "3"], "`--trainer.max_epochs`"),
     ],
 )
