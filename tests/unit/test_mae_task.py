@@ -372,7 +372,7 @@ def test_a_side_that_no_patch_fills_is_cut_only_where_patches_overlap() -> None:
 
 
 def test_masking_of_fine_tuning_has_no_place_here(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.mask_ratio`"):
+    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.masking`"):
         train(small(), sounds, tmp_path, SpecAugment(20, 24), epochs=1)
 
 
