@@ -8,6 +8,7 @@ from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -24,7 +25,7 @@ def _load_config(text: str) -> Any:
     return of_this_release(_load(text))
 
 
-set_loader("yaml", _load_config)
+set_loader("yaml", _load_config, exceptions=(yaml.YAMLError,))
 
 
 class PeasParser(LightningArgumentParser):

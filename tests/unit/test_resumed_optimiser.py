@@ -11,6 +11,7 @@ from toys import data, quiet_trainer
 
 from peas.callbacks import progress
 from peas.errors import CheckpointError
+from peas.objectives import PatchContrast, Reconstruction
 from peas.plateau import Plateau
 from peas.tasks import Classification, MaskedAudioModeling, SSASTPretraining
 from peas.tasks.base import BaseTask
@@ -113,8 +114,21 @@ def test_a_new_rate_is_lowered_by_the_plateaus_so_far(
         ("adam", {"aux_loss_weight": 0.1}, "optimiser trains other parameters"),
         ("adamw", {"positions": "geometric"}, "model.init_args.positions"),
         ("mae", {"decoder_heads": 4}, "model.init_args.decoder_heads"),
-        ("mae", {"norm_pix": False}, "model.init_args.norm_pix"),
-        ("mae", {"contrastive": 1.0}, "model.init_args.contrastive"),
+        (
+            "mae",
+            {"objectives": {"reconstruction": Reconstruction(norm_pix=False)}},
+            r"objectives\.reconstruction\.init_args\.norm_pix",
+        ),
+        (
+            "mae",
+            {"objectives": {"reconstruction": Reconstruction(), "contrast": PatchContrast()}},
+            r"objectives\.contrast`",
+        ),
+        (
+            "mae",
+            {"objectives": {"reconstruction": PatchContrast()}},
+            r"objectives\.reconstruction`",
+        ),
     ],
 )
 def test_what_would_read_weights_or_moments_wrongly_is_refused(
