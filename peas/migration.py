@@ -89,7 +89,7 @@ def pretraining(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str,
         if old in moved
     }
     if facts and "distillation" in objectives:
-        moved["objective_facts"] = {"distillation": facts}
+        moved["objective_fingerprints"] = {"distillation": facts}
     return moved
 
 

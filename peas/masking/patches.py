@@ -27,15 +27,15 @@ class PatchMasking(Part, ABC):
         """
 
     @abstractmethod
-    def draws(self, grid: Pair) -> dict[str, int]:
+    def random_numbers(self, grid: Pair) -> dict[str, int]:
         """How many random numbers a clip needs, by a name for each stream of them."""
 
     @abstractmethod
-    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
         """Masked patches, `[B, N]` bool in time-major order, equally many in each row.
 
         Args:
-            draws: `[B, K]` each, uniform in [0, 1), on the CPU, as `draws` asks for.
+            rand: `[B, K]` each, uniform in [0, 1), on the CPU, as `random_numbers` asks for.
             grid: Patches along (frequency, time).
             log_mel: `[B, T, F]`, on the device.
         """
@@ -59,13 +59,13 @@ class RandomPatches(PatchMasking):
         count = math.prod(grid)
         return _possible(int(count * (1 - self.ratio)), count, "ratio")
 
-    def draws(self, grid: Pair) -> dict[str, int]:
+    def random_numbers(self, grid: Pair) -> dict[str, int]:
         """One number a patch."""
         return {"patches": math.prod(grid)}
 
-    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
         """Those of the largest numbers."""
-        return random_patches(draws["patches"], self.visible(grid))
+        return random_patches(rand["patches"], self.visible(grid))
 
 
 class StructuredPatches(PatchMasking):
@@ -91,14 +91,14 @@ class StructuredPatches(PatchMasking):
         """Patches in a band and a column that both stay."""
         return _possible(math.prod(self.kept(grid)), math.prod(grid), "time_ratio and freq_ratio")
 
-    def draws(self, grid: Pair) -> dict[str, int]:
+    def random_numbers(self, grid: Pair) -> dict[str, int]:
         """One number a column, and one a band."""
         return {"times": grid[1], "bands": grid[0]}
 
-    def mask(self, draws: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
         """Columns and bands of the largest numbers."""
         bands, times = self.kept(grid)
-        return times_and_bands(draws["times"], draws["bands"], times, bands).flatten(1)
+        return times_and_bands(rand["times"], rand["bands"], times, bands).flatten(1)
 
 
 def _share(name: str, value: float) -> float:

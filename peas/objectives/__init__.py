@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors, and the objectives of pretraining that are made of them."""
 
-from peas.objectives.base import Facts, Objective, Rows, Term, View
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
 from peas.objectives.classification import (
     ClassificationLoss,
     as_soft,
@@ -30,8 +30,8 @@ from peas.objectives.patch_contrast import PatchContrast
 from peas.objectives.reconstruction import Reconstruction
 
 __all__ = [
+    "BuildInfo",
     "ClassificationLoss",
-    "Facts",
     "FeatureDistillation",
     "FeatureLoss",
     "InfoNCE",

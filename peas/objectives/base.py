@@ -17,7 +17,7 @@ Need = Literal["decoder", "pixels", "labels", "clips"]
 are, neither mixed nor moved."""
 
 
-class Facts(NamedTuple):
+class BuildInfo(NamedTuple):
     """What is known when the modules are built."""
 
     width: int
@@ -57,7 +57,7 @@ class View:
         tokens: `[B, 1 + V, D]`, the encoder's output after its norm, class token first.
         decoded: `[B, N, D']`, the decoder's output; None without a decoder.
         sound: `[B, N]` bool, patches all of whose frames are real sound.
-        draw: Uniform random numbers `[B, K]` on the CPU, of a name and K: of the place in training,
+        rand: Uniform random numbers `[B, K]` on the CPU, of a name and K: of the place in training,
             or in evaluation of the clip.
         total: A number here to its sum over all processes.
         processes: How many they are.
@@ -71,7 +71,7 @@ class View:
     tokens: Tensor
     decoded: Tensor | None
     sound: Tensor
-    draw: Callable[[str, int], Tensor]
+    rand: Callable[[str, int], Tensor]
     total: Callable[[Tensor], Tensor]
     processes: int
 
@@ -114,6 +114,8 @@ class Objective(Part, nn.Module, ABC):
     """Names in `Term.sums`."""
     baselines: ClassVar[tuple[str, ...]] = ()
     """Names in `baseline()`."""
+    min_batch_size: int = 1
+    """Clips that a training batch of one process must have."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -126,16 +128,20 @@ class Objective(Part, nn.Module, ABC):
             data: The run's `ClipDataModule`.
         """
 
-    def build(self, facts: Facts) -> None:
+    def build(self, info: BuildInfo) -> None:
         """Makes heads and meters."""
 
     @abstractmethod
     def forward(self, view: View) -> Term:
         """The loss of a batch."""
 
-    def facts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with beside the settings, by name."""
         return {}
+
+    def description(self) -> str:
+        """What the log says of it when a run starts; nothing by default."""
+        return ""
 
     def read(self, batch: Batch) -> None:
         """Adds to a batch that is still on the CPU."""

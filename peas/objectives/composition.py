@@ -39,7 +39,7 @@ def encode(
     batch: Batch,
     masked: Tensor,
     *,
-    draw: Callable[[str, int], Tensor],
+    rand: Callable[[str, int], Tensor],
     total: Callable[[Tensor], Tensor],
     processes: int,
 ) -> View:
@@ -49,7 +49,7 @@ def encode(
         model: The autoencoder.
         batch: With `log_mel` and `valid`.
         masked: `[B, N]` bool; on the CPU, where nobody waits for the number of patches.
-        draw: As in `View`.
+        rand: As in `View`.
         total: As in `View`.
         processes: As in `View`.
     """
@@ -69,7 +69,7 @@ def encode(
         tokens=tokens,
         decoded=decoded,
         sound=sound_patches(model, batch["valid"]),
-        draw=draw,
+        rand=rand,
         total=total,
         processes=processes,
     )

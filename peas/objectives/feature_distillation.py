@@ -10,7 +10,7 @@ from peas.errors import ConfigError
 from peas.models.clap import Teacher
 from peas.models.mam_heads import FeatureHead
 from peas.models.target_grid import TargetGrid
-from peas.objectives.base import Facts, Need, Objective, Rows, Term, View
+from peas.objectives.base import BuildInfo, Need, Objective, Rows, Term, View
 from peas.objectives.contrastive import patch_errors
 from peas.objectives.masked import FeatureLoss, TargetNorm, feature_loss
 from peas.objectives.teacher_targets import FeatureTargets
@@ -76,15 +76,21 @@ class FeatureDistillation(Objective):
         self.targets.prepare(data)
         self.width = self.targets.width
 
-    def facts(self) -> dict[str, Any]:
+    def description(self) -> str:
+        """Name and fingerprint of the teacher."""
+        if self.targets is None:
+            return ""
+        return f"{self.targets.name}, {self.targets.fingerprint[:12]}…"
+
+    def fingerprint(self) -> dict[str, Any]:
         """Whose features: width and fingerprint of the teacher."""
         if self.targets is None:
             return {}
         return {"width": self.targets.width, "fingerprint": self.targets.fingerprint}
 
-    def build(self, facts: Facts) -> None:
+    def build(self, info: BuildInfo) -> None:
         """Makes the head h and the meter."""
-        self.head = FeatureHead(facts.decoder_width, self.width, unit=self.norm == "l2")
+        self.head = FeatureHead(info.decoder_width, self.width, unit=self.norm == "l2")
         self.meter = AgainstTrivial(self.width)
 
     def read(self, batch: Batch) -> None:
@@ -115,8 +121,8 @@ class FeatureDistillation(Objective):
         if self.visible_path == "direct":
             own = view.model.decoder.embed(view.tokens[:, 1:]).to(decoded.dtype)
             decoded = decoded.scatter(1, view.visible.unsqueeze(-1).expand_as(own), own)
-        told: Tensor = self.head(decoded)
-        return told
+        features: Tensor = self.head(decoded)
+        return features
 
     def evaluate(self, term: Term) -> None:
         """Counts patches of real sound."""

@@ -8,7 +8,7 @@ from peas.errors import ConfigError
 from peas.models.mam_heads import LabelBranch, LabelNorm
 from peas.models.masked import gather_tokens, visible_places
 from peas.models.patch_masking import random_patches
-from peas.objectives.base import Facts, Need, Objective, Term, View
+from peas.objectives.base import BuildInfo, Need, Objective, Term, View
 from peas.objectives.classification import as_soft
 from peas.objectives.masked import LabelLoss, label_loss
 from peas.trivial import LabelPrior
@@ -63,25 +63,20 @@ class LabelClassification(Objective):
         self.temperature, self.visible_fraction = temperature, visible_fraction
         self.hidden = hidden
         self.norm: LabelNorm = norm
+        if norm == "batch":
+            # Of one clip it has no variance.
+            self.min_batch_size = 2
 
-    def prepare(self, data: object) -> None:
-        """Refuses batches of one clip, of which a BatchNorm has no variance."""
-        if getattr(data, "batch_size", 2) < 2 and self.norm == "batch":
-            raise ConfigError(
-                "`data.init_args.batch_size` is 1, and the classification branch has a BatchNorm, "
-                "which needs two clips: raise it, or set the objective's `norm: none`"
-            )
-
-    def build(self, facts: Facts) -> None:
+    def build(self, info: BuildInfo) -> None:
         """Makes branch and prior."""
-        if not facts.classes:
+        if not info.classes:
             raise ConfigError(
                 "`model.init_args.objectives` has a LabelClassification, and the data has no "
                 "classes: choose data with labels, or take it out"
             )
-        hidden = self.hidden or 4 * facts.width
-        self.branch = LabelBranch(facts.width, hidden, facts.classes, self.norm)
-        self.prior = LabelPrior(facts.classes, self.loss)
+        hidden = self.hidden or 4 * info.width
+        self.branch = LabelBranch(info.width, hidden, info.classes, self.norm)
+        self.prior = LabelPrior(info.classes, self.loss)
 
     def forward(self, view: View) -> Term:
         """The branch's loss on the labelled clips."""
@@ -89,7 +84,7 @@ class LabelClassification(Objective):
         if self.visible_fraction < 1:
             visible = view.visible.shape[1]
             taken = max(1, round(visible * self.visible_fraction))
-            places = visible_places(random_patches(view.draw("pooled", visible), taken))
+            places = visible_places(random_patches(view.rand("pooled", visible), taken))
             seen = gather_tokens(seen, places.to(seen.device))
         pooled = seen.mean(dim=1)
         known = view.batch["labelled"]

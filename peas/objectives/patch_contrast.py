@@ -1,11 +1,11 @@
-"""MAE-AST's second objective: masked patches are told apart."""
+"""MAE-AST's second objective: masked patches are discriminated."""
 
 from typing import ClassVar
 
 from torch import nn
 
 from peas.models.masked import gather_tokens
-from peas.objectives.base import Facts, Need, Objective, Term, View
+from peas.objectives.base import BuildInfo, Need, Objective, Term, View
 from peas.objectives.contrastive import NCEAxis, info_nce
 
 
@@ -25,13 +25,13 @@ class PatchContrast(Objective):
         super().__init__(weight)
         self.axis: NCEAxis = axis
 
-    def build(self, facts: Facts) -> None:
+    def build(self, info: BuildInfo) -> None:
         """Makes the head, from the decoder's tokens to cells."""
-        self.head = nn.Linear(facts.decoder_width, facts.cells)
+        self.head = nn.Linear(info.decoder_width, info.cells)
 
     def forward(self, view: View) -> Term:
         """InfoNCE, mean over the clips."""
         assert view.decoded is not None
         places = view.masked.nonzero()[:, 1].view(len(view.masked), -1)
-        told = gather_tokens(self.head(view.decoded), places)
-        return Term(info_nce(told, gather_tokens(view.patches, places), self.axis).loss)
+        predicted = gather_tokens(self.head(view.decoded), places)
+        return Term(info_nce(predicted, gather_tokens(view.patches, places), self.axis).loss)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from peas.objectives.base import Facts, Need, Objective, Rows, Term, View
+from peas.objectives.base import BuildInfo, Need, Objective, Rows, Term, View
 from peas.objectives.contrastive import patch_errors
 from peas.objectives.masked import masked_patch_error
 from peas.trivial import AgainstTrivial
@@ -29,18 +29,18 @@ class Reconstruction(Objective):
         super().__init__(weight)
         self.norm_pix = norm_pix
 
-    def build(self, facts: Facts) -> None:
+    def build(self, info: BuildInfo) -> None:
         """Makes the meter; the pixel head is the decoder's own, which PEAS uses afterwards."""
-        self.meter = AgainstTrivial(facts.cells)
+        self.meter = AgainstTrivial(info.cells)
 
     def forward(self, view: View) -> Term:
         """The error of the masked patches."""
         assert view.decoded is not None
         assert view.model.decoder is not None
         targets = view.model.targets(view.patches)
-        drawn = view.model.decoder.pred(view.decoded)
-        rows = Rows(patch_errors(drawn.detach(), targets), targets, view.sound & view.masked)
-        return Term(masked_patch_error(drawn, targets, view.masked), rows=rows)
+        predicted = view.model.decoder.pred(view.decoded)
+        rows = Rows(patch_errors(predicted.detach(), targets), targets, view.sound & view.masked)
+        return Term(masked_patch_error(predicted, targets, view.masked), rows=rows)
 
     def evaluate(self, term: Term) -> None:
         """Counts masked patches of real sound."""

@@ -21,7 +21,7 @@ from peas.models.mae import MaskedAutoencoder
 from peas.models.mae_decoder import DecoderShape
 from peas.models.positions import Raster, official_raster
 from peas.objectives import Objective, Reconstruction
-from peas.objectives.base import Facts
+from peas.objectives.base import BuildInfo
 from peas.objectives.composition import Losses, compose, encode
 from peas.optim import LrRule, cosine_factor, decay_groups
 from peas.tasks.finite import OnNonFinite
@@ -165,11 +165,11 @@ class MaskedAudioModeling(PretrainingTask):
         self._prepared = True
         for name, part in self.parts.items():
             part.prepare(getattr(self.trainer, "datamodule", None))
-            if facts := part.facts():
-                told = ", ".join(f"{key} {value}" for key, value in facts.items())
-                rank_zero_info(f"{name}: {told}")
-        found = {name: part.facts() for name, part in self.parts.items() if part.facts()}
-        _require_equal_facts(self.hparams.setdefault("objective_facts", found), found)
+            if description := part.description():
+                rank_zero_info(f"{name}: {description}")
+        prints = {name: part.fingerprint() for name, part in self.parts.items()}
+        found = {name: value for name, value in prints.items() if value}
+        _require_equal_teacher(self.hparams.setdefault("objective_fingerprints", found), found)
 
     def build(self, *, initialise: bool) -> None:
         """Makes front end, model, heads and meters, and loads `pretrained`."""
@@ -181,9 +181,9 @@ class MaskedAudioModeling(PretrainingTask):
         self.patch_masking.visible(self.model.grid)
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(self.model, Path(h["pretrained"]))))
-        facts = Facts(self.model.width, h["decoder_width"], cells, len(h["labels"]), self.model)
+        info = BuildInfo(self.model.width, h["decoder_width"], cells, len(h["labels"]), self.model)
         for part in self.parts.values():
-            part.build(facts)
+            part.build(info)
         self.meters = LossMeters(self.parts)
 
     def _model(self, mels: int) -> MaskedAutoencoder:
@@ -232,8 +232,10 @@ class MaskedAudioModeling(PretrainingTask):
             checkpoint["hyper_parameters"] = migration.pretraining(checkpoint["hyper_parameters"])
             checkpoint["state_dict"] = migration.weights(checkpoint["state_dict"])
         saved = checkpoint.get("hyper_parameters") or {}
-        known = self.hparams.setdefault("objective_facts", saved.get("objective_facts", {}))
-        _require_equal_facts(saved.get("objective_facts", {}), known)
+        known = self.hparams.setdefault(
+            "objective_fingerprints", saved.get("objective_fingerprints", {})
+        )
+        _require_equal_teacher(saved.get("objective_fingerprints", {}), known)
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or not self.trainer.training:
             return
@@ -262,11 +264,11 @@ class MaskedAudioModeling(PretrainingTask):
     def hide(self, batch: Batch, stage: Stage) -> Tensor:
         """Patches to mask, `[B, N]` bool, time-major."""
         grid = self.model.grid
-        draws = {
+        rand = {
             name: self.mask_draws(batch, stage, name, count)
-            for name, count in self.patch_masking.draws(grid).items()
+            for name, count in self.patch_masking.random_numbers(grid).items()
         }
-        return self.patch_masking.mask(draws, grid, batch["log_mel"])
+        return self.patch_masking.mask(rand, grid, batch["log_mel"])
 
     def losses(self, batch: Batch, stage: Stage) -> Losses:
         """Masks patches of a batch, encodes the others and takes every objective."""
@@ -275,7 +277,7 @@ class MaskedAudioModeling(PretrainingTask):
             self.model,
             batch,
             masked,
-            draw=lambda name, count: self.mask_draws(batch, stage, name, count),
+            rand=lambda name, count: self.mask_draws(batch, stage, name, count),
             total=self._all_processes,
             processes=self.trainer.world_size if self.trainer.training else 1,
         )
@@ -295,6 +297,15 @@ class MaskedAudioModeling(PretrainingTask):
         """Moves what is beside the model, and prints the settings that decide a result."""
         super().on_fit_start()
         self._move()
+        clips = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        for name, part in self.parts.items():
+            if clips is not None and clips < part.min_batch_size:
+                raise ConfigError(
+                    f"`data.init_args.batch_size` is {clips}, and "
+                    f"`model.init_args.objectives.{name}` needs {part.min_batch_size} clips in a "
+                    "batch: raise it (or, of LabelClassification, set `norm: none`: a BatchNorm "
+                    "has no variance of one clip)"
+                )
 
     def _move(self) -> None:
         for part in self.parts.values():
@@ -419,7 +430,7 @@ def _require_possible(parts: dict[str, Objective], roll_gain: str) -> None:
             )
 
 
-def _require_equal_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
+def _require_equal_teacher(saved: dict[str, Any], found: dict[str, Any]) -> None:
     for name in saved.keys() & found.keys():
         if saved[name] != found[name]:
             raise CheckpointError(

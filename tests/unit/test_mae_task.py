@@ -484,7 +484,7 @@ def test_a_shared_batch_norm_waits_for_processes_without_labels(
 
 def test_a_batch_of_one_and_a_batch_norm(sounds: Path, tmp_path: Path) -> None:
     one = data(sounds, batch_size=1)
-    with pytest.raises(ConfigError, match=r"batch_size` is 1, and .* BatchNorm.*norm: none"):
+    with pytest.raises(ConfigError, match=r"batch_size` is 1, and .*norm: none"):
         train(system("supmam"), sounds, tmp_path, clip_set=one)
     train(
         system("supmam", label_norm="none"),
@@ -502,6 +502,15 @@ def test_evaluation_needs_no_two_clips(sounds: Path, tmp_path: Path) -> None:
     alone = data(sounds, eval_batch_size=1)
     trainer = train(system("supmam"), sounds, tmp_path, clip_set=alone, epochs=1)
     assert trainer.callback_metrics["val/classification"] > 0
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    (scores,) = quiet_trainer(tmp_path).validate(
+        system("supmam"),
+        datamodule=data(sounds, batch_size=1),
+        ckpt_path=tmp_path / "run.ckpt",
+        verbose=False,
+        weights_only=True,
+    )
+    assert scores["val/classification"] > 0
 
 
 # --- teachers -------------------------------------------------------------------------------
@@ -635,7 +644,7 @@ def test_a_teacher_is_untouched_by_fit_and_nowhere_in_the_run(sounds: Path, tmp_
     assert (12, 2) in shapes
     assert (12, 2) not in {tuple(v.shape) for v in content["state_dict"].values()}
     assert "teacher" not in content["hyper_parameters"]
-    assert content["hyper_parameters"]["objective_facts"] == {
+    assert content["hyper_parameters"]["objective_fingerprints"] == {
         "distillation": {"width": 6, "fingerprint": teacher.fingerprint}
     }
 

@@ -68,13 +68,17 @@ def test_whatever_it_was_made_with_a_checkpoint_of_it_is_plain(tmp_path: Path) -
         ("objectives", ["reconstruction"]),
         ("objectives", {"a": None}),
         ("objectives", {"a": {"class_path": "x.Y"}}),
-        ("objective_facts", {"a": 1}),
+        ("objective_fingerprints", {"a": 1}),
     ],
 )
 def test_what_a_file_says_of_its_parts_is_checked(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=rf"^x\.ckpt.*{key}"):
         check_run({"hyper_parameters": {key: value}}, "x.ckpt")
     spec = RandomPatches().spec()
-    good = {"masking": spec, "objectives": {"a": spec}, "objective_facts": {"a": {"width": 3}}}
+    good = {
+        "masking": spec,
+        "objectives": {"a": spec},
+        "objective_fingerprints": {"a": {"width": 3}},
+    }
     check_run({"hyper_parameters": good}, "x.ckpt")
     check_run({"hyper_parameters": {"masking": "structured"}}, "x.ckpt")

@@ -86,7 +86,7 @@ HYPER_PARAMETERS: dict[str, _Rule] = {
     # A word in 0.1.
     "masking": (lambda found: found in ("random", "structured") or _spec(found), _TOLD),
     "objectives": (_specs, f"names, each with {_TOLD}"),
-    "objective_facts": (
+    "objective_fingerprints": (
         lambda found: (
             isinstance(found, Mapping)
             and all(isinstance(facts, Mapping) for facts in found.values())
