@@ -40,7 +40,7 @@ from peas.data.targets.writing import Block, ids_sum, write_targets
 from peas.masking import RandomPatches
 from peas.models.checkpoints import load_pretrained
 from peas.models.clap import TransformersClapTeacher
-from peas.models.encoder import SIZES
+from peas.models.vit import SIZES
 from peas.models.masked import visible_places
 from peas.objectives import FeatureDistillation, masked_patch_error
 from peas.tasks import MaskedAudioModeling

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from peas.allocator import keep_freed_memory
 from peas.models.checkpoints.ssast import load_pretrained
-from peas.models.encoder import SIZES
+from peas.models.vit import SIZES
 from peas.tasks import Classification
 
 CLASSES, FRAMES, MELS = 50, 512, 128

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from peas.filter_bank import SILENCE, FilterBank, filter_bank, log_mel_energies
+from peas.parts import Part
 
 SOUND_MARGIN = 3.0
 """Nepers of energy above the floor from which a cell holds sound.
@@ -35,50 +37,151 @@ class Spectrogram(NamedTuple):
     valid: Tensor
 
 
-class LogMel(nn.Module):
-    """Front end of every model: mean removal, filter bank, padding or cut, normalisation.
+class FrontEnd(Part, nn.Module, ABC):
+    """Waveforms to normalised log-mels, chosen in a config by its class path.
 
-    The order is that of the official SSAST loader: padding is 0.0 on the raw log-mel scale and so
-    lies well above the mean afterwards (0.467 with AudioSet's statistics).
+    A subclass takes its settings in `__init__`, sets `rate` and `n_mels`, and gives `forward`.
 
     The statistics are buffers of the state dict, so that a checkpoint carries them.
 
     Args:
+        frames: Number of frames T of every output, longer clips are cut; null takes the data's.
+        mean: Mean of the data set's cells before normalisation; null takes the data's.
+        std: Their standard deviation; null takes the data's. SSAST's normalisation divides by
+            twice this value.
+        channels: What becomes of several channels of a clip; null takes the data's. `peas tag`
+            reads sound so.
+
+    Attributes:
+        rate: Samples per second of the waveforms.
+        n_mels: Number of mel bins F.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("frames", "mean", "std", "channels")
+    """Settings that weights depend on."""
+    rate: int = 16_000
+    n_mels: int
+    frames: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        frames: int | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+        channels: Literal["mean", "first"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        if frames is not None:
+            self.frames = frames
+        for name, value in (("mean", mean), ("std", std)):
+            # Without the data's they are no numbers yet.
+            given = float("nan") if value is None else value
+            self.register_buffer(name, torch.tensor(given, dtype=torch.float32))
+        self._check(frames, std)
+
+    def build(self, **facts: Any) -> Self:
+        """Takes what the settings left to the data, and gives itself back.
+
+        Args:
+            facts: Of `frames`, `mean`, `std` and `channels`.
+        """
+        self._given.update(facts)
+        for name, value in facts.items():
+            if name in ("mean", "std"):
+                getattr(self, name).fill_(value)
+            else:
+                setattr(self, name, value)
+        self._check(facts.get("frames"), facts.get("std"))
+        return self
+
+    @staticmethod
+    def _check(frames: int | None, std: float | None) -> None:
+        if (frames is not None and frames < 1) or (std is not None and std <= 0):
+            raise ValueError(f"frames and std must be positive, not {frames} and {std}")
+
+    @abstractmethod
+    def forward(self, waveform: Tensor, length: Tensor | None = None) -> Spectrogram:
+        """Turns waveforms into normalised log-mels.
+
+        Args:
+            waveform: `[B, S]` at `rate`, full scale at -1 and 1. Samples past a clip's length are
+                ignored.
+            length: `[B]` number of samples of each clip. Default: S for all.
+
+        Returns:
+            Spectrogram with T = `frames`.
+        """
+
+    def samples(self) -> int:
+        """Samples S that `frames` frames need."""
+        return (self.frames - 1) * self.rate // 100 + self.rate * 25 // 1000
+
+    def sounding_bins(self, log_mel: Tensor, valid: Tensor) -> Tensor:
+        """Mel bins that hold sound, clip by clip, `[B, F]` bool; all, unless a front end knows.
+
+        Args:
+            log_mel: `[B, T, F]` as `forward` returns it, without noise over it.
+            valid: `[B, T]` bool.
+        """
+        shape = (len(log_mel), log_mel.shape[2])
+        return torch.ones(shape, dtype=torch.bool, device=log_mel.device)
+
+    def fill_value(self, kind: Literal["raw_zero", "zero"]) -> Tensor:
+        """Value that a masked cell takes on the normalised scale.
+
+        Args:
+            kind: "raw_zero" is 0.0 before normalisation, the official loader's masks and padding.
+                "zero" is 0.0 after it, the mean of the data set.
+
+        Returns:
+            Scalar float32 on the module's device.
+        """
+        if kind == "raw_zero":
+            return -self.mean / (2 * self.std)
+        if kind == "zero":
+            return torch.zeros_like(self.mean)
+        raise ValueError(f"kind must be 'raw_zero' or 'zero', not {kind!r}")
+
+
+class KaldiLogMel(FrontEnd):
+    """Front end of SSAST and AudioMAE: mean removal, filter bank, padding or cut, normalisation.
+
+    The order is that of the official SSAST loader: padding is 0.0 on the raw log-mel scale and so
+    lies well above the mean afterwards (0.467 with AudioSet's statistics).
+
+    Args:
+        frames: As in `FrontEnd`.
+        mean: As in `FrontEnd`.
+        std: As in `FrontEnd`.
+        channels: As in `FrontEnd`.
         rate: Samples per second of the waveforms.
         n_mels: Number of mel filters F.
-        frames: Number of frames T of every output. Longer clips keep their first T frames.
-        mean: Mean of the data set's raw log-mel cells. Default: AudioSet's.
-        std: Their standard deviation. The official normalisation divides by twice this value.
 
     Raises:
         ValueError: `frames` or `std` is not positive.
     """
 
-    mean: Tensor
-    std: Tensor
     window: Tensor
     mel: Tensor
 
     def __init__(
         self,
-        *,
+        frames: int | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+        channels: Literal["mean", "first"] | None = None,
         rate: int = 16_000,
         n_mels: int = 128,
-        frames: int = 512,
-        mean: float = -4.2677393,
-        std: float = 4.5689974,
     ) -> None:
-        super().__init__()
-        if frames < 1 or std <= 0:
-            raise ValueError(f"frames and std must be positive, not {frames} and {std}")
+        super().__init__(frames, mean, std, channels)
         bank = filter_bank(rate, n_mels, torch.device("cpu"))
         self.rate = rate
-        self.frames = frames
         self.n_mels = n_mels
         self._groups = bank.groups
         self._shift = bank.shift
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.register_buffer("window", bank.window.clone(), persistent=False)
         self.register_buffer("mel", bank.mel.clone(), persistent=False)
 
@@ -146,21 +249,9 @@ class LogMel(nn.Module):
         sounding = above.any(2).sum(1, keepdim=True)
         return (above.sum(1) > SOUND_SHARE * sounding) & self.mel.any(dim=0)
 
-    def fill_value(self, kind: Literal["raw_zero", "zero"]) -> Tensor:
-        """Value that a hidden cell takes on the normalised scale.
 
-        Args:
-            kind: "raw_zero" is 0.0 before normalisation, the official loader's masks and padding.
-                "zero" is 0.0 after it, the mean of the data set.
-
-        Returns:
-            Scalar float32 on the module's device.
-        """
-        if kind == "raw_zero":
-            return -self.mean / (2 * self.std)
-        if kind == "zero":
-            return torch.zeros_like(self.mean)
-        raise ValueError(f"kind must be 'raw_zero' or 'zero', not {kind!r}")
+LogMel = KaldiLogMel
+"""Its name until 0.1."""
 
 
 def _remove_mean(waveform: Tensor, length: Tensor) -> Tensor:

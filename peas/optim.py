@@ -8,7 +8,7 @@ Every group has `base_lr`, its rate at factor 1, and a `name`.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -40,12 +40,13 @@ def global_lr(lr: float, rule: LrRule, global_batch: int | None) -> float:
         return lr
     if rule != "batch256":
         raise ConfigError(
-            f"`model.init_args.lr_rule` is {rule!r}: use one of {', '.join(get_args(LrRule))}"
+            f"`model.init_args.recipe.init_args.lr_rule` is {rule!r}: use one of "
+            f"{', '.join(get_args(LrRule))}"
         )
     if global_batch is None:
         raise ConfigError(
-            "`model.init_args.lr_rule: batch256` needs the data module's batch size, which is "
-            "not known: give `data`, or use `absolute`"
+            "`model.init_args.recipe.init_args.lr_rule: batch256` needs the data module's batch "
+            "size, which is not known: give `data`, or use `absolute`"
         )
     return lr * global_batch / 256
 
@@ -154,7 +155,12 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict
 
 
 def layer_groups(
-    module: nn.Module, depth: int, lr: float, weight_decay: float, layer_decay: float
+    module: nn.Module,
+    depth: int,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    layer_of: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
     """Layer-wise learning rates: the nearer to the input, the smaller (BEiT, AudioMAE).
 
@@ -170,6 +176,7 @@ def layer_groups(
         lr: Learning rate of the last layer.
         weight_decay: Of the decayed groups.
         layer_decay: Ratio of one layer's rate to the next one's, above 0 and up to 1 = all alike.
+        layer_of: Layer of a parameter by its name; None = by the names of SSAST and AudioMAE.
 
     Returns:
         Groups from the last layer to the first, so that the first one has the whole rate.
@@ -179,14 +186,14 @@ def layer_groups(
     """
     if not 0.0 < layer_decay <= 1.0:
         raise ConfigError(
-            f"`model.init_args.layer_decay` is {layer_decay}: give a number above 0 and up to 1 "
-            "(1 trains every layer at the same rate)"
+            f"`model.init_args.recipe.init_args.layer_decay` is {layer_decay}: give a number above "
+            "0 and up to 1 (1 trains every layer at the same rate)"
         )
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue
-        layer = _layer(name, depth)
+        layer = layer_of(name) if layer_of else _layer(name, depth)
         decayed = _has_decay(name, p.ndim) and not name.endswith(UNDECAYED)
         if (layer, decayed) not in groups:
             rate = lr * layer_decay ** (depth + 1 - layer)

@@ -17,6 +17,7 @@ from peas.cli_errors import cause
 from peas.config_file import read_config
 from peas.errors import ConfigError
 from peas.migration import config as of_this_release
+from peas.migration import words
 
 _load = get_loader("yaml")
 
@@ -57,7 +58,8 @@ class PeasParser(LightningArgumentParser):
         if getattr(self, "_inner_parser", False):
             args = None if args is None else [_yaml(word) for word in args]
         else:
-            for file in _config_files(sys.argv[1:] if args is None else args):
+            args = words(sys.argv[1:] if args is None else args)
+            for file in _config_files(args):
                 read_config(file)
         config: Namespace = super().parse_args(args, *more, **kwargs)
         return config

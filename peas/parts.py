@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 
 class Part:
@@ -34,6 +34,16 @@ class Part:
         object.__setattr__(part, "_given", told)
         return part
 
+    def setting(self, name: str) -> Any:
+        """What a setting was given as; None for one that this part does not have."""
+        return self._given.get(name)
+
+    def settle(self, **values: Any) -> None:
+        """Notes what settings that were null have come to, here and for `spec`."""
+        for name, value in values.items():
+            setattr(self, name, value)
+            self._given[name] = value
+
     def spec(self) -> dict[str, Any]:
         """`class_path` and `init_args`, plain."""
         given = {key: value for key, value in self._given.items() if key not in self.unsaved}
@@ -41,6 +51,9 @@ class Part:
             "class_path": class_path(type(self)),
             "init_args": {key: plain(value) for key, value in given.items()},
         }
+
+
+P = TypeVar("P", bound=Part)
 
 
 def class_path(cls: type) -> str:
@@ -72,3 +85,15 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return class_path(type(value))
+
+
+def made(value: P | Mapping[str, Any] | None, base: type[Any]) -> P | None:
+    """A part as it is, or from a checkpoint's table of class path and settings.
+
+    Raises:
+        CheckpointError: The table names no class of `peas` that is such a part.
+    """
+    if isinstance(value, Mapping):
+        part: P = make(value, base, where="hyper_parameters")
+        return part
+    return value

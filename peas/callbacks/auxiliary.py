@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from peas.models.masked import MaskedModel
+from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
 
 
@@ -25,7 +25,7 @@ class AuxiliaryModel:
     def __init__(self, kind: Literal["live", "frozen", "ema"], decay: float) -> None:
         self.kind = kind
         self.decay = decay
-        self._copy: MaskedModel | None = None
+        self._copy: Encoder | None = None
         self._saved: dict[str, Any] | None = None
         self._step = 0
 
@@ -49,7 +49,7 @@ class AuxiliaryModel:
                 mean.lerp_(live.detach(), 1 - self.decay)
 
     @contextmanager
-    def evaluating(self, task: BaseTask) -> Iterator[MaskedModel]:
+    def evaluating(self, task: BaseTask) -> Iterator[Encoder]:
         """The model of the passes, with stochastic depth off."""
         if self._copy is not None:
             yield self._copy

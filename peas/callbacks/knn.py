@@ -1,5 +1,6 @@
 """How much a pretraining model knows of classes that it is never told: kNN on a labelled set."""
 
+import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ from peas.data.columns import Rows
 from peas.data.loader import ClipLoader
 from peas.data.module import SPLITS, ClipDataModule
 from peas.errors import ConfigError
-from peas.frontend import LogMel
 from peas.neighbours import nearest_classes
 from peas.processes import gather
 from peas.tasks.base import BaseTask
@@ -132,9 +132,7 @@ class KNN(Callback):
         self, trainer: Trainer, task: BaseTask, clips: "_Clips"
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings `[N, D]`, classes `[N]` and parts `[N]` of all processes' clips."""
-        front_end = LogMel(
-            frames=self.data.frames, mean=task.hparams["mean"], std=task.hparams["std"]
-        ).to(task.device)
+        front_end = copy.deepcopy(task.front_end).build(frames=self.data.frames)
         parts = dict(zip(clips.table.ids, clips.part.tolist(), strict=True))
         training = [(module, module.training) for module in task.model.modules()]
         task.model.eval()

@@ -1,17 +1,11 @@
 """Metrics that callbacks wait for are asked about before training, not after an epoch."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from peas.errors import ConfigError
-from peas.tasks import Classification, MaskedAudioModeling, SSASTPretraining
+from peas.tasks.base import BaseTask
 
-SCORES = {"mAP", "AUC", "d_prime", "classes", "clips", "loss"}
-"""Of every classification; `accuracy` where a clip has one class."""
-AGAINST_MEAN = {"valid_mse", "trivial_mse"}
-"""Of every reconstruction."""
 OURS = ("peas", "lightning")
 """Packages whose callbacks log what is known here."""
 OTHERS = ("mask", "peas", "knn", "data", "grad", "lr")
@@ -61,22 +55,9 @@ def logged(task: LightningModule) -> set[str] | None:
     Args:
         task: The task.
     """
-    h: Any = task.hparams
-    if isinstance(task, Classification):
-        one = set() if h["multi_label"] else {"accuracy"}
-        auxiliary = {"aux_loss"} if h["aux_loss_weight"] > 0 else set()
-        train, val, step = {"loss"} | one | auxiliary, SCORES | one, {"loss"}
-    elif isinstance(task, SSASTPretraining):
-        train = step = set(task.train_means)
-        val = {"nce_accuracy" if name == "accuracy" else name for name in task.evaluation_means}
-        val |= AGAINST_MEAN if task.draws_patches else set()
-    elif isinstance(task, MaskedAudioModeling):
-        meters = task.meters
-        step, val = set(meters.training_means), set(meters.evaluation_means)
-        train = step | {name for part in task.parts.values() for name in part.sums}
-        val |= {name for part in task.parts.values() for name in part.baselines}
-    else:
+    if not isinstance(task, BaseTask):
         return None
-    if h["on_nonfinite"] == "skip":
+    train, val, step = task.metric_names()
+    if task.recipe.on_nonfinite == "skip":
         train = train | {"skipped_steps"}
     return {f"train/{name}" for name in train} | {f"val/{name}" for name in val} | step

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
-from peas.models.masked import MaskedModel
+from peas.models.encoder import Encoder
 from peas.models.patch_masking import times_and_bands
 from peas.tasks.base import BaseTask
 
@@ -40,7 +40,7 @@ class PatchDropping(Callback):
                 )
         self.time, self.freq = time, freq
 
-    def kept(self, model: MaskedModel) -> tuple[int, int]:
+    def kept(self, model: Encoder) -> tuple[int, int]:
         """Numbers of times and of bands that stay."""
         bands, times = model.grid
         return _kept(times, self.time), _kept(bands, self.freq)

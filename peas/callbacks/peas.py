@@ -293,11 +293,12 @@ class PEAS(RandomMasking):
         """Checks the masks and that the model can reconstruct, and makes its copy."""
         super().on_fit_start(trainer, pl_module)
         assert isinstance(pl_module, BaseTask)
-        if self.refresh_every > 1 and pl_module.hparams.get("roll_gain") == "paper":
+        if self.refresh_every > 1 and pl_module.roll_gain == "paper":
             raise ConfigError(
                 f"`{self.key('refresh_every')}` is {self.refresh_every}, and `model.init_args."
-                "roll_gain: paper` begins a clip elsewhere in every epoch, so errors of an earlier "
-                "one lie at other times: set refresh_every to 1, or roll_gain to official"
+                "augmentation.roll_gain: paper` begins a clip elsewhere in every epoch, so errors "
+                "of an earlier one lie at other times: set refresh_every to 1, or roll_gain to "
+                "official"
             )
         self.scoring.start(pl_module)
 

@@ -14,11 +14,10 @@ from peas.data.batch import Batch
 from peas.data.listing import some
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
+from peas.models.encoder import Encoder
 from peas.models.grid import fold_average
-from peas.models.masked import MaskedModel
-from peas.objectives import FeatureDistillation, Term
-from peas.tasks.mae import MaskedAudioModeling
-from peas.tasks.ssast import SSASTPretraining
+from peas.objectives import FeatureDistillation, Reconstruction, Term
+from peas.tasks.pretraining import Pretraining
 
 
 class FeatureView(NamedTuple):
@@ -97,7 +96,7 @@ class Reconstructions(Callback):
             ConfigError: The task is none of pretraining, or predicts neither patches nor features;
                 or the validation set lacks a clip.
         """
-        if not isinstance(pl_module, SSASTPretraining | MaskedAudioModeling):
+        if not isinstance(pl_module, Pretraining):
             raise ConfigError(
                 "`trainer.callbacks` holds Reconstructions, which is for pretraining tasks: use "
                 "`peas.callbacks.Pictures` in fine-tuning"
@@ -135,7 +134,7 @@ class Reconstructions(Callback):
             return
         rows = [row for row, clip in enumerate(batch["id"]) if clip in self._ids]
         if rows and self._due(trainer):
-            assert isinstance(pl_module, SSASTPretraining | MaskedAudioModeling)
+            assert isinstance(pl_module, Pretraining)
             self._save(trainer, pl_module, _take(batch, rows))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,9 +148,7 @@ class Reconstructions(Callback):
         rested = self._drawn is None or epoch - self._drawn >= self.every
         return rested or epoch in (last, self._drawn)
 
-    def _save(
-        self, trainer: Trainer, task: SSASTPretraining | MaskedAudioModeling, batch: Batch
-    ) -> None:
+    def _save(self, trainer: Trainer, task: Pretraining, batch: Batch) -> None:
         # Hooks run outside autocast.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             views = reconstruction_views(task, batch)
@@ -160,9 +157,7 @@ class Reconstructions(Callback):
             save_picture(trainer, draw(named), clip, "reconstruction")
 
 
-def reconstruction_views(
-    task: SSASTPretraining | MaskedAudioModeling, batch: Batch
-) -> list[ReconstructionView]:
+def reconstruction_views(task: Pretraining, batch: Batch) -> list[ReconstructionView]:
     """What the pictures of some clips show, from a task in evaluation mode.
 
     Args:
@@ -170,14 +165,14 @@ def reconstruction_views(
         batch: With `log_mel`, `frames` and `valid`, and the teacher's keys where it has one.
     """
     model, log_mel = task.model, batch["log_mel"]
-    hidden = task.hide(batch, "val").to(log_mel.device)
+    hidden = task.masked_patches(batch, "val", _own_stream(task)).to(log_mel.device)
     rows, columns = model.grid
     by_frequency = hidden
     if model.time_major:
         by_frequency = hidden.view(-1, columns, rows).transpose(1, 2).flatten(1)
     drawn = model.reconstruct(log_mel, by_frequency) if model.reconstructs else None
     features: Term | None = None
-    if isinstance(task, MaskedAudioModeling) and (name := _feature_name(task)):
+    if name := _feature_name(task):
         features = task.losses(batch, "val").terms[name]
     cells = hidden_cells(model, by_frequency, log_mel.shape[1], log_mel.shape[2])
     return [
@@ -195,7 +190,7 @@ def reconstruction_views(
     ]
 
 
-def hidden_cells(model: MaskedModel, hidden: Tensor, frames: int, mels: int) -> Tensor:
+def hidden_cells(model: Encoder, hidden: Tensor, frames: int, mels: int) -> Tensor:
     """Cells that lie under hidden patches and under no visible one.
 
     Args:
@@ -212,10 +207,13 @@ def hidden_cells(model: MaskedModel, hidden: Tensor, frames: int, mels: int) -> 
     return fold_average(patches, model.patch, model.stride, frames, mels) > 1 - 1e-4
 
 
-def _feature_name(task: SSASTPretraining | MaskedAudioModeling) -> str | None:
+def _own_stream(task: Pretraining) -> str | None:
+    """Whose mask is shown: the shared one, or that of what is reconstructed."""
+    return None if task.hparams["passes"] == "shared" else Reconstruction.stream
+
+
+def _feature_name(task: Pretraining) -> str | None:
     """Name of the objective that predicts a teacher's features; None without one."""
-    if not isinstance(task, MaskedAudioModeling):
-        return None
     found = (n for n, part in task.parts.items() if isinstance(part, FeatureDistillation))
     return next(found, None)
 

@@ -20,7 +20,7 @@ from peas.augment.windows import Marginals, marginals
 from peas.callbacks.auxiliary import AuxiliaryModel
 from peas.callbacks.means import EpochMeans
 from peas.data.batch import Batch
-from peas.models.masked import MaskedModel
+from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
 
 TIMED_EVERY = 50
@@ -83,7 +83,7 @@ class Scoring:
             task.model.require_reconstruction()
         if self.aux_input_mask == "complementary":
             task.model.require_head_for(torch.ones(1, 1, dtype=torch.bool))
-            model, frames = task.model, task.hparams["frames"]
+            model, frames = task.model, task.front_end.frames
             grid = model.token_grid(frames, self.aux_grid)
             groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)
             patches_to_cells(groups, model.patch, grid, frames, task.front_end.n_mels)
@@ -148,7 +148,7 @@ class Scoring:
         return True
 
     def _reconstruction(
-        self, model: MaskedModel, task: BaseTask, batch: Batch, log_mel: Tensor
+        self, model: Encoder, task: BaseTask, batch: Batch, log_mel: Tensor
     ) -> Callable[[Tensor], Tensor]:
         """G(E(.)) as the keys say."""
 

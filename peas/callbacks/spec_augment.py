@@ -80,7 +80,7 @@ class BlockMasking(MaskingStrategy):
         """Also refuses masks that do not fit, and an endless run."""
         super().on_fit_start(trainer, pl_module)
         assert isinstance(pl_module, BaseTask)
-        check_width(self.key("max_time"), self.max_time, pl_module.hparams["frames"])
+        check_width(self.key("max_time"), self.max_time, pl_module.front_end.frames)
         check_width(self.key("max_freq"), self.max_freq, pl_module.front_end.n_mels)
         if not trainer.max_epochs or trainer.max_epochs < 0:
             raise ConfigError("`trainer.max_epochs` is not set: masking schedules depend on it")

@@ -2,13 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 
 from peas.arguments import Arguments
 from peas.data.labels import read_labels
 from peas.errors import CheckpointError, PeasError, say
+from peas.frontend import KaldiLogMel
+from peas.models import SSAST, AudioMAE
 from peas.models.checkpoints import audiomae, load_pretrained, read_state, ssast
 from peas.models.checkpoints.audiomae_keys import is_audiomae
 from peas.models.checkpoints.checking import malformed
@@ -49,8 +51,8 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     state = read_state(args.file)
     with malformed(args.file):
-        family: Literal["ssast", "audiomae"] = "audiomae" if is_audiomae(state) else "ssast"
-        facts, stride = _ssast(state, args) if family == "ssast" else _audiomae(state, args)
+        mae = is_audiomae(state)
+        facts, stride = _audiomae(state, args) if mae else _ssast(state, args)
     mean, std, frames = STATISTICS[args.dataset]
     labels = read_labels(args.dataset)
     if facts.num_classes and facts.num_classes != len(labels):
@@ -58,18 +60,14 @@ def main(argv: list[str]) -> None:
             f"{args.file} has {facts.num_classes} classes and {args.dataset} {len(labels)}: "
             "choose another --dataset"
         )
+    settings: dict[str, Any] = {"size": facts.size, "patch": facts.patch, "stride": stride}
+    family: type[AudioMAE] | type[SSAST] = AudioMAE if mae else SSAST
     task = Classification(
         pretrained=None,
-        encoder=family,
-        size=facts.size,  # type: ignore[arg-type]
-        patch=facts.patch,
-        stride=stride,
-        pooling=args.pooling,
+        encoder=family(**settings, pooling=args.pooling),
+        front_end=KaldiLogMel(frames, mean, std),
         loss=args.loss,
         labels=labels,
-        mean=mean,
-        std=std,
-        frames=frames,
         multi_label=args.dataset == "audioset",
     )
     task.build(initialise=False)

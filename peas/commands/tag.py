@@ -112,7 +112,7 @@ def score(task: Classification, waveform: Tensor, *, every: bool = True) -> list
         every: All windows; False = the first alone.
     """
     front = task.front_end
-    length = (task.hparams["frames"] - 1) * front.rate // 100 + front.rate * 25 // 1000
+    length = front.samples()
     several = task.hparams["loss"] == "bce"
     found = []
     for start in windows(len(waveform), length)[: None if every else 1]:
@@ -174,7 +174,7 @@ def _read(clip: str, task: Classification) -> Tensor:
     except UnicodeEncodeError:
         # The decoder takes no name that is not UTF-8.
         source = path.read_bytes() if path.exists() else path
-    return audio.load(source, task.front_end.rate, task.hparams["channels"] or "mean", name=clip)
+    return audio.load(source, task.front_end.rate, task.front_end.channels or "mean", name=clip)
 
 
 def _print(lines: list[str]) -> None:

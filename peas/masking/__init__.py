@@ -1,5 +1,10 @@
 """Which patches are masked in pretraining."""
 
-from peas.masking.patches import PatchMasking, RandomPatches, StructuredPatches
+from peas.masking.patches import (
+    ClusteredPatches,
+    PatchMasking,
+    RandomPatches,
+    StructuredPatches,
+)
 
-__all__ = ["PatchMasking", "RandomPatches", "StructuredPatches"]
+__all__ = ["ClusteredPatches", "PatchMasking", "RandomPatches", "StructuredPatches"]

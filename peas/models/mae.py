@@ -1,34 +1,30 @@
 """AudioMAE: a spectrogram transformer that encodes visible patches and draws the hidden ones."""
 
 import math
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from peas.errors import ConfigError, NoReconstruction
-from peas.models.grid import Pair, covered, fold_average, grid_shape, pad_to_patch, unpatchify
+from peas.errors import ConfigError
+from peas.models.encoder import Encoder, Need, Pretext
 from peas.models.mae_decoder import Decoder, DecoderKind, DecoderShape
 from peas.models.mae_encoder import MaskedEncoder
-from peas.models.masked import (
-    Grid,
-    MaskedModel,
-    check_grid,
-    other_geometry,
-    visible_places,
-)
-from peas.models.positions import Raster
+from peas.models.masked import other_geometry, visible_places
+from peas.models.positions import Raster, official_raster
 
 _KINDS: tuple[DecoderKind, DecoderKind] = ("local", "global")
 PIXEL_EPS = 1e-6
 """Added to the variance of a patch before it is normalised."""
 
 
-class MaskedAutoencoder(MaskedModel):
+class AudioMAE(Encoder):
     """AudioMAE (Huang et al., 2022), for pretraining, classification and PEAS.
 
     The decoder stays when a pretrained model becomes a classifier, frozen, because PEAS (its
-    equations 1 and 2) asks for `reconstruct`; the official fine-tuning code throws it away.
+    equations 1 and 2) asks for `reconstruct`; the official fine-tuning code throws it away. It was
+    trained on masked patches alone, so what it predicts at visible ones is a guess.
 
     Attributes:
         encoder: `MaskedEncoder`.
@@ -42,75 +38,113 @@ class MaskedAutoencoder(MaskedModel):
             shapes it makes a checkpoint self-describing.
     """
 
-    time_major = True
-    reconstructs: Tensor
+    special = 1
+    fixed = (
+        "size",
+        "patch",
+        "stride",
+        "positions",
+        "pooling",
+        "decoder",
+        "decoder_width",
+        "decoder_depth",
+        "decoder_heads",
+        "decoder_window",
+        "decoder_first_shift",
+    )
     geometry: Tensor
 
     def __init__(
         self,
-        size: str = "base",
-        *,
-        num_classes: int = 0,
-        frames: int = 1024,
-        mels: int = 128,
-        patch: Pair = (16, 16),
-        stride: Pair | None = None,
+        size: Literal["mini", "tiny", "small", "base", "large"] = "base",
+        patch: tuple[int, int] = (16, 16),
+        stride: tuple[int, int] | None = None,
         positions: Raster | None = None,
-        decoder: DecoderShape | None = None,
-        pixels: bool = True,
-        norm_pix: bool = True,
         pooling: Literal["mean", "cls"] = "mean",
         drop_path: float = 0.0,
+        decoder: DecoderKind = "local",
+        decoder_width: int = 512,
+        decoder_depth: int = 16,
+        decoder_heads: int = 16,
+        decoder_window: int = 4,
+        decoder_first_shift: Literal[0, 1] = 0,
     ) -> None:
-        """Build the model with fresh weights, begun as the official code begins them.
+        """Note the settings. Those of the decoder are for pretraining: later a file brings its own.
 
         Args:
-            size: Key of `peas.models.encoder.SIZES`.
-            num_classes: Number of classes C; 0 for pretraining.
-            frames: Number of frames T of the input.
-            mels: Number of mel bins F of the input.
-            patch: Height and width of a patch, (mel bins, frames).
-            stride: Step between two patches; by default the patch.
-            positions: Raster of the fixed tables; by default the official code's for this stride.
-            decoder: Shape of the decoder; None = none. A loaded checkpoint brings its own.
-            pixels: Whether the decoder predicts patches.
-            norm_pix: Whether those patches are normalised by their own mean and deviation.
+            size: Key of `peas.models.vit.SIZES`.
+            patch: Patch shape (mel bins, frames).
+            stride: Step between patches; null = the patch. AudioMAE's overlapping variant has
+                (10, 10) and windows of 6.
+            positions: Raster of the fixed tables: `stored`, that of AudioMAE's released files, or
+                `geometric`. Null is the official code's: `stored`, and `geometric` where patches
+                overlap. A file of weights brings its own. See `peas.models.positions`.
             pooling: `mean` of the patch tokens, or the class token (`cls`).
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
-
-        Raises:
-            ConfigError: If a size, pooling or shape is impossible.
+                AudioMAE has 0.1 in fine-tuning.
+            decoder: `local` attention in windows, or `global`.
+            decoder_width: Width of its tokens.
+            decoder_depth: Its blocks: officially 16 local ones or 8 global ones. The single block
+                of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP alone.
+            decoder_heads: Its attention heads.
+            decoder_window: Side of a window in patches.
+            decoder_first_shift: 0: the first local block is not shifted; 1: it is, as "a single
+                transformer block with shifted local attention" may be read.
         """
         super().__init__()
-        if pooling not in ("mean", "cls"):
-            raise ConfigError(f"unknown pooling {pooling!r}; choose 'mean' or 'cls'")
-        self.encoder = MaskedEncoder(
-            size,
-            frames=frames,
-            mels=mels,
-            patch=patch,
-            stride=stride,
-            positions=positions,
-            drop_path=drop_path,
+        self.size, self.patch = size, (patch[0], patch[1])
+        self.settle(stride=self.patch if stride is None else (stride[0], stride[1]))
+        self.positions: Raster = positions or official_raster(self.patch, self.stride)
+        self.settle(positions=self.positions)
+        self.pooling, self.drop_path = pooling, drop_path
+        self.shape = DecoderShape(
+            decoder,
+            decoder_width,
+            decoder_depth,
+            decoder_heads,
+            decoder_window,
+            decoder_first_shift,
         )
-        self.num_classes = num_classes
-        self.pooling = pooling
-        self.patch, self.stride = self.encoder.patch, self.encoder.stride
-        self.fc_norm: nn.Module = nn.Identity()
-        self.head: nn.Module = nn.Identity()
-        if num_classes:
-            self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
-            self.head = nn.Linear(self.width, num_classes)
-            nn.init.trunc_normal_(self.head.weight, std=2e-5)
-            nn.init.zeros_(self.head.bias)
+        self.decoder: Decoder | None = None
+
+    def make(self, needs: Collection[Need] | None) -> None:
+        """Makes the modules, begun as the official code begins them."""
+        self.encoder = MaskedEncoder(
+            self.size,
+            frames=self.frames,
+            mels=self.mels,
+            patch=self.patch,
+            stride=self.stride,
+            positions=self.positions,
+            drop_path=self.drop_path,
+        )
+        self.width = self.encoder.width
+        self.make_classifier()
+        if self.num_classes:
             # Fine-tuning sends no gradient through it, and DistributedDataParallel stops on
             # parameters that wait for one in vain.
             self.encoder.norm.requires_grad_(False)
-        self.decoder: Decoder | None = None
-        self.register_buffer("reconstructs", torch.tensor(False))
         self.register_buffer("geometry", torch.zeros(9, dtype=torch.int64))
-        self.attach_decoder(decoder, pixels=pixels, norm_pix=norm_pix)
+        asked = needs or ()
+        self.attach_decoder(
+            self.shape if "decoder" in asked else None,
+            pixels="pixels" in asked,
+            norm_pix=self.norm_pix,
+        )
         self.register_load_state_dict_pre_hook(_adopt_decoder)  # type: ignore[no-untyped-call]
+
+    def make_classifier(self) -> None:
+        """As the official code begins it."""
+        super().make_classifier()
+        if isinstance(self.head, nn.Linear):
+            self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
+            nn.init.trunc_normal_(self.head.weight, std=2e-5)
+            nn.init.zeros_(self.head.bias)
+
+    @property
+    def decoder_width(self) -> int:
+        """Width of the decoder's tokens."""
+        return self.shape.width if self.decoder is None else self.decoder.shape.width
 
     def attach_decoder(self, shape: DecoderShape | None, *, pixels: bool, norm_pix: bool) -> None:
         """Give the model a fresh decoder, frozen when the model is a classifier.
@@ -139,159 +173,116 @@ class MaskedAutoencoder(MaskedModel):
         self.geometry = torch.tensor(facts, device=device)
         self.reconstructs = torch.tensor(shape is not None and pixels, device=device)
 
-    @property
-    def width(self) -> int:
-        """Width D of a token."""
-        return self.encoder.width
-
-    @property
-    def grid(self) -> Pair:
-        """Patches along (frequency, time) of the model's own input."""
-        return self.encoder.grid
-
     # --- classification ---------------------------------------------------------------------
 
-    def encode(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Class token and visible patches after the final norm, `[B, 1 + V, D]`; T may differ.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool, time-major; these patches do not reach the encoder.
-        """
-        visible = None if hidden is None else visible_places(hidden)
-        tokens = self.encoder(self.encoder.patches(log_mel), visible)
-        encoded: Tensor = self.encoder.norm(tokens)
+    def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Class token and visible patches after the final norm, `[B, 1 + V, D]`; T may differ."""
+        encoded: Tensor = self.encoder.norm(self._encoded(log_mel, masked))
         return encoded
 
-    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool, time-major; these patches are dropped.
+    def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
+        """As in `Encoder`; a classifier has `fc_norm` in the place of the encoder's norm.
 
         Raises:
             ConfigError: T and F are not what the model was built for.
         """
-        if log_mel.shape[1:] != (self.encoder.frames, self.encoder.mels):
+        if log_mel.shape[1:] != (self.frames, self.mels):
             raise ConfigError(
-                f"the model was built for spectrograms [B, {self.encoder.frames}, "
-                f"{self.encoder.mels}] (frames, mel bins) and got {list(log_mel.shape)}; set the "
-                "model's frames and mels to the front end's"
+                f"the model was built for spectrograms [B, {self.frames}, {self.mels}] (frames, "
+                f"mel bins) and got {list(log_mel.shape)}; set the model's frames and mels to the "
+                "front end's"
             )
-        visible = None if hidden is None else visible_places(hidden)
-        tokens = self.encoder(self.encoder.patches(log_mel), visible)
+        tokens = self._encoded(log_mel, masked)
         if not self.num_classes:
             tokens = self.encoder.norm(tokens)
-        pooled = tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        logits: Tensor = self.head(self.fc_norm(pooled))
+        logits: Tensor = self.head(self.fc_norm(self.pool(tokens)))
         return logits
 
-    def embedding(self, log_mel: Tensor) -> Tensor:
-        """Mean of the patch tokens after the final norm, `[B, D]`; any number of frames."""
-        return self.encode(log_mel)[:, 1:].mean(dim=1)
+    def _encoded(self, log_mel: Tensor, masked: Tensor | None) -> Tensor:
+        visible = None if masked is None else visible_places(masked)
+        tokens: Tensor = self.encoder(self.encoder.patches(log_mel), visible)
+        return tokens
 
-    # --- reconstruction ---------------------------------------------------------------------
+    # --- pretraining ------------------------------------------------------------------------
+
+    def patches(self, log_mel: Tensor) -> Tensor:
+        """Cuts `[B, T, F]` into `[B, N, P]`, time-major."""
+        return self.encoder.patches(log_mel)
+
+    def pretext(self, log_mel: Tensor, masked: Tensor, visible: Tensor) -> Pretext:
+        """Encodes the visible patches, and decodes where there is a decoder."""
+        patches = self.encoder.patches(log_mel)
+        tokens = self.encoder.norm(self.encoder(patches, visible))
+        decoded = None
+        if self.decoder is not None:
+            decoded = self.decoder(tokens, visible, patches.shape[1])
+        return Pretext(tokens, tokens[:, 1:], decoded)
+
+    def to_decoder(self, tokens: Tensor) -> Tensor:
+        """Through the decoder's embedding."""
+        assert self.decoder is not None
+        embedded: Tensor = self.decoder.embed(tokens)
+        return embedded
 
     def targets(self, patches: Tensor) -> Tensor:
         """What the decoder is to predict: the patches `[B, N, P]`, normalised if `norm_pix`."""
         return normalised(patches)[0] if self.norm_pix else patches
 
-    def reconstruct(
-        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
-    ) -> Tensor:
-        """Draw the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Patches of the decoder's pixel head."""
+        assert self.decoder is not None
+        predicted: Tensor = self.decoder.pred(decoded)
+        return predicted
 
-        Predictions of normalised patches are scaled back with the input patch's own mean and
-        deviation. As in the literal reading of the equations, nothing is hidden unless `hidden`
-        says so; AudioMAE's decoder was trained on hidden patches alone, so its drawing of visible
-        ones is a guess. A length that is no multiple of the patch is padded and the result cut.
+    # --- reconstruction ---------------------------------------------------------------------
 
-        Args:
-            log_mel: `[B, T, F]` normalised; T may differ from the model's.
-            hidden: `[B, N]` bool in frequency-major order, equally many of each clip.
-            grid: Both are the model's own patches. Where they overlap, cells hold the mean.
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether there is a probe, or a decoder with a pixel head."""
+        own = self.decoder is not None and bool(self.reconstructs)
+        return self.pixel_probe is not None or own
 
-        Returns:
-            `[B, T, F]` in the units of `log_mel`.
-
-        Raises:
-            NoReconstruction: The model has no pixel head.
-            ConfigError: The grid is unknown, or the clip shorter than a patch.
-        """
+    def require_trainable_pixels(self) -> None:
+        """Lets an auxiliary loss train the decoder."""
         self.require_reconstruction()
-        self.require_head_for(hidden)
-        check_grid(grid)
-        _, frames, mels = log_mel.shape
-        whole = self.stride == self.patch
-        padded = self._whole(log_mel)
-        rows, columns = self.encoder.grid_of(padded.shape[1])
-        patches = self.encoder.patches(padded)
-        visible = None
-        if hidden is not None:
-            visible = visible_places(hidden.view(-1, rows, columns).transpose(1, 2).flatten(1))
-        tokens = self.encoder.norm(self.encoder(patches, visible))
+        assert self.decoder is not None
+        self.decoder.requires_grad_(True)
+
+    def adopt_heads(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Makes the state's decoder."""
+        self.attach_decoder(
+            decoder_of(state, prefix),
+            pixels=prefix + "decoder.pred.weight" in state,
+            norm_pix=bool(state[prefix + "geometry"][4]),
+        )
+
+    def predict(self, log_mel: Tensor, masked: Tensor | None) -> Tensor:
+        """The decoder's patches; normalised ones by the input patch's own mean and deviation."""
         if self.pixel_probe is not None:
-            drawn = self.pixel_probe(tokens[:, 1:])
-        else:
-            assert self.decoder is not None
-            drawn = self.decoder.pred(self.decoder(tokens, visible, rows * columns))
-            if self.norm_pix:
-                _, mean, deviation = normalised(patches)
-                drawn = drawn * deviation + mean
-        high, wide = self.patch
-        cells = drawn.view(-1, columns, rows, wide, high).transpose(1, 2).transpose(3, 4)
-        cells = cells.flatten(3).flatten(1, 2)
-        if whole:
-            return unpatchify(cells, self.patch, (rows, columns))[:, :frames, :mels]
-        folded = fold_average(cells, self.patch, self.stride, frames, mels)
-        time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
-        return torch.where(time[:, None] & freq, folded, log_mel)
+            return super().predict(log_mel, masked)
+        assert self.decoder is not None
+        patches = self.encoder.patches(log_mel)
+        visible = None if masked is None else visible_places(masked)
+        tokens = self.encoder.norm(self.encoder(patches, visible))
+        predicted: Tensor = self.decoder.pred(self.decoder(tokens, visible, patches.shape[1]))
+        if self.norm_pix:
+            _, mean, deviation = normalised(patches)
+            predicted = predicted * deviation + mean
+        return predicted
 
-    def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
-        """Tokens `[B, N, D]` after the final norm and patches `[B, N, P]`, time-major.
+    # --- weights of others ------------------------------------------------------------------
 
-        Args:
-            log_mel: `[B, T, F]` normalised; T may differ from the model's.
-            grid: Both are the model's own patches.
-        """
-        check_grid(grid)
-        patches = self.encoder.patches(self._whole(log_mel))
-        return self.encoder.norm(self.encoder(patches))[:, 1:], patches
+    def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
+        """Fills the model from an official AudioMAE file or a checkpoint of ours."""
+        from peas.models.checkpoints.audiomae import load_pretrained
 
-    def _whole(self, log_mel: Tensor) -> Tensor:
-        """The input, padded to whole patches where they do not overlap."""
-        return pad_to_patch(log_mel, self.patch) if self.stride == self.patch else log_mel
+        return load_pretrained(self, where, state)
 
-    def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when there is neither a trained pixel head nor a probe."""
-        if self.pixel_probe is None and (self.decoder is None or not self.reconstructs):
-            raise NoReconstruction(
-                "this model has no pixel head, so it cannot reconstruct a spectrogram (MAM-CLAP, "
-                "SupMAM-CLAP and official fine-tuned files have none): start from a checkpoint "
-                "pretrained with reconstruction, train a linear pixel head on the frozen encoder "
-                "(`model.init_args.reconstruction: probe`), or choose a strategy that needs none "
-                "(`SpecAugment`, `RandomMasking`, or `PEAS` with `score: energy`)"
-            )
+    def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
+        """The fixed positions stay; the kernel becomes (frames, mel bins)."""
+        from peas.models.checkpoints.imagenet import tokens_of_audiomae
 
-    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
-        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
-        check_grid(grid)
-        if self.stride != self.patch:
-            return self.encoder.grid_of(frames)
-        whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.encoder.mels // self.patch[0]) * self.patch[0]
-        return grid_shape(whole, tall, self.patch, self.patch)
-
-    def coverage(
-        self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Frames `[T]` and mel bins `[F]`, boolean, on the CPU, that the patches cover."""
-        check_grid(grid)
-        bins = self.encoder.mels if mels is None else mels
-        if self.stride != self.patch:
-            return covered(frames, bins, self.patch, self.stride)
-        return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
+        return tokens_of_audiomae(state, report)
 
 
 def normalised(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,11 +304,11 @@ def _numbers(shape: DecoderShape) -> tuple[int, int, int, int]:
     return 1 + _KINDS.index(shape.kind), shape.heads, shape.window, shape.first_shift
 
 
-def decoder_of(state: dict[str, Tensor], prefix: str = "") -> DecoderShape | None:
-    """Shape of the decoder whose weights a state of `MaskedAutoencoder` holds.
+def decoder_of(state: Mapping[str, Tensor], prefix: str = "") -> DecoderShape | None:
+    """Shape of the decoder whose weights a state of `AudioMAE` holds.
 
     Args:
-        state: From `MaskedAutoencoder.state_dict()`.
+        state: From `AudioMAE.state_dict()`.
         prefix: Before the keys.
     """
     facts = state[prefix + "geometry"].tolist()
@@ -341,7 +332,7 @@ def _adopt_decoder(
 ) -> None:
     """Give the model the decoder that the state has, before the weights are copied."""
     facts = state.get(prefix + "geometry")
-    if facts is None or not isinstance(module, MaskedAutoencoder):
+    if facts is None or not isinstance(module, AudioMAE):
         return
     refused = other_geometry(module.geometry, facts)
     if refused:

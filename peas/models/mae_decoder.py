@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
-from peas.models.encoder import Size, transformer_blocks
 from peas.models.grid import Pair
 from peas.models.local_attention import LocalBlocks
 from peas.models.mae_encoder import fitted, start_like_mae
 from peas.models.positions import Raster, position_table
+from peas.models.vit import Size, transformer_blocks
 
 DecoderKind = Literal["local", "global"]
 

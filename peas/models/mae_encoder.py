@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peas.errors import ConfigError
-from peas.models.encoder import PatchEmbedding, size_of, transformer_blocks
 from peas.models.grid import Pair, grid_shape
 from peas.models.masked import gather_tokens
 from peas.models.positions import Raster, official_raster, position_table, raster_of
+from peas.models.vit import PatchEmbedding, size_of, transformer_blocks
 
 
 class MaskedEncoder(nn.Module):
@@ -43,7 +43,7 @@ class MaskedEncoder(nn.Module):
         """Build the encoder, with weights begun as the official code begins them.
 
         Args:
-            size: Key of `peas.models.encoder.SIZES`.
+            size: Key of `peas.models.vit.SIZES`.
             frames: Number of frames T.
             mels: Number of mel bins F.
             patch: Height and width of a patch, (mel bins, frames).

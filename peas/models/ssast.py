@@ -1,14 +1,15 @@
 """SSAST: a spectrogram transformer pretrained by telling and drawing its hidden patches."""
 
 import math
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peas.errors import ConfigError, NoReconstruction
-from peas.models.encoder import SpectrogramTransformer
+from peas.errors import ConfigError
+from peas.models.encoder import Encoder, Need, Pretext, drop
 from peas.models.grid import (
     Pair,
     covered,
@@ -20,17 +21,14 @@ from peas.models.grid import (
     sample_positions,
     unpatchify,
 )
-from peas.models.masked import (
-    Grid,
-    MaskedModel,
-    check_grid,
-    gather_tokens,
-    other_geometry,
-    visible_places,
-)
+from peas.models.masked import Grid, check_grid, gather_tokens, other_geometry
+from peas.models.vit import SpectrogramTransformer
+
+STRIDE = (10, 10)
+"""Step between patches in fine-tuning."""
 
 
-class SSAST(MaskedModel):
+class SSAST(Encoder):
     """Self-supervised audio spectrogram transformer (Gong et al., 2022).
 
     Serves pretraining, classification and PEAS with one set of weights. The generative head G
@@ -57,82 +55,77 @@ class SSAST(MaskedModel):
     """
 
     time_major = False
+    special = 2
+    fixed = ("size", "patch", "stride", "pooling")
+    predicts_masked_only = True
     pretrain_pos_embed: Tensor
-    reconstructs: Tensor
     geometry: Tensor
 
     def __init__(
         self,
-        size: str = "base",
-        *,
-        num_classes: int = 0,
-        frames: int = 1024,
-        mels: int = 128,
-        patch: Pair = (16, 16),
-        stride: Pair | None = None,
+        size: Literal["mini", "tiny", "small", "base", "large"] = "base",
+        patch: tuple[int, int] = (16, 16),
+        stride: tuple[int, int] | None = None,
         pooling: Literal["mean", "cls"] = "mean",
         drop_path: float = 0.0,
-        pretrain_frames: int = 1024,
-        pretrain_mels: int = 128,
     ) -> None:
-        """Build the model with fresh weights, begun as the official code begins them.
+        """Note the settings.
 
         Args:
-            size: `tiny`, `small` or `base`.
-            num_classes: Number of classes C; 0 for pretraining, then `forward` gives embeddings.
-            frames: Number of frames T of the input.
-            mels: Number of mel bins F of the input.
-            patch: Height and width of a patch, (mel bins, frames).
-            stride: Step between patches; by default the patch. The SSAST recipes fine-tune with
-                (10, 10) for 16 x 16 patches and (128, 1) for 128 x 2.
-            pooling: `mean` of the patch tokens, or `cls`, the mean of the two special tokens.
+            size: `mini`, `tiny`, `small`, `base` or `large`; the paper has tiny, small and base.
+            patch: Patch shape (mel bins, frames): (16, 16), or (128, 2) for frame models.
+            stride: Step between patches (mel bins, frames). Null is (10, 10) in fine-tuning, as
+                SSAST overlaps its patches there (frame models have (128, 1)), and the patch in
+                pretraining.
+            pooling: `mean` of the patch tokens (official default), or `cls`, the mean of the two
+                special tokens.
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
-            pretrain_frames: Frames of the pretraining input. A loaded checkpoint overrules it;
-                a pretraining model (no classes, stride = patch) uses `frames`.
-            pretrain_mels: Mel bins of the pretraining input, under the same rule.
-
-        Raises:
-            ConfigError: If a size, pooling or shape is impossible.
         """
         super().__init__()
-        if pooling not in ("mean", "cls"):
-            raise ConfigError(f"unknown pooling {pooling!r}; choose 'mean' or 'cls'")
+        self.size, self.patch = size, (patch[0], patch[1])
+        self.pooling, self.drop_path = pooling, drop_path
+
+    def make(self, needs: Collection[Need] | None) -> None:
+        """Makes the modules, begun as the official code begins them.
+
+        Raises:
+            ConfigError: The pixels of a pretraining are to be normalised.
+        """
+        if self.norm_pix and "pixels" in (needs or ()):
+            raise ConfigError(
+                "`norm_pix` of peas.objectives.Reconstruction is true, and SSAST's head predicts "
+                "log-mels as they are: set `norm_pix: false`"
+            )
+        default = STRIDE if self.num_classes else self.patch
+        given = self._given["stride"] or default
+        stride = (given[0], given[1])
+        self.settle(stride=stride)
         self.encoder = SpectrogramTransformer(
-            size, frames=frames, mels=mels, patch=patch, stride=stride, drop_path=drop_path
+            self.size,
+            frames=self.frames,
+            mels=self.mels,
+            patch=self.patch,
+            stride=stride,
+            drop_path=self.drop_path,
         )
-        width, cells = self.encoder.width, math.prod(patch)
-        self.num_classes = num_classes
-        self.pooling = pooling
-        self.patch = self.encoder.patch
-        self.stride = self.encoder.stride
-        self.mask_embed = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, 1, width)))
-        self.contrastive_head = _prediction_head(width, cells)
-        self.generative_head = _prediction_head(width, cells)
-        self.fc_norm: nn.Module = nn.LayerNorm(width) if num_classes else nn.Identity()
-        self.head: nn.Module = nn.Linear(width, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            # Fine-tuning sends no gradient to these, and DistributedDataParallel stops on
-            # parameters that wait for one in vain.
-            for unused in (self.contrastive_head, self.generative_head):
-                unused.requires_grad_(False)
-            self.mask_embed.requires_grad_(False)
-        self.register_buffer("reconstructs", torch.tensor(True))
+        self.width = self.encoder.width
+        cells = math.prod(self.patch)
+        self.mask_embed = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, 1, self.width)))
+        contrast = self.contrastive_head = _prediction_head(self.width, cells)
+        self.generative_head = _prediction_head(self.width, cells)
+        self.make_classifier()
+        # What gets no gradient would make DistributedDataParallel wait for one in vain.
+        asked = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
+        contrast.requires_grad_("contrast" in asked)
+        self.generative_head.requires_grad_("pixels" in asked)
+        self.mask_embed.requires_grad_(not self.num_classes)
+        # PEAS must not be given what a head reconstructs that was not trained with this encoder.
+        self.reconstructs.fill_(bool(self.num_classes) or "pixels" in asked)
         self.register_buffer("pretrain_pos_embed", torch.empty(0))
         self.register_buffer("geometry", torch.empty(0, dtype=torch.int64))
-        if self.pretraining:
-            pretrain_frames, pretrain_mels = frames, mels
-        self.set_pretraining_grid(pretrain_frames, pretrain_mels)
+        own = (self.frames, self.mels) if self.pretraining else (1024, 128)
+        self.set_pretraining_grid(*own)
         self.register_load_state_dict_pre_hook(_adopt_geometry)  # type: ignore[no-untyped-call]
-
-    @property
-    def width(self) -> int:
-        """Width D of a token."""
-        return self.encoder.width
-
-    @property
-    def grid(self) -> Pair:
-        """Patches along (frequency, time) of the model's own input."""
-        return self.encoder.grid
 
     @property
     def pretraining(self) -> bool:
@@ -152,12 +145,12 @@ class SSAST(MaskedModel):
             mels: Mel bins F of the pretraining input.
         """
         self.pretrain_frames, self.pretrain_mels = frames, mels
-        grid, special = self.pretraining_grid, self.encoder.special
+        grid, special = self.pretraining_grid, self.special
         shape = (1, special + grid[0] * grid[1], self.encoder.width)
         if self.pretrain_pos_embed.shape != shape:
             table = torch.empty(shape, device=self.mask_embed.device)
             self.pretrain_pos_embed = nn.init.trunc_normal_(table, std=0.02)
-        facts = (self.encoder.frames, self.encoder.mels, *self.stride, frames, mels)
+        facts = (self.encoder.frames, self.mels, *self.stride, frames, mels)
         self.geometry = torch.tensor(facts, device=self.mask_embed.device)
 
     def forward_features(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -177,33 +170,55 @@ class SSAST(MaskedModel):
         self.encoder.check(log_mel)
         return self.encoder.encode(self._hide(self.encoder.embed(log_mel), hidden))
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """One embedding a clip: `[B, 2 + N, D]` to `[B, D]`."""
-        special = self.encoder.special
-        if self.pooling == "cls":
-            return tokens[:, :special].mean(dim=1)
-        return tokens[:, special:].mean(dim=1)
+    def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
+        """As in `Encoder`; `forward_features` leaves `mask_embed` in the place of masked patches.
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Pool and classify: `[B, 2 + N, D]` to logits `[B, C]`, or `[B, D]` without classes."""
-        logits: Tensor = self.head(self.fc_norm(self.pool(tokens)))
-        return logits
-
-    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Logits `[B, C]` of `[B, T, F]`; embeddings `[B, D]` when there are no classes.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool, patches that are dropped, equally many of each clip. They do
-                not reach the encoder; `forward_features` leaves `mask_embed` in their place.
+        Raises:
+            ConfigError: T and F are not what the model was built for.
         """
-        if hidden is None:
-            return self.forward_head(self.forward_features(log_mel))
+        if masked is None:
+            return self.forward_features(log_mel)
         self.encoder.check(log_mel)
-        special = self.encoder.special
-        tokens = self.encoder.embed(log_mel) + self.encoder.pos_embed[:, special:]
-        visible = gather_tokens(tokens, visible_places(hidden))
-        return self.forward_head(self.encoder.run(visible))
+        tokens = self.encoder.embed(log_mel) + self.encoder.pos_embed[:, self.special :]
+        return self.encoder.run(drop(tokens, masked))
+
+    def pretext(self, log_mel: Tensor, masked: Tensor, visible: Tensor) -> Pretext:
+        """Masked patches give way to `mask_embed`; all tokens are decoded."""
+        tokens = self.forward_features(log_mel, masked)
+        decoded = tokens[:, self.special :]
+        return Pretext(tokens, gather_tokens(decoded, visible), decoded)
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Patches of the generative head G."""
+        predicted: Tensor = self.generative_head(decoded)
+        return predicted
+
+    def require_trainable_pixels(self) -> None:
+        """Lets an auxiliary loss train G."""
+        self.require_reconstruction()
+        self.generative_head.requires_grad_(True)
+
+    def patches(self, log_mel: Tensor) -> Tensor:
+        """Cuts `[B, T, F]` into `[B, N, P]`, frequency-major; patches are so too."""
+        if self.stride == self.patch:
+            return patchify(log_mel, self.patch)
+        image = log_mel.transpose(1, 2).unsqueeze(1)
+        return functional.unfold(image, self.patch, stride=self.stride).transpose(1, 2)
+
+    def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
+        """Fills the model from an official SSAST file or a checkpoint of ours."""
+        from peas.models.checkpoints.ssast import load_pretrained
+
+        return load_pretrained(self, where, state)
+
+    def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
+        """AST's start: positions of the picture, cut or interpolated; two special tokens."""
+        from peas.models.checkpoints.imagenet import tokens_of_ssast
+
+        found = tokens_of_ssast(self, state, report)
+        # A classifier's heads were not trained with these weights.
+        self.reconstructs.fill_(self.pretraining)
+        return found
 
     def embedding(self, log_mel: Tensor) -> Tensor:
         """Mean of the patch tokens after the final norm, `[B, D]`; T may differ from the model's.
@@ -214,7 +229,7 @@ class SSAST(MaskedModel):
         shape = grid_shape(frames, mels, self.patch, self.stride)
         positions = self._positions(self.encoder.pos_embed, self.encoder.grid, shape)
         tokens = self.encoder.encode(self.encoder.embed(log_mel), positions)
-        return tokens[:, self.encoder.special :].mean(dim=1)
+        return tokens[:, self.special :].mean(dim=1)
 
     def reconstruct(
         self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
@@ -261,28 +276,16 @@ class SSAST(MaskedModel):
         """
         tokens, _ = self._tokens(log_mel, None, grid)
         if grid == "finetune":
-            image = log_mel.transpose(1, 2).unsqueeze(1)
-            return tokens, functional.unfold(image, self.patch, stride=self.stride).transpose(1, 2)
+            return tokens, self.patches(log_mel)
         return tokens, patchify(pad_to_patch(log_mel, self.patch), self.patch)
-
-    def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when there is neither a trained generative head nor a probe."""
-        if not self.can_reconstruct:
-            raise NoReconstruction(
-                "this model has no trained generative head, so it cannot reconstruct a "
-                "spectrogram (official fine-tuned SSAST files hold none): start from a pretrained "
-                "SSAST checkpoint, train a linear pixel head on the frozen encoder "
-                "(`model.init_args.reconstruction: probe`), or choose a strategy that needs none "
-                "(`SpecAugment`, `RandomMasking`, or `PEAS` with `score: energy`)"
-            )
 
     def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
         """Patches along (frequency, time) that `reconstruct` makes of T frames."""
         check_grid(grid)
         if grid == "finetune":
-            return grid_shape(frames, self.encoder.mels, self.patch, self.stride)
+            return grid_shape(frames, self.mels, self.patch, self.stride)
         whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.encoder.mels // self.patch[0]) * self.patch[0]
+        tall = -(-self.mels // self.patch[0]) * self.patch[0]
         return grid_shape(whole, tall, self.patch, self.patch)
 
     def coverage(
@@ -299,13 +302,13 @@ class SSAST(MaskedModel):
             `[T]` and `[F]` boolean, on the CPU.
         """
         check_grid(grid)
-        bins = self.encoder.mels if mels is None else mels
+        bins = self.mels if mels is None else mels
         if grid == "finetune":
             return covered(frames, bins, self.patch, self.stride)
         return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
 
     def _positions(self, table: Tensor, source: Pair, target: Pair) -> Tensor:
-        return resize_positions(table, self.encoder.special, source, target)
+        return resize_positions(table, self.special, source, target)
 
     def _hide(self, patches: Tensor, hidden: Tensor | None) -> Tensor:
         if hidden is None:
@@ -330,9 +333,9 @@ class SSAST(MaskedModel):
         else:
             # No table was trained for this grid: a probe's patches lie between the model's own.
             step = (self.patch[0] / self.stride[0], self.patch[1] / self.stride[1])
-            positions = sample_positions(*own, special=self.encoder.special, step=step)
+            positions = sample_positions(*own, special=self.special, step=step)
         patches = self._hide(self.encoder.embed(log_mel, stride), hidden)
-        return self.encoder.encode(patches, positions)[:, self.encoder.special :], shape
+        return self.encoder.encode(patches, positions)[:, self.special :], shape
 
 
 def _prediction_head(width: int, cells: int) -> nn.Sequential:

@@ -3,18 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from peas.data.batch import Batch
-from peas.models.mae import MaskedAutoencoder
+from peas.errors import ConfigError
+from peas.models.encoder import Encoder, Need
 from peas.parts import Part
-
-Need = Literal["decoder", "pixels", "labels", "clips"]
-"""What an objective asks for: a decoder; one with a pixel head; classes of the data; clips as they
-are, neither mixed nor moved."""
 
 
 class BuildInfo(NamedTuple):
@@ -23,12 +20,12 @@ class BuildInfo(NamedTuple):
     width: int
     """Width D of the encoder's tokens."""
     decoder_width: int
-    """Width of the decoder's tokens."""
+    """Width D' of `View.decoded`."""
     cells: int
     """Cells P of a patch."""
     classes: int
     """Number of classes C, perhaps 0."""
-    model: MaskedAutoencoder
+    model: Encoder
     """With the weights that the run starts from, to be copied by a moving average."""
 
 
@@ -48,14 +45,17 @@ class View:
     """One pass over a batch: what every objective is given.
 
     Attributes:
-        model: Encoder and, where an objective needs it, decoder. For another pass (a second view,
-            a target from a moving average) encode `patches` at other places.
+        model: The encoder. For another pass (a second view, a target from a moving average) call
+            it again, or a copy of it.
         batch: With `log_mel` `[B, T, F]`, `valid`, `target` and `labelled`.
-        patches: `[B, N, P]`, time-major.
+        patches: `[B, N, P]`, in the order of the model's tokens, as all of N patches here.
         masked: `[B, N]` bool.
+        masked_at: `[B, M]` indices of the masked patches.
         visible: `[B, V]` indices of the visible patches.
-        tokens: `[B, 1 + V, D]`, the encoder's output after its norm, class token first.
-        decoded: `[B, N, D']`, the decoder's output; None without a decoder.
+        tokens: `[B, K, D]`, the encoder's output after its norm, special tokens first.
+        visible_tokens: `[B, V, D]`, those of the visible patches.
+        decoded: `[B, N, D']`, what predictions at every patch are made of; None for an encoder
+            that makes none.
         sound: `[B, N]` bool, patches all of whose frames are real sound.
         rand: Uniform random numbers `[B, K]` on the CPU, of a name and K: of the place in training,
             or in evaluation of the clip.
@@ -63,17 +63,33 @@ class View:
         processes: How many they are.
     """
 
-    model: MaskedAutoencoder
+    model: Encoder
     batch: Batch
     patches: Tensor
     masked: Tensor
+    masked_at: Tensor
     visible: Tensor
     tokens: Tensor
+    visible_tokens: Tensor
     decoded: Tensor | None
     sound: Tensor
     rand: Callable[[str, int], Tensor]
     total: Callable[[Tensor], Tensor]
     processes: int
+
+    def require_decoded(self) -> Tensor:
+        """`decoded`.
+
+        Raises:
+            ConfigError: The encoder predicts nothing at masked patches.
+        """
+        if self.decoded is None:
+            raise ConfigError(
+                f"`model.init_args.encoder`: {type(self.model).__name__} predicts nothing at "
+                "masked patches, which an objective needs: choose peas.models.AudioMAE or "
+                "peas.models.SSAST, or give it `pretext`"
+            )
+        return self.decoded
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ class Term:
         targets: `[L, C]` classes of the clips that it stands for.
         predicted: `[B, N, X]` predictions of every patch, for plots.
         sums: Numbers that are added up over an epoch, by name.
+        metrics: Means over the clips, such as an accuracy, by name; without gradient.
     """
 
     loss: Tensor
@@ -95,6 +112,7 @@ class Term:
     targets: Tensor | None = None
     predicted: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Part, nn.Module, ABC):
@@ -112,10 +130,14 @@ class Objective(Part, nn.Module, ABC):
     """Settings that a run cannot change when it goes on."""
     sums: ClassVar[tuple[str, ...]] = ()
     """Names in `Term.sums`."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names in `Term.metrics`."""
     baselines: ClassVar[tuple[str, ...]] = ()
     """Names in `baseline()`."""
     min_batch_size: int = 1
     """Clips that a training batch of one process must have."""
+    stream: ClassVar[str] = "own"
+    """Names the random numbers of its masks, where each objective has a pass of its own."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -149,7 +171,7 @@ class Objective(Part, nn.Module, ABC):
     def move(self, device: torch.device) -> None:
         """Follows the model; for what is no part of the module tree."""
 
-    def after_step(self, model: MaskedAutoencoder) -> None:
+    def after_step(self, model: Encoder) -> None:
         """Follows the weights after an optimiser step: for a moving average."""
 
     def evaluate(self, term: Term) -> None:

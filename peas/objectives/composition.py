@@ -1,4 +1,4 @@
-"""One pass of masked audio modelling: visible patches are encoded, every objective is taken."""
+"""One pass of masked audio modelling: patches are masked, encoded, and every objective is taken."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,27 +7,31 @@ import torch
 from torch import Tensor
 
 from peas.data.batch import Batch
-from peas.models.mae import MaskedAutoencoder
+from peas.models.encoder import Encoder
 from peas.models.masked import visible_places
+from peas.models.patch_masking import hidden_ids
 from peas.objectives.base import Objective, Term, View
 from peas.trivial import valid_patches
 
 
 class Losses(NamedTuple):
-    """What one pass gave."""
+    """What the passes of a batch gave."""
 
     total: Tensor
     terms: dict[str, Term]
     weights: dict[str, float]
-    tokens: Tensor
-    """`[B, 1 + V, D]`, the encoder's output."""
+    views: dict[str, View]
+    """The pass of each objective; one and the same where they share it."""
 
     def gradient_norms(self) -> dict[str, Tensor]:
         """Norm of each weighted objective's gradient at the encoder's output."""
         norms = {}
         for name, term in self.terms.items():
             (gradient,) = torch.autograd.grad(
-                self.weights[name] * term.loss, self.tokens, retain_graph=True, allow_unused=True
+                self.weights[name] * term.loss,
+                self.views[name].tokens,
+                retain_graph=True,
+                allow_unused=True,
             )
             zero = torch.zeros((), device=term.loss.device)
             norms[name] = zero if gradient is None else gradient.float().norm()
@@ -35,7 +39,7 @@ class Losses(NamedTuple):
 
 
 def encode(
-    model: MaskedAutoencoder,
+    model: Encoder,
     batch: Batch,
     masked: Tensor,
     *,
@@ -43,10 +47,10 @@ def encode(
     total: Callable[[Tensor], Tensor],
     processes: int,
 ) -> View:
-    """Encode the visible patches of a batch, and decode where there is a decoder.
+    """Encodes a batch with some patches masked, and decodes where the encoder does.
 
     Args:
-        model: The autoencoder.
+        model: The encoder.
         batch: With `log_mel` and `valid`.
         masked: `[B, N]` bool; on the CPU, where nobody waits for the number of patches.
         rand: As in `View`.
@@ -54,20 +58,20 @@ def encode(
         processes: As in `View`.
     """
     device = batch["log_mel"].device
-    visible = visible_places(masked).to(device)
-    patches = model.encoder.patches(batch["log_mel"])
-    tokens = model.encoder.norm(model.encoder(patches, visible))
-    decoded = None
-    if model.decoder is not None:
-        decoded = model.decoder(tokens, visible, patches.shape[1])
+    visible = visible_places(masked).to(device, non_blocking=True)
+    masked_at = hidden_ids(masked).to(device, non_blocking=True)
+    on_device = masked.to(device, non_blocking=True)
+    passed = model.pretext(batch["log_mel"], on_device, visible)
     return View(
         model=model,
         batch=batch,
-        patches=patches,
-        masked=masked.to(device),
+        patches=model.patches(batch["log_mel"]),
+        masked=on_device,
+        masked_at=masked_at,
         visible=visible,
-        tokens=tokens,
-        decoded=decoded,
+        tokens=passed.tokens,
+        visible_tokens=passed.visible_tokens,
+        decoded=passed.decoded,
         sound=sound_patches(model, batch["valid"]),
         rand=rand,
         total=total,
@@ -75,15 +79,23 @@ def encode(
     )
 
 
-def compose(objectives: Mapping[str, Objective], view: View) -> Losses:
-    """Take every objective of one pass, and their weighted sum."""
-    terms = {name: objective(view) for name, objective in objectives.items()}
+def compose(objectives: Mapping[str, Objective], view: Callable[[str], View]) -> Losses:
+    """Takes every objective, and their weighted sum.
+
+    Args:
+        objectives: By name.
+        view: The pass of an objective, by its name.
+    """
+    terms, views = {}, {}
+    for name, objective in objectives.items():
+        views[name] = view(name)
+        terms[name] = objective(views[name])
     weights = {name: objective.weight for name, objective in objectives.items()}
     total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
-    return Losses(total, terms, weights, view.tokens)
+    return Losses(total, terms, weights, views)
 
 
-def sound_patches(model: MaskedAutoencoder, valid: Tensor) -> Tensor:
+def sound_patches(model: Encoder, valid: Tensor) -> Tensor:
     """`[B, N]` bool: patches all of whose frames are real sound.
 
     Args:
@@ -93,6 +105,8 @@ def sound_patches(model: MaskedAutoencoder, valid: Tensor) -> Tensor:
     rows, columns = model.grid
     if model.stride == model.patch:
         covered = valid[:, : columns * model.patch[1]]
-        return valid_patches(covered, (rows, columns), time_major=True)
+        return valid_patches(covered, (rows, columns), time_major=model.time_major)
     frames = valid.unfold(1, model.patch[1], model.stride[1])[:, :columns].all(dim=2)
-    return frames.unsqueeze(2).expand(-1, -1, rows).flatten(1)
+    if model.time_major:
+        return frames.unsqueeze(2).expand(-1, -1, rows).flatten(1)
+    return frames.unsqueeze(1).expand(-1, rows, -1).flatten(1)

@@ -8,9 +8,10 @@ from torch import Tensor
 from peas.data.batch import Batch
 from peas.errors import ConfigError
 from peas.models.clap import Teacher
+from peas.models.encoder import Need
 from peas.models.mam_heads import FeatureHead
 from peas.models.target_grid import TargetGrid
-from peas.objectives.base import BuildInfo, Need, Objective, Rows, Term, View
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
 from peas.objectives.contrastive import patch_errors
 from peas.objectives.masked import FeatureLoss, TargetNorm, feature_loss
 from peas.objectives.teacher_targets import FeatureTargets
@@ -115,11 +116,9 @@ class FeatureDistillation(Objective):
 
     def _predicted(self, view: View) -> Tensor:
         """Y of every patch, `[B, N, D]`."""
-        decoded = view.decoded
-        assert decoded is not None
-        assert view.model.decoder is not None
+        decoded = view.require_decoded()
         if self.visible_path == "direct":
-            own = view.model.decoder.embed(view.tokens[:, 1:]).to(decoded.dtype)
+            own = view.model.to_decoder(view.visible_tokens).to(decoded.dtype)
             decoded = decoded.scatter(1, view.visible.unsqueeze(-1).expand_as(own), own)
         features: Tensor = self.head(decoded)
         return features

@@ -5,10 +5,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
+from peas.models.encoder import Need
 from peas.models.mam_heads import LabelBranch, LabelNorm
 from peas.models.masked import gather_tokens, visible_places
 from peas.models.patch_masking import random_patches
-from peas.objectives.base import BuildInfo, Need, Objective, Term, View
+from peas.objectives.base import BuildInfo, Objective, Term, View
 from peas.objectives.classification import as_soft
 from peas.objectives.masked import LabelLoss, label_loss
 from peas.trivial import LabelPrior
@@ -80,7 +81,7 @@ class LabelClassification(Objective):
 
     def forward(self, view: View) -> Term:
         """The branch's loss on the labelled clips."""
-        seen = view.tokens[:, 1:]
+        seen = view.visible_tokens
         if self.visible_fraction < 1:
             visible = view.visible.shape[1]
             taken = max(1, round(visible * self.visible_fraction))

@@ -1,16 +1,20 @@
-"""MAE-AST's second objective: masked patches are discriminated."""
+"""SSAST's and MAE-AST's objective: masked patches are discriminated."""
 
 from typing import ClassVar
 
 from torch import nn
 
+from peas.models.encoder import Need
 from peas.models.masked import gather_tokens
-from peas.objectives.base import BuildInfo, Need, Objective, Term, View
+from peas.objectives.base import BuildInfo, Objective, Term, View
 from peas.objectives.contrastive import NCEAxis, info_nce
 
 
 class PatchContrast(Objective):
-    """InfoNCE among the masked patches of a clip (Baade et al., 2022; Gong et al., 2022).
+    """InfoNCE among the masked patches of a clip (Gong et al., 2022; Baade et al., 2022).
+
+    Logs `nce_accuracy`, the share of masked patches that are found. The head is the encoder's own
+    where official files hold one (SSAST).
 
     Args:
         weight: Of the loss.
@@ -18,7 +22,9 @@ class PatchContrast(Objective):
             its equation 1.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"decoder"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "contrast"})
+    metrics = ("nce_accuracy",)
+    stream = "told"
     head: nn.Linear
 
     def __init__(self, weight: float = 1.0, axis: NCEAxis = "code") -> None:
@@ -26,12 +32,17 @@ class PatchContrast(Objective):
         self.axis: NCEAxis = axis
 
     def build(self, info: BuildInfo) -> None:
-        """Makes the head, from the decoder's tokens to cells."""
-        self.head = nn.Linear(info.decoder_width, info.cells)
+        """Makes the head, from the decoder's tokens to cells, unless the encoder has one."""
+        if info.model.contrastive_head is None:
+            self.head = nn.Linear(info.decoder_width, info.cells)
 
     def forward(self, view: View) -> Term:
         """InfoNCE, mean over the clips."""
-        assert view.decoded is not None
-        places = view.masked.nonzero()[:, 1].view(len(view.masked), -1)
-        predicted = gather_tokens(self.head(view.decoded), places)
-        return Term(info_nce(predicted, gather_tokens(view.patches, places), self.axis).loss)
+        decoded, places = view.require_decoded(), view.masked_at
+        own = view.model.contrastive_head
+        if own is None:
+            predicted = gather_tokens(self.head(decoded), places)
+        else:
+            predicted = own(gather_tokens(decoded, places))
+        nce = info_nce(predicted, gather_tokens(view.patches, places), self.axis)
+        return Term(nce.loss, metrics={"nce_accuracy": nce.accuracy})

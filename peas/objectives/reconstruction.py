@@ -1,28 +1,32 @@
-"""AudioMAE's objective: masked patches are reconstructed."""
+"""AudioMAE's objective, and SSAST's second: masked patches are reconstructed."""
 
 from typing import ClassVar
 
 from torch import Tensor
 
-from peas.objectives.base import BuildInfo, Need, Objective, Rows, Term, View
+from peas.models.encoder import Need
+from peas.models.masked import gather_tokens
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
 from peas.objectives.contrastive import patch_errors
 from peas.objectives.masked import masked_patch_error
 from peas.trivial import AgainstTrivial
 
 
 class Reconstruction(Objective):
-    """Mean squared error of the masked patches (Huang et al., 2022, section 3).
+    """Mean squared error of the masked patches (Huang et al., 2022, section 3; Gong et al., 2022).
 
     Logs `val/valid_mse` beside `val/trivial_mse`, that of the best constant patch.
 
     Args:
         weight: Of the loss.
-        norm_pix: Whether a patch is normalised by its own mean and deviation first.
+        norm_pix: Whether a patch is normalised by its own mean and deviation first; an encoder
+            whose head predicts log-mels (SSAST) has false.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "pixels"})
     baselines = ("valid_mse", "trivial_mse")
     fixed = ("norm_pix",)
+    stream = "drawn"
     meter: AgainstTrivial
 
     def __init__(self, weight: float = 1.0, norm_pix: bool = True) -> None:
@@ -35,10 +39,14 @@ class Reconstruction(Objective):
 
     def forward(self, view: View) -> Term:
         """The error of the masked patches."""
-        assert view.decoded is not None
-        assert view.model.decoder is not None
-        targets = view.model.targets(view.patches)
-        predicted = view.model.decoder.pred(view.decoded)
+        model, decoded = view.model, view.require_decoded()
+        targets = model.targets(view.patches)
+        if model.predicts_masked_only:
+            targets = gather_tokens(targets, view.masked_at)
+            errors = patch_errors(model.pixels(gather_tokens(decoded, view.masked_at)), targets)
+            sound = view.sound.gather(1, view.masked_at)
+            return Term(errors.mean(), rows=Rows(errors.detach(), targets, sound))
+        predicted = model.pixels(decoded)
         rows = Rows(patch_errors(predicted.detach(), targets), targets, view.sound & view.masked)
         return Term(masked_patch_error(predicted, targets, view.masked), rows=rows)
 

@@ -12,7 +12,7 @@ from peas.data.batch import Batch
 from peas.data.targets import TargetCache
 from peas.errors import ConfigError, DataError
 from peas.models.clap import Teacher
-from peas.models.masked import MaskedModel
+from peas.models.encoder import Encoder
 from peas.models.target_grid import Extent, TargetGrid, target_matrix
 from peas.objectives.masked import TargetNorm, feature_targets
 
@@ -114,7 +114,7 @@ class FeatureTargets:
         if self.cache is not None:
             batch["teacher_map"] = self.cache.take(batch["id"])
 
-    def of(self, batch: Batch, model: MaskedModel) -> Tensor:
+    def of(self, batch: Batch, model: Encoder) -> Tensor:
         """Targets `[B, N, D]` float32 of the model's patches, time-major."""
         if self.cache is None:
             assert self.teacher is not None
@@ -127,7 +127,7 @@ class FeatureTargets:
         with torch.autocast(maps.device.type, enabled=False):
             return feature_targets(maps, self._matrix(maps, model), self.norm)
 
-    def _matrix(self, maps: Tensor, model: MaskedModel) -> Tensor:
+    def _matrix(self, maps: Tensor, model: Encoder) -> Tensor:
         rows, columns = model.grid
         key = (maps.shape[3], columns, rows)
         if key not in self._matrices:

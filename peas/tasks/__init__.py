@@ -4,20 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peas.tasks.augmentation import Augmentation
     from peas.tasks.classification import Classification
-    from peas.tasks.mae import MaskedAudioModeling
-    from peas.tasks.ssast import SSASTPretraining
+    from peas.tasks.pretraining import Pretraining
 
-__all__ = ["Classification", "MaskedAudioModeling", "SSASTPretraining"]
+__all__ = ["Augmentation", "Classification", "Pretraining"]
 
 _ROOMS = {
+    "Augmentation": "peas.tasks.augmentation",
     "Classification": "peas.tasks.classification",
-    "MaskedAudioModeling": "peas.tasks.mae",
-    "SSASTPretraining": "peas.tasks.ssast",
+    "Pretraining": "peas.tasks.pretraining",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("MaskedAudioModeling", "SSASTPretraining"):
+        raise AttributeError(f"peas.tasks.{name} is peas.tasks.Pretraining now")
     if name not in _ROOMS:
         raise AttributeError(f"module 'peas.tasks' has no attribute {name!r}")
     return getattr(importlib.import_module(_ROOMS[name]), name)

@@ -1,5 +1,6 @@
 """Noise, roll and mask of a training batch in fine-tuning, in one declared order."""
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,26 @@ from peas.tasks.base import BaseTask
 Stage = Literal["after_noise", "before_noise"]
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What becomes of a training clip besides the mask.
+
+    Args:
+        noise_roll: The official loader's noise and roll along time (SSAST on; AST's ESC-50
+            recipe off). PEAS states neither. AudioMAE's paper has it for Speech Commands; in every
+            published script it is off.
+        roll_gain: AudioMAE's augmentation of waveforms: `paper` rolls a clip cyclically and
+            multiplies its loudness by 0.5 to 1.5, `official` does the latter alone, as the
+            published code really does. A mixture is augmented as one clip.
+        fill: Value of masked cells: `raw_zero` (0 before normalisation, as official) or `zero`
+            (the data set's mean).
+    """
+
+    noise_roll: bool = True
+    roll_gain: Literal["none", "official", "paper"] = "none"
+    fill: Literal["raw_zero", "zero"] = "raw_zero"
+
+
 class Masker(Protocol):
     """What the task asks of a masking strategy (`peas.callbacks.MaskingStrategy`)."""
 
@@ -23,7 +44,9 @@ class Masker(Protocol):
         """`[B, T, F]` bool, True = masked, of the batch's `log_mel` as it is now."""
 
 
-def augment(task: BaseTask, batch: Batch, masker: Masker | None) -> None:
+def augment(
+    task: BaseTask, batch: Batch, masker: Masker | None, augmentation: Augmentation
+) -> None:
     """Applies noise, roll and mask to the front end's output.
 
     The order is that of the masker's stage:
@@ -35,23 +58,24 @@ def augment(task: BaseTask, batch: Batch, masker: Masker | None) -> None:
     `log_mel` stays unmasked, for losses and plots; `masked_log_mel` is what the model gets.
 
     Args:
-        task: Owns the settings and the random numbers.
+        task: Owns the random numbers.
         batch: With `log_mel`, `frames` and `valid` of the front end.
         masker: Masking strategy of the run.
+        augmentation: Noise, roll and fill.
     """
     batch["clean"] = Spectrogram(batch["log_mel"], batch["frames"], batch["valid"])
     if masker is not None and masker.stage == "before_noise":
-        _mask(task, batch, masker)
-    if task.hparams["noise_roll"]:
+        _mask(task, batch, masker, augmentation.fill)
+    if augmentation.noise_roll:
         _noise_and_roll(task, batch)
     if masker is not None and masker.stage == "after_noise":
-        _mask(task, batch, masker)
+        _mask(task, batch, masker, augmentation.fill)
 
 
-def _mask(task: BaseTask, batch: Batch, masker: Masker) -> None:
+def _mask(task: BaseTask, batch: Batch, masker: Masker, kind: Literal["raw_zero", "zero"]) -> None:
     with torch.no_grad():
         mask = masker.mask_batch(task, batch)
-    fill = task.front_end.fill_value(task.hparams["fill"])
+    fill = task.front_end.fill_value(kind)
     batch["mask"] = mask
     batch["masked_log_mel"] = fill_masked(batch["log_mel"], mask, fill)
 

@@ -1,20 +1,24 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 
-from peas import randomness
+from peas import migration, randomness
 from peas.allocator import keep_freed_memory
 from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
 from peas.errors import CheckpointError, ConfigError
-from peas.frontend import LogMel
-from peas.models.masked import MaskedModel, compile_blocks
+from peas.frontend import FrontEnd
+from peas.models.encoder import Encoder
+from peas.models.masked import compile_blocks
+from peas.parts import plain
 from peas.processes import is_first
+from peas.recipes.base import Recipe
 from peas.tasks import run_clips
 from peas.tasks.running_means import forget_sums
 from peas.tasks.stepping import SteppingModule
@@ -23,23 +27,37 @@ if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
 
 MEASURED = ("mean", "std")
-"""Facts that a data set may measure over its training clips."""
+"""Settings of the front end that a data set may measure over its training clips."""
 SETTINGS = "settings"
 """Part of a checkpoint that holds the whole configuration."""
+
+
+class MetricNames(NamedTuple):
+    """Names of a task's metrics, without `train/` and `val/`."""
+
+    train: set[str]
+    val: set[str]
+    step: set[str]
 
 
 class BaseTask(SteppingModule):
     """A task owns its front end, so that a checkpoint alone turns sound into scores.
 
-    Facts of the data (`labels`, `mean`, `std`, `frames`, `multi_label`) are arguments that
-    default to null. `fit` fills them from `trainer.datamodule.facts` and writes them to `hparams`;
-    every other use reads them from the checkpoint.
+    Facts of the data (`labels`, `multi_label`; of the front end `frames`, `mean`, `std`,
+    `channels`) are settings that default to null. `fit` fills them from
+    `trainer.datamodule.facts` and writes them to `hparams`; every other use reads them from the
+    checkpoint.
 
-    Subclasses implement `build`, which makes the modules once the facts are known, and
-    `lr_factor`.
+    Subclasses call `adopt` with their parts, and implement `build`, which makes the modules once
+    the facts are known.
+
+    Attributes:
+        model: The encoder.
+        front_end: Waveforms to log-mels.
+        recipe: Optimiser and schedule.
     """
 
-    facts_keys: ClassVar[tuple[str, ...]] = ("labels", "mean", "std", "frames", "multi_label")
+    facts_keys: ClassVar[tuple[str, ...]] = ("labels", "multi_label")
     """Hyperparameters that the data module knows."""
     shape_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
@@ -51,20 +69,31 @@ class BaseTask(SteppingModule):
     the command line: Lightning tells a task only after `setup`."""
     masking: "Masker | None" = None
     """Masking strategy of this `fit`; a `MaskingStrategy` sets itself when it starts."""
-    front_end: LogMel
-    model: MaskedModel
+    front_end: FrontEnd
+    model: Encoder
     _clips: dict[str, Fingerprint] | None = None
     _measured: frozenset[str] = frozenset()
 
     # --- building ---------------------------------------------------------------------------
 
+    def adopt(self, encoder: Encoder, front_end: FrontEnd, recipe: Recipe) -> None:
+        """Takes the parts that every task has."""
+        self.model, self.front_end, self.recipe = encoder, front_end, recipe
+        self._note_parts()
+
+    def _note_parts(self) -> None:
+        """Writes the parts, by class path and settings, to `hparams`."""
+        self.hparams["encoder"] = self.model.spec()
+        self.hparams["front_end"] = self.front_end.spec()
+        self.hparams["recipe"] = self.recipe.spec()
+
     @property
     def built(self) -> bool:
         """Whether the modules exist."""
-        return hasattr(self, "front_end")
+        return self.model.built
 
     def build(self, *, initialise: bool) -> None:
-        """Makes the modules from complete `hparams`.
+        """Makes the modules from complete settings.
 
         Args:
             initialise: Load `pretrained` weights; False when a checkpoint follows anyway.
@@ -75,10 +104,14 @@ class BaseTask(SteppingModule):
         """Metric by which the best checkpoint is chosen, and whether less or more is better."""
         raise NotImplementedError
 
-    def build_front_end(self) -> None:
-        """Makes `front_end` from the facts in `hparams`."""
-        h = self.hparams
-        self.front_end = LogMel(frames=h["frames"], mean=h["mean"], std=h["std"])
+    def metric_names(self) -> MetricNames:
+        """What a run with validation logs."""
+        raise NotImplementedError
+
+    @property
+    def roll_gain(self) -> str:
+        """Augmentation of the waveforms: `none`, `official` or `paper`."""
+        return "none"
 
     def setup(self, stage: str) -> None:
         """Fills the facts from the data module and builds, before `fit`."""
@@ -88,18 +121,30 @@ class BaseTask(SteppingModule):
             return
         data = getattr(self.trainer, "datamodule", None)
         facts = getattr(data, "facts", None)
+        ours = self.front_end
         if getattr(data, "measures", False):
-            self._measured = frozenset(key for key in MEASURED if self.hparams[key] is None)
-        for key in self.facts_keys:
-            if self.hparams[key] is None:
-                if facts is None:
-                    raise ConfigError(
-                        f"`model.init_args.{key}` is null and no data module tells it: "
-                        f"give `data`, or set the key"
-                    )
+            self._measured = frozenset(key for key in MEASURED if ours.setting(key) is None)
+        missing = [key for key in ours.fixed if ours.setting(key) is None and key != "channels"]
+        for key, owner in (
+            *((key, "") for key in self.facts_keys if self.hparams[key] is None),
+            *((key, "front_end.init_args.") for key in missing),
+        ):
+            if facts is None:
+                raise ConfigError(
+                    f"`model.init_args.{owner}{key}` is null and no data module tells it: "
+                    "give `data`, or set the key"
+                )
+            if not owner:
                 value = getattr(facts, key)
                 self.hparams[key] = list(value) if isinstance(value, tuple) else value
-        self.build(initialise=not self.resumes)
+        if facts is not None and ours.setting("channels") is None:
+            missing.append("channels")
+        ours.build(**{key: getattr(facts, key) for key in missing})
+        self._build(initialise=not self.resumes)
+
+    def _build(self, *, initialise: bool) -> None:
+        self.build(initialise=initialise)
+        self._note_parts()
 
     def configure_model(self) -> None:
         """Builds for a callback that averages the weights and asks before `setup` is called.
@@ -120,12 +165,14 @@ class BaseTask(SteppingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes facts from the checkpoint, builds, and refuses one of another shape."""
         where = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
+        migration.checkpoint(checkpoint)
         saved = checkpoint.get("hyper_parameters")
         keys = (*self.facts_keys, *self.shape_keys)
-        if not saved or any(key not in saved for key in keys):
+        wanted = (*keys, "encoder", "front_end", "recipe")
+        if not saved or any(key not in saved for key in wanted):
             raise CheckpointError(
                 f"{where}: holds no settings of {type(self).__name__} "
-                f"(`hyper_parameters` with {', '.join(keys)}): it was not written by "
+                f"(`hyper_parameters` with {', '.join(wanted)}): it was not written by "
                 "this task. Weights of other origin go into `--model.init_args.pretrained`."
             )
         self._require_labels_of_data(saved["labels"], where)
@@ -134,26 +181,26 @@ class BaseTask(SteppingModule):
             ours, theirs = self.hparams[key], saved[key]
             if ours is None:
                 self.hparams[key] = theirs
-            elif key in self._measured and goes_on and theirs is not None and ours != theirs:
-                # Of other clips, which are told below. The front end is the checkpoint's.
-                rank_zero_warn(
-                    f"{key} of the training clips is {ours:.6g} now; the run keeps "
-                    f"`model.init_args.{key}: {theirs:.6g}`, which its weights were trained with"
-                )
-                self.hparams[key] = theirs
-            elif _plain(ours) != _plain(theirs):
+            elif plain(ours) != plain(theirs):
                 raise CheckpointError(_refusal(key, ours, theirs, where))
-        for key in self.resume_keys:
-            ours, theirs = self.hparams[key], saved.get(key, self.hparams[key])
-            if goes_on and _plain(ours) != _plain(theirs):
-                raise CheckpointError(_refusal(key, ours, theirs, where))
+        self._agree_on_part("front_end", self.front_end, saved, where, goes_on)
+        self._agree_on_part("encoder", self.model, saved, where, goes_on)
+        self._note_parts()
+        if goes_on:
+            for key in self.resume_keys:
+                ours, theirs = self.hparams[key], saved.get(key, self.hparams[key])
+                if plain(ours) != plain(theirs):
+                    raise CheckpointError(_refusal(key, ours, theirs, where))
+            ours, theirs = (h["recipe"]["class_path"] for h in (self.hparams, saved))
+            if ours != theirs:
+                raise CheckpointError(_refusal("recipe.class_path", ours, theirs, where))
         other = sorted(
             key
             for key, value in self.hparams.items()
             if not key.startswith("_")
             and key != "pretrained"
             and key in saved
-            and _plain(saved[key]) != _plain(value)
+            and plain(saved[key]) != plain(value)
         )
         super().on_load_checkpoint(checkpoint)
         if not is_first():
@@ -163,9 +210,47 @@ class BaseTask(SteppingModule):
             changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")
         if not self.built:
-            self.build(initialise=False)
+            self._build(initialise=False)
+        self.load_own(checkpoint, goes_on)
         if self._trainer is not None:
             run_clips.check(self.trainer, checkpoint, where)
+
+    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
+        """Takes more of a checkpoint, once the modules exist; here there is nothing.
+
+        Args:
+            checkpoint: Its content.
+            goes_on: Whether training goes on.
+        """
+
+    def _agree_on_part(
+        self, name: str, part: Encoder | FrontEnd, saved: dict[str, Any], where: str, goes_on: bool
+    ) -> None:
+        """Takes what a part's settings leave open from the checkpoint, and refuses others."""
+        ours, theirs = self.hparams[name]["class_path"], saved[name]["class_path"]
+        if ours != theirs:
+            raise CheckpointError(_refusal(f"{name}.class_path", ours, theirs, where))
+        taken: dict[str, Any] = {}
+        for key in part.fixed:
+            mine, found = part.setting(key), saved[name]["init_args"].get(key)
+            if mine is None:
+                taken[key] = found
+            elif found is None or plain(mine) == plain(found):
+                continue
+            elif key in self._measured and goes_on:
+                # Of other clips, which are told below. The front end is the checkpoint's.
+                rank_zero_warn(
+                    f"{key} of the training clips is {mine:.6g} now; the run keeps "
+                    f"`model.init_args.{name}.init_args.{key}: {found:.6g}`, which its weights "
+                    "were trained with"
+                )
+                taken[key] = found
+            else:
+                raise CheckpointError(_refusal(f"{name}.init_args.{key}", mine, found, where))
+        if isinstance(part, FrontEnd):
+            part.build(**taken)
+        else:
+            part.settle(**taken)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is remembered of the clips."""
@@ -229,7 +314,7 @@ class BaseTask(SteppingModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Adds `log_mel`, `frames` and `valid` on the device; in training also augments."""
         self.require_weights()
-        if self.trainer.training and self.hparams.get("roll_gain", "none") != "none":
+        if self.trainer.training and self.roll_gain != "none":
             self._roll_and_gain(batch)
         spectrogram = self.front_end(batch["waveform"], batch["length"])
         batch["log_mel"] = spectrogram.log_mel
@@ -246,7 +331,7 @@ class BaseTask(SteppingModule):
         waveform = batch["waveform"]
         u = self.draws(batch, "roll_gain", (ROLL_GAIN_DRAWS,)).to(waveform.device)
         length = batch["length"].to(waveform.device)
-        roll = self.hparams["roll_gain"] == "paper"
+        roll = self.roll_gain == "paper"
         batch["waveform"] = roll_and_gain(waveform, length, u, roll=roll)
 
     def draws(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
@@ -257,6 +342,15 @@ class BaseTask(SteppingModule):
         return randomness.uniform_rows(batch["row"], batch["global_size"], shape, source)
 
     # --- training ---------------------------------------------------------------------------
+
+    def trained_beside(self) -> list[nn.Module]:
+        """Modules that are trained beside the encoder."""
+        return []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The recipe's optimiser; `lr_factor` sets the rates."""
+        self.recipe.check(self.rate, self.length)
+        return self.recipe.optimizer(self.model, self.trained_beside(), self.rate)
 
     def on_fit_start(self) -> None:
         """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""
@@ -280,7 +374,7 @@ class BaseTask(SteppingModule):
         accumulate = trainer.accumulate_grad_batches
         total = self.global_batch or "?"
         rank_zero_info(
-            f"base lr {self.hparams.get('lr')}, global batch {total} = {batch} clips x {world} "
+            f"base lr {self.recipe.lr}, global batch {total} = {batch} clips x {world} "
             f"processes x {accumulate} accumulated, resulting lr {self.rate:.6g}; "
             f"seed {randomness.run_seed()}"
         )
@@ -292,13 +386,6 @@ def _refusal(key: str, ours: Any, theirs: Any, where: str) -> str:
         f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
         "To start a new run from these weights use `--model.init_args.pretrained`."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples, so that settings compare equal after a round trip through YAML."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _short(value: Any) -> str:

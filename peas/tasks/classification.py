@@ -1,38 +1,33 @@
 """Fine-tuning of a masked model as a classifier of clips."""
 
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from peas.augment.peas import error_maps
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
+from peas.frontend import FrontEnd, KaldiLogMel
 from peas.metrics import ClipScores
-from peas.models.mae import MaskedAutoencoder, decoder_of
-from peas.models.positions import Raster, official_raster
-from peas.models.ssast import SSAST
+from peas.models import SSAST, Encoder
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
-from peas.optim import LrRule, cosine_factor, staircase_warmup, step_decay
-from peas.tasks.augmentation import augment
-from peas.tasks.base import BaseTask
-from peas.tasks.classifier import (
-    STRIDES,
-    build_model,
-    check_settings,
-    fill,
-    freeze_encoder,
-    make_optimizer,
-    train_drawing,
-)
-from peas.tasks.finite import OnNonFinite, counted
+from peas.parts import made
+from peas.recipes import Recipe, SSASTRecipe
+from peas.tasks.augmentation import Augmentation, augment
+from peas.tasks.base import BaseTask, MetricNames
+from peas.tasks.classifier import check_settings, fill, freeze_encoder
+from peas.tasks.finite import counted
 from peas.tasks.pixel_probe import fit_pixel_probe
+
+SCORES = {"mAP", "AUC", "d_prime", "classes", "clips", "loss"}
+"""Metrics of evaluation; `accuracy` too where a clip has one class."""
 
 
 class Classification(BaseTask):
-    """Fine-tunes SSAST or AudioMAE with the recipes of their papers, PEAS's and SupMAM-CLAP's.
+    """Fine-tunes an encoder with the recipes of SSAST's and AudioMAE's papers and of PEAS.
 
     The config's `masking` says which bins of a training clip are masked. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
@@ -40,81 +35,35 @@ class Classification(BaseTask):
     encoder.
 
     Args:
-        pretrained: File of weights: an official SSAST or AudioMAE file (pretrained or fine-tuned)
-            or a checkpoint of `peas`. `timm:NAME` takes ImageNet weights from timm's hub,
-            `timm:FILE` from a file of such weights. Null starts from random weights and must be
-            typed: the default, an empty string, is refused when a run starts.
-        encoder: Family, `ssast` or `audiomae`.
-        size: `mini`, `tiny`, `small`, `base` or `large`.
-        patch: Patch shape (mel bins, frames): (16, 16), or (128, 2) for frame models.
-        stride: Patch stride in fine-tuning (mel bins, frames). SSAST overlaps its patches with
-            (10, 10), its frame models with (128, 1); AudioMAE's is its patch. Null is (10, 10) for
-            `ssast` and the patch for `audiomae`.
-        positions: Raster of `audiomae`'s fixed table: `stored` as in the released files, or
-            `geometric`. Null is the official code's: `stored`, and `geometric` where patches
-            overlap. A file of weights brings its own.
-        pooling: `mean` over patch tokens (official default), or `cls` (the class tokens).
-        drop_path: Rate of stochastic depth: AudioMAE 0.1, SSAST and PEAS 0.
+        pretrained: File of weights: an official file of the encoder's family (pretrained or
+            fine-tuned) or a checkpoint of `peas`. `timm:NAME` takes ImageNet weights from timm's
+            hub, `timm:FILE` from a file of such weights. Null starts from random weights and must
+            be typed: the default, an empty string, is refused when a run starts.
+        encoder: Such as `peas.models.SSAST` (default) or `peas.models.AudioMAE`.
+        front_end: Such as `peas.frontend.KaldiLogMel` (default).
+        recipe: Such as `peas.recipes.SSASTRecipe` (default) or `AudioMAERecipe`.
+        augmentation: Noise, roll, gain, and the fill of masked cells.
         loss: `ce` with true soft targets, or `bce`.
         label_smoothing: Of `ce`, in training: share of a target that is spread evenly over all
             classes. AudioMAE's script for ESC-50 has 0.1; 0 is off.
-        lr: Learning rate of the encoder, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE). Both are printed at the start.
-        optimizer: `adam` (SSAST) or `adamw` (AudioMAE: vectors, biases, special tokens and
-            positions undecayed).
-        head_lr_factor: Of `adam`: times `lr` for the classifier, the official `head_lr`.
-        layer_decay: Of `adamw`: ratio of a layer's rate to that of the next one, 0.75 in
-            AudioMAE; 1 is off.
-        weight_decay: L2 term inside Adam, as official in SSAST; decoupled in AdamW.
-        betas: SSAST has (0.95, 0.999). AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
-        schedule: `staircase` (SSAST: warm-up of stairs, decay by epochs), or `cosine` (AudioMAE:
-            linear warm-up and half a cosine over `trainer.max_epochs`, set in every iteration).
-        warmup_steps: Of `staircase`: length of the warm-up; 0 is off. SSAST has 1000 for Speech
-            Commands.
-        decay_start: Of `staircase`: first epoch, from 0, whose rate decays; null is off. SSAST has
-            6 for ESC-50 (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech
-            Commands.
-        decay_factor: Of `staircase`: factor of one decay.
-        decay_every: Of `staircase`: epochs from one decay to the next; SSAST has 5 for AudioSet's
-            balanced part.
-        warmup_epochs: Of `cosine`: length of the warm-up; AudioMAE has 4 of 60.
-        min_lr: Of `cosine`: rate at the end, of the layers at the whole rate.
         freeze: `encoder` trains the classifier alone, on features without gradient, dropout or
             stochastic depth (linear probe). The classifier is a LayerNorm of the pooled tokens
             (`fc_norm`, trained with it) and a linear layer. Null trains everything.
-        noise_roll: The official loader's noise and roll along time (SSAST on; AST's ESC-50
-            recipe off). PEAS states neither. AudioMAE's paper has it for Speech Commands; in every
-            published script it is off.
-        roll_gain: AudioMAE's augmentation of waveforms: `paper` rolls a clip cyclically and
-            multiplies its loudness by 0.5 to 1.5, `official` does the latter alone, as the
-            published code really does. A mixture is augmented as one clip.
-        fill: Value of hidden cells: `raw_zero` (0 before normalisation, as official) or `zero`
-            (the data set's mean).
         aux_loss_weight: Weight of the mean errors of PEAS's auxiliary tasks (equations 1 and 2) in
             the loss. The paper updates the model by the classification loss alone: 0.
-        reconstruction: What draws spectrograms for PEAS: the pretrained `head`, or `probe`, a
-            linear pixel head that is fitted on the encoder as it starts, for weights that came
+        reconstruction: What reconstructs spectrograms for PEAS: the pretrained `head`, or `probe`,
+            a linear pixel head that is fitted on the encoder as it starts, for weights that came
             without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.pixel_probe`.
-        on_nonfinite: When a gradient is no number: `stop`, before it reaches the weights, or
-            `skip` that step and count it (`train/skipped_steps`).
         compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes; null takes them from the data.
-        mean: Mean of the log-mel; null takes it from the data.
-        std: Standard deviation of the log-mel; null takes it from the data.
-        frames: Frames of the input; null takes them from the data.
         multi_label: Whether a clip may have several labels; null takes it from the data.
-        channels: What becomes of several channels of a clip; null takes it from the data. `peas
-            tag` reads sound so.
 
     Raises:
-        ConfigError: A value is impossible, or belongs to a recipe that was not chosen; the message
-            names the key.
+        ConfigError: A value is impossible; the message names the key.
     """
 
-    facts_keys = (*BaseTask.facts_keys, "channels")
-    shape_keys = ("encoder", "size", "patch", "stride", "pooling", "reconstruction")
-    resume_keys = ("optimizer", "freeze", "positions")
+    shape_keys = ("reconstruction",)
+    resume_keys = ("freeze",)
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric
@@ -124,53 +73,30 @@ class Classification(BaseTask):
         self,
         # No required argument: the parser would fill it with null, as its type allows.
         pretrained: str | None = "",
-        encoder: Literal["ssast", "audiomae"] = "ssast",
-        size: Literal["mini", "tiny", "small", "base", "large"] = "base",
-        patch: tuple[int, int] = (16, 16),
-        stride: tuple[int, int] | None = None,
-        positions: Raster | None = None,
-        pooling: Literal["mean", "cls"] = "mean",
-        drop_path: float = 0.0,
+        encoder: Encoder | None = None,
+        front_end: FrontEnd | None = None,
+        recipe: Recipe | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         loss: ClassificationLoss = "ce",
         label_smoothing: float = 0.0,
-        lr: float = 1e-4,
-        lr_rule: LrRule = "absolute",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        head_lr_factor: float = 1.0,
-        layer_decay: float = 1.0,
-        weight_decay: float = 5e-7,
-        betas: tuple[float, float] = (0.95, 0.999),
-        schedule: Literal["staircase", "cosine"] = "staircase",
-        warmup_steps: int = 0,
-        decay_start: int | None = 6,
-        decay_factor: float = 0.85,
-        decay_every: int = 1,
-        warmup_epochs: float = 4.0,
-        min_lr: float = 1e-6,
         freeze: Literal["encoder"] | None = None,
-        noise_roll: bool = True,
-        roll_gain: Literal["none", "official", "paper"] = "none",
-        fill: Literal["raw_zero", "zero"] = "raw_zero",
         aux_loss_weight: float = 0.0,
         reconstruction: Literal["head", "probe"] = "head",
-        on_nonfinite: OnNonFinite = "stop",
         compile: bool = False,
         labels: list[str] | None = None,
-        mean: float | None = None,
-        std: float | None = None,
-        frames: int | None = None,
         multi_label: bool | None = None,
-        channels: Literal["mean", "first"] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        if stride is None:
-            self.hparams["stride"] = STRIDES.get(encoder, patch)
-        if positions is None:
-            # SSAST has no such table: as in checkpoints of before there was a default.
-            ours = encoder == "audiomae"
-            raster = official_raster(patch, self.hparams["stride"]) if ours else "stored"
-            self.hparams["positions"] = raster
+        self.save_hyperparameters(ignore=["encoder", "front_end", "recipe", "augmentation"])
+        self.adopt(
+            made(encoder, Encoder) or SSAST(),
+            made(front_end, FrontEnd) or KaldiLogMel(),
+            made(recipe, Recipe) or SSASTRecipe(),
+        )
+        # A checkpoint's settings are plain.
+        given: Any = augmentation
+        self.augmentation = Augmentation(**given) if isinstance(given, dict) else given
+        self.hparams["augmentation"] = asdict(self.augmentation)
         check_settings(self.hparams)
 
     # --- building ---------------------------------------------------------------------------
@@ -187,16 +113,15 @@ class Classification(BaseTask):
                 "`model.init_args.loss: ce` fits one label per clip, and this data has several: "
                 "use `bce`"
             )
-        self.build_front_end()
-        self.model = build_model(h)
+        self.model.build(self.front_end.frames, self.front_end.n_mels, len(h["labels"]))
         if initialise:
             self._load_pretrained(h["pretrained"])
         if h["freeze"]:
             freeze_encoder(self.model)
             self.model.eval()
-        # A run that goes on gets its decoder from the checkpoint.
-        if h["aux_loss_weight"] > 0 and (initialise or isinstance(self.model, SSAST)):
-            train_drawing(self.model)
+        # A run that goes on gets its pixel head from the checkpoint.
+        if h["aux_loss_weight"] > 0 and initialise:
+            self.model.require_trainable_pixels()
         self.scores = ClipScores(h["multi_label"])
         self.evaluation_loss = MeanMetric()
         self.train_loss = MeanMetric()
@@ -215,24 +140,13 @@ class Classification(BaseTask):
             self.model.eval()
         return self
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As in `BaseTask`; a decoder is made before the optimiser asks for its weights."""
-        # Checkpoints written before there were two families, probes, and `channels`.
-        saved = checkpoint.get("hyper_parameters", {})
-        saved.setdefault("encoder", "ssast")
-        saved.setdefault("reconstruction", "head")
-        told = saved.get("channels")
-        saved.setdefault("channels", self.hparams["channels"] or "mean")
-        super().on_load_checkpoint(checkpoint)
+    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
+        """Makes a decoder that is trained too, before the optimiser asks for its weights."""
+        told = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
         self._require_channels_of_data(told)
-        if isinstance(self.model, MaskedAutoencoder) and self.hparams["aux_loss_weight"] > 0:
-            state = checkpoint["state_dict"]
-            self.model.attach_decoder(
-                decoder_of(state, "model."),
-                pixels="model.decoder.pred.weight" in state,
-                norm_pix=bool(state["model.geometry"][4]),
-            )
-            train_drawing(self.model)
+        if self.hparams["aux_loss_weight"] > 0:
+            self.model.adopt_heads(checkpoint["state_dict"], "model.")
+            self.model.require_trainable_pixels()
 
     def _require_channels_of_data(self, saved: str | None) -> None:
         """Refuses to score clips that are read in another way than those that trained."""
@@ -245,6 +159,17 @@ class Classification(BaseTask):
                 f"data gives their {heard}: set data.init_args.channels to {saved}"
             )
 
+    @property
+    def roll_gain(self) -> str:
+        """Augmentation of the waveforms."""
+        return self.augmentation.roll_gain
+
+    def metric_names(self) -> MetricNames:
+        """What is logged of training, evaluation, and each step."""
+        one = set() if self.hparams["multi_label"] else {"accuracy"}
+        auxiliary = {"aux_loss"} if self.hparams["aux_loss_weight"] > 0 else set()
+        return MetricNames({"loss"} | one | auxiliary, SCORES | one, {"loss"})
+
     @staticmethod
     def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
         """Accuracy; mAP where clips have several labels."""
@@ -254,7 +179,7 @@ class Classification(BaseTask):
 
     def augment(self, batch: Batch) -> None:
         """Noise, roll and mask, see `peas.tasks.augmentation`."""
-        augment(self, batch, self.masking)
+        augment(self, batch, self.masking, self.augmentation)
 
     def on_fit_start(self) -> None:
         """As in `BaseTask`; a new run fits its pixel probe."""
@@ -311,40 +236,6 @@ class Classification(BaseTask):
                 on_step=False,
                 batch_size=clips,
             )
-
-    def warmup(self) -> tuple[str, float]:
-        """`warmup_steps` of the staircase, `warmup_epochs` of the cosine."""
-        h = self.hparams
-        if h["schedule"] == "cosine":
-            return "warmup_epochs", h["warmup_epochs"] * self.steps_per_epoch
-        return "warmup_steps", h["warmup_steps"]
-
-    def lr_factor(self, step: int, epoch: int) -> float:
-        """Factor of the recipe's schedule."""
-        h = self.hparams
-        if h["schedule"] == "cosine":
-            epochs = self.trainer.max_epochs
-            assert epochs
-            at = self.epochs_passed(step)
-            return cosine_factor(at, h["warmup_epochs"], epochs, h["min_lr"] / self.rate)
-        decay = step_decay(epoch, h["decay_start"], h["decay_factor"], h["decay_every"])
-        return staircase_warmup(step, h["warmup_steps"]) * decay
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimiser; `lr_factor` sets the rates."""
-        h = self.hparams
-        if h["schedule"] == "cosine":
-            if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-                raise ConfigError(
-                    "`trainer.max_epochs` is not set: `schedule: cosine` must know the end"
-                )
-            if h["min_lr"] >= self.rate:
-                raise ConfigError(
-                    f"`model.init_args.min_lr` is {h['min_lr']:g} and the rate of this run "
-                    f"{self.rate:g}, so the rate would rise: lower min_lr, or raise lr or the "
-                    "batch size"
-                )
-        return make_optimizer(self.model, h, self.rate)
 
     # --- evaluation -------------------------------------------------------------------------
 

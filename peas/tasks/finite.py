@@ -1,13 +1,9 @@
 """Losses and gradients that are no numbers: noticed before they reach the weights."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-OnNonFinite = Literal["stop", "skip"]
-"""What follows a gradient that is no number."""
 
 
 class Skipped(Exception):

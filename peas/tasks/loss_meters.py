@@ -11,15 +11,15 @@ from peas.tasks.finite import counted
 
 
 class LossMeters(nn.Module):
-    """Counts what the sum and each objective come to.
+    """Counts what the sum, each objective and its other metrics come to.
 
     Args:
-        objectives: Names of the objectives.
+        names: Of objectives and metrics.
     """
 
-    def __init__(self, objectives: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
-        names = ["loss", *objectives]
+        names = ["loss", *names]
         self.training_means = nn.ModuleDict({name: MeanMetric() for name in names})
         self.evaluation_means = nn.ModuleDict({name: MeanMetric() for name in names})
         for mean in self.training_means.values():
@@ -53,7 +53,10 @@ class LossMeters(nn.Module):
 
 
 def _values(losses: Losses, clips: int) -> Iterator[tuple[str, Tensor, int]]:
-    """Name, value and number of clips of the sum and of each objective."""
+    """Name, value and number of clips of the sum, of each objective and of its metrics."""
     yield "loss", losses.total, clips
     for name, term in losses.terms.items():
-        yield name, term.loss, clips if term.clips is None else term.clips
+        counted = clips if term.clips is None else term.clips
+        yield name, term.loss, counted
+        for metric, value in term.metrics.items():
+            yield metric, value, counted

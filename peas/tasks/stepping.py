@@ -15,6 +15,7 @@ from peas import randomness
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, PeasError
 from peas.optim import global_lr
+from peas.recipes.base import Recipe, RunLength
 from peas.tasks.finite import RunningStatistics, Skipped, finite_gradients
 from peas.tasks.running_means import save_sums
 
@@ -22,13 +23,13 @@ from peas.tasks.running_means import save_sums
 class SteppingModule(L.LightningModule):
     """A LightningModule whose optimiser steps depend on their place in training alone.
 
-    Subclasses have `on_nonfinite` among their hyperparameters, and implement `lr_factor`.
-
     Attributes:
+        recipe: Optimiser and schedule.
         skipped_steps: Optimiser steps of the run that were left out, because a gradient was no
             number.
     """
 
+    recipe: Recipe
     skipped_steps: int = 0
     _saved_sizes: list[tuple[Any, int]] | None = None
 
@@ -42,31 +43,21 @@ class SteppingModule(L.LightningModule):
 
     @property
     def rate(self) -> float:
-        """Learning rate at factor 1: `lr` by its `lr_rule`."""
-        rule = self.hparams.get("lr_rule", "absolute")
-        return global_lr(self.hparams["lr"], rule, self.global_batch)
+        """Learning rate at factor 1: the recipe's `lr` by its `lr_rule`."""
+        return global_lr(self.recipe.lr, self.recipe.lr_rule, self.global_batch)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+    def length(self) -> RunLength:
+        """How long the run is, as far as it is known."""
         trainer = self.trainer
-        return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-
-    def epochs_passed(self, step: int) -> float:
-        """Epochs trained before an optimiser step, with the fraction of the current one.
-
-        Args:
-            step: Optimiser step, from 0.
-        """
-        return step / self.steps_per_epoch
+        batches: float = trainer.num_training_batches
+        known = math.isfinite(batches)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) if known else 0
+        return RunLength(steps, trainer.max_epochs, trainer.max_steps)
 
     def lr_factor(self, step: int, epoch: int) -> float:
         """Factor of every group's base rate at an optimiser step, both counted from 0."""
-        raise NotImplementedError
-
-    def warmup(self) -> tuple[str, float]:
-        """Argument that says how long the rate rises, and how many optimiser steps it does."""
-        return "", 0.0
+        return self.recipe.factor(step, epoch, self.rate, self.length)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate and reseeds dropout, both from the place in training alone."""
@@ -118,14 +109,15 @@ class SteppingModule(L.LightningModule):
             self._statistics.keep()
             return loss
         self._statistics.restore()
-        if self.hparams["on_nonfinite"] == "skip":
+        if self.recipe.on_nonfinite == "skip":
             raise Skipped
         raise PeasError(
             f"step {self.trainer.global_step + 1}, epoch {self.trainer.current_epoch + 1}: a "
             "gradient is not a number, or too large for one. The weights are those of the step "
-            "before, and no checkpoint holds it. Lower `model.init_args.lr`, clip "
-            "(`trainer.gradient_clip_val`), or set `model.init_args.on_nonfinite: skip` to leave "
-            "out and count such steps"
+            "before, and no checkpoint holds it. Lower "
+            "`model.init_args.recipe.init_args.lr`, clip (`trainer.gradient_clip_val`), or set "
+            "`model.init_args.recipe.init_args.on_nonfinite: skip` to leave out and count such "
+            "steps"
         )
 
     def on_fit_start(self) -> None:
@@ -164,25 +156,21 @@ class SteppingModule(L.LightningModule):
         self._warn_of_long_warmup()
 
     def _warn_of_long_warmup(self) -> None:
-        trainer = self.trainer
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
-        total = min(
-            self.steps_per_epoch * epochs, trainer.max_steps if trainer.max_steps > 0 else math.inf
-        )
-        key, warmup = self.warmup()
+        total = self.length.steps
+        key, warmup = self.recipe.warmup(self.length)
         if 3 * warmup <= total:
             return
         rank_zero_warn(
-            f"`model.init_args.{key}` lets the learning rate rise through {warmup:.0f} "
-            f"steps, and the whole run has {total:.0f}: lower it, or train longer. The staircase "
-            "of SSAST trains its first 50 steps at a rate of 0"
+            f"`model.init_args.recipe.init_args.{key}` lets the learning rate rise through "
+            f"{warmup:.0f} steps, and the whole run has {total:.0f}: lower it, or train "
+            "longer. The staircase of SSAST trains its first 50 steps at a rate of 0"
         )
 
     def on_train_epoch_end(self) -> None:
         """Logs the rate, and how many steps of the run were left out so far."""
         # Steps are logged now and then, and a short epoch may have none of those.
         self.log("lr", self._optimizer().param_groups[0]["lr"], rank_zero_only=True)
-        if self.hparams["on_nonfinite"] == "skip":
+        if self.recipe.on_nonfinite == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps), rank_zero_only=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

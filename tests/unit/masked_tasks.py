@@ -1,26 +1,87 @@
-"""Tasks of masked audio modelling from a flat table of weights and settings."""
+"""Tasks and encoders from flat tables of settings, as tests like to name them."""
 
-import importlib
 from typing import Any
 
 from peas import migration
-from peas.tasks import MaskedAudioModeling
+from peas.frontend import FrontEnd
+from peas.masking import PatchMasking
+from peas.models import SSAST, AudioMAE, Encoder
+from peas.objectives import Objective
+from peas.parts import Part, made
+from peas.recipes import Recipe
+from peas.tasks import Classification, Pretraining
+
+BASES: dict[str, type[Part]] = {
+    "encoder": Encoder,
+    "front_end": FrontEnd,
+    "recipe": Recipe,
+    "masking": PatchMasking,
+    "eval_masking": PatchMasking,
+}
 
 
-def made(spec: Any) -> Any:
-    """The part that a table with `class_path` describes; other values as they are."""
-    if isinstance(spec, dict) and "class_path" in spec:
-        module, _, name = spec["class_path"].rpartition(".")
-        return getattr(importlib.import_module(module), name)(**spec.get("init_args", {}))
-    if isinstance(spec, dict):
-        return {key: made(value) for key, value in spec.items()}
-    return spec
+def parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose tables with class paths are parts."""
+    told = {
+        key: made(value, BASES[key]) if key in BASES and isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
+    if "objectives" in told:
+        given = told["objectives"].items()
+        told["objectives"] = {name: made(part, Objective) for name, part in given}
+    return told
 
 
-def masked_task(**settings: Any) -> MaskedAudioModeling:
+def masked_task(**settings: Any) -> Pretraining:
     """A task whose objectives are named by their weights: `reconstruction=1.0`, and so on."""
-    told = migration.pretraining(settings)
-    for key in ("objectives", "masking"):
-        if key in told:
-            told[key] = made(told[key])
-    return MaskedAudioModeling(**told)
+    return Pretraining(**parts(migration.pretraining(settings)))
+
+
+def ssast_task(**settings: Any) -> Pretraining:
+    """SSAST's pretraining, with `masked=400`, `objective="joint"`, and so on."""
+    return Pretraining(**parts(migration.ssast(settings)))
+
+
+def classification(**settings: Any) -> Classification:
+    """Fine-tuning, with `encoder="audiomae"`, `lr=1e-3`, and so on."""
+    return Classification(**parts(migration.classification(settings)))
+
+
+def ssast(
+    size: str = "base",
+    *,
+    num_classes: int = 0,
+    frames: int = 1024,
+    mels: int = 128,
+    pretrain: tuple[int, int] | None = None,
+    **settings: Any,
+) -> SSAST:
+    """A built SSAST whose patches do not overlap unless `stride` says so."""
+    settings.setdefault("stride", settings.get("patch", (16, 16)))
+    model = SSAST(size, **settings).build(frames, mels, num_classes)  # type: ignore[arg-type]
+    if pretrain is not None:
+        model.set_pretraining_grid(*pretrain)
+    return model
+
+
+def audiomae(
+    size: str = "base",
+    *,
+    num_classes: int = 0,
+    frames: int = 1024,
+    mels: int = 128,
+    decoder: Any = None,
+    pixels: bool = True,
+    norm_pix: bool = True,
+    **settings: Any,
+) -> AudioMAE:
+    """A built AudioMAE, with a decoder where one is given."""
+    if decoder is not None:
+        kind, *rest = decoder
+        names = ("width", "depth", "heads", "window", "first_shift")
+        settings |= {"decoder": kind}
+        settings |= {f"decoder_{name}": value for name, value in zip(names, rest, strict=True)}
+    model = AudioMAE(size, **settings)  # type: ignore[arg-type]
+    needs = {"decoder", "pixels"} if pixels else {"decoder"}
+    wanted = needs if decoder is not None else set()
+    return model.build(frames, mels, num_classes, needs=wanted, norm_pix=norm_pix)  # type: ignore[arg-type]

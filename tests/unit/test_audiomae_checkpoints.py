@@ -12,7 +12,7 @@ from peas.commands import export, import_
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.checkpoints import load_pretrained, read_state
 from peas.models.checkpoints.audiomae import describe, to_official, unwrap
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.positions import position_table
 from peas.models.ssast import SSAST
@@ -23,7 +23,7 @@ LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 1
 
 def build(frames=128, **settings):
     torch.manual_seed(len(settings))
-    return MaskedAutoencoder("toy", frames=frames, **settings).eval()
+    return AudioMAE("toy", frames=frames, **settings).eval()
 
 
 def official(model, **beside):
@@ -201,7 +201,7 @@ def test_another_or_incomplete_file_is_refused_and_changes_nothing(
         change(state, key, value)
     path = save(tmp_path, state)
     size = settings.pop("size", "toy") if settings else "toy"
-    model = MaskedAutoencoder(size, frames=128, decoder=LOCAL, **settings)
+    model = AudioMAE(size, frames=128, decoder=LOCAL, **settings)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as caught:
         load_pretrained(model, path)
@@ -356,7 +356,7 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="50 classes and audioset 527"):
         import_.main([str(out), "--dataset", "audioset"])
     with pytest.raises(CheckpointError, match="holds a toy model") as caught:
-        load_pretrained(MaskedAutoencoder("mini", num_classes=50, frames=512), out)
+        load_pretrained(AudioMAE("mini", num_classes=50, frames=512), out)
     assert str(out) in str(caught.value)
 
 

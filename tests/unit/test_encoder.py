@@ -2,7 +2,7 @@ import pytest
 import torch
 from timm.layers import Attention
 
-from peas.models.encoder import SelfAttention
+from peas.models.vit import SelfAttention
 
 
 @pytest.mark.parametrize("causal", [False, True])

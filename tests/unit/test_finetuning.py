@@ -12,7 +12,7 @@ from toys import FACTS, Run, StandIn, clips, data, fit, quiet_trainer
 
 from peas.callbacks import PEAS, PatchDropping, RandomMasking, SpecAugment
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.tasks import Classification
 
@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small AudioMAE with a decoder, of clips twice as long as the sounds."""
     torch.manual_seed(5)
-    model = MaskedAutoencoder("toy", frames=128, decoder=DecoderShape("local", 32, 2, 2))
+    model = AudioMAE("toy", frames=128, decoder=DecoderShape("local", 32, 2, 2))
     path = tmp_path_factory.mktemp("weights") / "mae.pth"
     torch.save(model.state_dict(), path)
     return path

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from peas.errors import CheckpointError, DataError
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.ssast import SSAST
 
@@ -82,7 +82,7 @@ def ssast(seed):
 
 def audiomae():
     torch.manual_seed(0)
-    return MaskedAutoencoder("mini", frames=64, decoder=DecoderShape("local", 64, 2, 4, 4, 0))
+    return AudioMAE("mini", frames=64, decoder=DecoderShape("local", 64, 2, 4, 4, 0))
 
 
 def test_the_table(esc, tmp_path, capsys, monkeypatch):

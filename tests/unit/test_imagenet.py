@@ -12,7 +12,7 @@ from toys import fit
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.checkpoints.imagenet import load_imagenet
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.ssast import SSAST
 
 
@@ -71,7 +71,7 @@ def test_audiomae_is_the_model_of_a_grey_picture_with_its_own_positions(
     tmp_path: Path, spectrogram: torch.Tensor
 ) -> None:
     theirs = picture_model()
-    ours = MaskedAutoencoder("toy", num_classes=3, frames=64, mels=64).eval()
+    ours = AudioMAE("toy", num_classes=3, frames=64, mels=64).eval()
     fixed = ours.encoder.pos_embed.clone()
     report = load_imagenet(ours, saved(theirs, tmp_path / "vit.pth"))
     assert torch.equal(ours.encoder.pos_embed, fixed)
@@ -102,7 +102,7 @@ def test_ssast_gets_the_class_token_twice_from_a_model_with_one(tmp_path: Path) 
 
 
 def test_audiomae_has_no_place_for_a_distillation_token(tmp_path: Path) -> None:
-    ours = MaskedAutoencoder("toy", num_classes=3, frames=64, mels=64)
+    ours = AudioMAE("toy", num_classes=3, frames=64, mels=64)
     file = saved(picture_model(VisionTransformerDistilled), tmp_path / "deit.pth")
     report = load_imagenet(ours, file)
     assert "no distillation token" in report.ignored["dist_token"]
@@ -154,7 +154,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(file(mlp_ratio=2), r"mlp\.fc1\.weight has shape \[64, 32\] and the model needs")
     refused(file(reg_tokens=2), "which are not 1 special|unexpected key reg_token")
     refused(file(class_token=False, global_pool="avg"), "holds no vision transformer")
-    mae = MaskedAutoencoder("toy", num_classes=3, frames=64, mels=64)
+    mae = AudioMAE("toy", num_classes=3, frames=64, mels=64)
     refused(file(patch_size=8), r"has patches of \(8, 8\)", mae)
 
 

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from toys import StandIn, make_task
 
 from peas.errors import ConfigError
-from peas.models.encoder import SpectrogramTransformer
+from peas.models.vit import SpectrogramTransformer
 from peas.optim import (
     cosine_factor,
     decay_groups,

@@ -14,7 +14,7 @@ from peas.errors import ConfigError, NoReconstruction
 from peas.models.checkpoints import load_pretrained
 from peas.models.checkpoints.audiomae_keys import to_official
 from peas.models.grid import patchify, resize_positions, sample_positions
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.pixel_probe import PixelProbe, ProbeSums
 from peas.models.ssast import SSAST
 from peas.tasks import Classification
@@ -22,9 +22,9 @@ from peas.tasks import Classification
 MAE: dict[str, Any] = {"encoder": "audiomae", "stride": None, "noise_roll": False}
 
 
-def mae(**settings: Any) -> MaskedAutoencoder:
+def mae(**settings: Any) -> AudioMAE:
     torch.manual_seed(1)
-    return MaskedAutoencoder("toy", **{"frames": 64, **settings}).eval()
+    return AudioMAE("toy", **{"frames": 64, **settings}).eval()
 
 
 def ssast(**settings: Any) -> SSAST:

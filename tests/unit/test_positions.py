@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peas.errors import ConfigError
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.mae_encoder import fitted
 from peas.models.positions import official_raster, position_table, raster_of
@@ -68,9 +68,7 @@ def test_a_table_of_neither_raster_keeps_its_length():
 
 def test_overlapping_patches_have_the_official_table():
     """AudioMAE's stride of 10: 101 x 12 patches, token i at row i // 12 and column i % 12."""
-    model = MaskedAutoencoder(
-        "mini", stride=(10, 10), decoder=DecoderShape("local", 96, 1, 4, window=6)
-    )
+    model = AudioMAE("mini", stride=(10, 10), decoder=DecoderShape("local", 96, 1, 4, window=6))
     assert model.grid == (12, 101)
     assert model.encoder.positions == "geometric"
     for table in (model.encoder.pos_embed, model.decoder.pos_embed):

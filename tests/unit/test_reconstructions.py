@@ -16,7 +16,7 @@ from peas.callbacks.reconstruction_figure import draw, place_of
 from peas.callbacks.reconstructions import _take, hidden_cells, reconstruction_views
 from peas.errors import ConfigError
 from peas.models.grid import patchify
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.target_grid import patch_edges
 from peas.tasks import MaskedAudioModeling, SSASTPretraining
 from peas.tasks.base import BaseTask
@@ -99,7 +99,7 @@ def test_views_show_the_mask_and_the_drawing_of_evaluation(make: Any) -> None:
 
 
 def test_cells_under_overlapping_patches() -> None:
-    model = MaskedAutoencoder("toy", frames=48, mels=48, stride=(8, 8))
+    model = AudioMAE("toy", frames=48, mels=48, stride=(8, 8))
     assert model.grid == (5, 5)
     hidden = torch.zeros(1, 25, dtype=torch.bool)
     # Two neighbours along time: what they share with visible patches is seen.

@@ -15,11 +15,11 @@ from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.outputs import ClipOutputs
 from peas.data.batch import Batch
 from peas.data.synthetic import SOUNDS, SyntheticSounds, make_sounds
-from peas.models import encoder
+from peas.models import vit
 from peas.tasks import Classification
 from peas.tasks.augmentation import augment
 
-encoder.SIZES.setdefault("toy", encoder.Size(32, 2, 2))
+vit.SIZES.setdefault("toy", vit.Size(32, 2, 2))
 
 LABELS = list(SOUNDS)[:4]
 FACTS: dict[str, Any] = {

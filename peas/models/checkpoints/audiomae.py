@@ -20,7 +20,7 @@ from peas.models.checkpoints.audiomae_keys import (
     unwrap,
 )
 from peas.models.checkpoints.reading import ImportReport, read_state
-from peas.models.mae import MaskedAutoencoder
+from peas.models.mae import AudioMAE
 from peas.models.mae_encoder import fitted
 from peas.models.positions import raster_of
 
@@ -28,7 +28,7 @@ __all__ = ["Description", "describe", "load_pretrained", "to_official", "to_ours
 
 
 def load_pretrained(
-    model: MaskedAutoencoder, path: str | Path, state: Mapping[str, Any] | None = None
+    model: AudioMAE, path: str | Path, state: Mapping[str, Any] | None = None
 ) -> ImportReport:
     """Fill a model from a file and say what became of every key.
 
@@ -98,7 +98,7 @@ def load_pretrained(
     return report
 
 
-def _check_build(model: MaskedAutoencoder, facts: Description, where: str) -> None:
+def _check_build(model: AudioMAE, facts: Description, where: str) -> None:
     if facts.size != model.encoder.size:
         raise CheckpointError(
             f"{where}: holds a {facts.size} model and the model to fill is "
@@ -117,9 +117,7 @@ def _check_build(model: MaskedAutoencoder, facts: Description, where: str) -> No
         )
 
 
-def _fit_positions(
-    model: MaskedAutoencoder, new: State, facts: Description, report: ImportReport
-) -> None:
+def _fit_positions(model: AudioMAE, new: State, facts: Description, report: ImportReport) -> None:
     """Cut or continue the file's tables to the model's number of patches."""
     rows, columns = model.grid
     count = rows * columns
@@ -149,7 +147,7 @@ def _words(shape: object) -> str:
     return "none" if shape is None else str(shape)
 
 
-def _wanted(model: MaskedAutoencoder, new: State) -> dict[str, torch.Size]:
+def _wanted(model: AudioMAE, new: State) -> dict[str, torch.Size]:
     """Shapes that a classifier needs; the decoder's are the file's own."""
     own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("decoder.")}
     own.update({k: v.shape for k, v in new.items() if k.startswith("decoder.")})

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.checkpoints.checking import check_geometry
-from peas.models.encoder import SIZES
 from peas.models.grid import Pair
 from peas.models.mae import decoder_of
 from peas.models.mae_decoder import DecoderShape
+from peas.models.vit import SIZES
 
 Layout = Literal["pretrained", "fine-tuned"]
 State = dict[str, Tensor]
@@ -182,7 +182,7 @@ def _official_decoder(state: Mapping[str, Tensor]) -> DecoderShape | None:
 
 
 def to_ours(state: Mapping[str, Tensor], where: str = "the checkpoint") -> State:
-    """Rename official tensors to the keys of `MaskedAutoencoder.state_dict()`.
+    """Rename official tensors to the keys of `AudioMAE.state_dict()`.
 
     Raises:
         CheckpointError: A key is not one of the official layouts'.
@@ -207,7 +207,7 @@ def to_official(state: Mapping[str, Tensor], layout: Layout = "pretrained") -> S
     """Write weights as the official code saves them, under its `model` key.
 
     Args:
-        state: `MaskedAutoencoder.state_dict()`.
+        state: `AudioMAE.state_dict()`.
         layout: `pretrained`: encoder and decoder, 430 tensors at ViT-B. `fine-tuned`: encoder
             without its final norm, and classifier, 152 tensors.
 

@@ -18,9 +18,10 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor
 from torch.optim import Optimizer
 
+from peas import migration
 from peas.errors import CheckpointError, PeasError
-from peas.models.encoder import SIZES
 from peas.models.grid import Pair, grid_shape
+from peas.models.vit import SIZES
 
 MOST = 2**20
 """Frames, mel bins or steps that a model may have along one axis: three hours of 10 ms."""
@@ -71,20 +72,14 @@ def _specs(found: Any) -> bool:
 _TOLD = "a class_path and init_args"
 HYPER_PARAMETERS: dict[str, _Rule] = {
     "labels": (_names, "a list of names"),
-    "mean": (_number, "a finite number"),
-    "std": (lambda found: _number(found) and found > 0, "a finite number above 0"),
-    "frames": (_whole, f"an integer from 1 to {MOST}"),
     "multi_label": (lambda found: isinstance(found, bool), "true or false"),
-    "channels": _one_of("mean", "first"),
-    "encoder": _one_of("ssast", "audiomae"),
-    "size": (lambda found: isinstance(found, str) and found in SIZES, "the name of a size"),
-    "patch": (_pair, "two positive integers"),
-    "stride": (_pair, "two positive integers"),
-    "pooling": _one_of("mean", "cls"),
     "loss": _one_of("ce", "bce"),
-    "lr": (_number, "a finite number"),
-    # A word in 0.1.
-    "masking": (lambda found: found in ("random", "structured") or _spec(found), _TOLD),
+    "encoder": (_spec, _TOLD),
+    "front_end": (_spec, _TOLD),
+    "recipe": (_spec, _TOLD),
+    "masking": (_spec, _TOLD),
+    "eval_masking": (_spec, _TOLD),
+    "augmentation": (lambda found: isinstance(found, Mapping), "a table"),
     "objectives": (_specs, f"names, each with {_TOLD}"),
     "objective_fingerprints": (
         lambda found: (
@@ -93,9 +88,26 @@ HYPER_PARAMETERS: dict[str, _Rule] = {
         ),
         "a table of tables",
     ),
-    "drop_path": (lambda found: _number(found) and 0 <= found < 1, "a number from 0 to 1"),
 }
 """Settings that decide what is built from a checkpoint; each may be null, or absent."""
+
+PARTS: dict[str, dict[str, _Rule]] = {
+    "encoder": {
+        "size": (lambda found: isinstance(found, str) and found in SIZES, "the name of a size"),
+        "patch": (_pair, "two positive integers"),
+        "stride": (_pair, "two positive integers"),
+        "pooling": _one_of("mean", "cls"),
+        "drop_path": (lambda found: _number(found) and 0 <= found < 1, "a number from 0 to 1"),
+    },
+    "front_end": {
+        "mean": (_number, "a finite number"),
+        "std": (lambda found: _number(found) and found > 0, "a finite number above 0"),
+        "frames": (_whole, f"an integer from 1 to {MOST}"),
+        "channels": _one_of("mean", "first"),
+    },
+    "recipe": {"lr": (_number, "a finite number")},
+}
+"""The same of the parts of `peas`, whose settings have these names."""
 
 _COUNTS = ("epoch", "global_step", "skipped_steps")
 _ADAM_KINDS = {"amsgrad", "maximize", "differentiable"}
@@ -109,8 +121,10 @@ _TABLES: dict[str, type] = {
 }
 
 
-def check_run(content: Mapping[str, Any], where: str) -> None:
+def check_run(content: dict[str, Any], where: str) -> None:
     """Refuse a run's checkpoint with a field that is not what it should be.
+
+    Settings of 0.1 become those of this release first.
 
     Fields that are absent are not missed here: each verb knows what it needs.
 
@@ -127,6 +141,8 @@ def check_run(content: Mapping[str, Any], where: str) -> None:
     for key in _COUNTS:
         if key in content and not _whole(content[key], 0, 2**53):
             raise _wrong(where, key, content[key], "a count")
+    with malformed(where):
+        migration.checkpoint(content)
     version = content.get("pytorch-lightning_version", "2.6.6")
     try:
         Version(version)
@@ -137,6 +153,14 @@ def check_run(content: Mapping[str, Any], where: str) -> None:
         found = settings.get(key)
         if found is not None and not fits(found):
             raise _wrong(where, f"hyper_parameters: {key}", found, words)
+    for name, rules in PARTS.items():
+        spec = settings.get(name) or {}
+        if not str(spec.get("class_path", "")).startswith("peas."):
+            continue
+        for key, (fits, words) in rules.items():
+            found = spec["init_args"].get(key)
+            if found is not None and not fits(found):
+                raise _wrong(where, f"hyper_parameters: {name}.init_args.{key}", found, words)
     for part in ("state_dict", "current_model_state"):
         if part in content:
             check_weights(content[part], f"{where}: {part}", named=True)
@@ -329,9 +353,15 @@ def _check_optimizer(state: object, where: str) -> None:
 def _check_model(state: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
     """The parts of a run's state that settings speak of too."""
     own = {key[6:]: value for key, value in state.items() if re.match(r"model\.", key)}
+    encoder, front_end = (
+        (settings.get(name) or {}).get("init_args", {}) for name in ("encoder", "front_end")
+    )
+    kind = str((settings.get("encoder") or {}).get("class_path", "peas."))
+    if not kind.startswith("peas."):
+        return
     check_geometry(own, where)
-    _check_size(own, settings, where)
-    frames, labels = settings.get("frames"), settings.get("labels")
+    _check_size(own, encoder, where)
+    frames, labels = front_end.get("frames"), settings.get("labels")
     if "geometry" in own and frames is not None and int(own["geometry"][0]) != frames:
         raise CheckpointError(
             f"{where}: hyper_parameters: frames is {frames}, and its model has "

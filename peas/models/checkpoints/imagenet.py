@@ -14,10 +14,9 @@ from torch import Tensor
 from peas.errors import CheckpointError
 from peas.models.checkpoints.checking import check_weights
 from peas.models.checkpoints.reading import ImportReport, read_state
-from peas.models.encoder import SIZES
+from peas.models.encoder import Encoder
 from peas.models.grid import resize_positions
-from peas.models.masked import MaskedModel
-from peas.models.ssast import SSAST
+from peas.models.vit import SIZES
 
 PREFIX = "timm:"
 """What a name or file of such weights has before it, where a run says what it starts from."""
@@ -28,7 +27,7 @@ _LOCAL = "give the file of its weights instead, `timm:FILE` (.safetensors or .pt
 State = dict[str, Tensor]
 
 
-def load_imagenet(model: MaskedModel, source: str) -> ImportReport:
+def load_imagenet(model: Encoder, source: str) -> ImportReport:
     """Fill a model's encoder and say what became of every key.
 
     The kernel of the patches is summed over the three colours: a spectrogram is then seen as the
@@ -61,18 +60,11 @@ def load_imagenet(model: MaskedModel, source: str) -> ImportReport:
     if kernel.shape[1] == 3:
         kernel = kernel.sum(dim=1, keepdim=True)
         report.notes.append("patches: the kernel is the sum over the three colours")
-    if isinstance(model, SSAST):
-        new["patch_embed.proj.weight"] = kernel
-        _tokens_of_ssast(model, new, where, report)
-    else:
-        # AudioMAE's kernel is (frames, mel bins).
-        new["patch_embed.proj.weight"] = kernel.transpose(2, 3)
-        _tokens_of_audiomae(new, report)
+    new["patch_embed.proj.weight"] = kernel
+    new = model.import_vit(new, report)
     encoder = model.get_submodule("encoder")
     _check_keys(encoder.state_dict(), new, where)
     encoder.load_state_dict(new, strict=False)
-    if isinstance(model, SSAST):
-        model.reconstructs.fill_(model.pretraining)
     report.used = [key for key in state if key not in report.ignored]
     report.missing = {
         key: "ImageNet has no such part: it starts fresh"
@@ -129,7 +121,7 @@ def _fetch(name: str) -> State:
     return state
 
 
-def _check_kind(state: Mapping[str, Tensor], model: MaskedModel, where: str) -> None:
+def _check_kind(state: Mapping[str, Tensor], model: Encoder, where: str) -> None:
     kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if kernel is None or table is None or "cls_token" not in state or kernel.ndim != 4:
         raise CheckpointError(
@@ -149,30 +141,33 @@ def _check_kind(state: Mapping[str, Tensor], model: MaskedModel, where: str) -> 
         )
 
 
-def _tokens_of_ssast(model: SSAST, new: State, where: str, report: ImportReport) -> None:
+def tokens_of_ssast(model: Encoder, new: State, report: ImportReport) -> State:
     """Special tokens and positions of the model's own grid."""
     special = 2 if "dist_token" in new else 1
     table = new["pos_embed"]
     side = math.isqrt(max(table.shape[1] - special, 0))
     if special + side * side != table.shape[1]:
         raise CheckpointError(
-            f"{where}: pos_embed has {table.shape[1]} positions, which are not {special} special "
-            "ones and those of a square picture; give a plain vision transformer"
+            f"{report.path}: pos_embed has {table.shape[1]} positions, which are not {special} "
+            "special ones and those of a square picture; give a plain vision transformer"
         )
     if special == 1:
         new["dist_token"] = new["cls_token"]
         table = torch.cat((table[:, :1], table), dim=1)
         report.notes.append("distillation token: the class token a second time")
-    grid = model.encoder.grid
+    grid = model.grid
     new["pos_embed"] = resize_positions(table, 2, (side, side), grid)
     report.notes.append(
         f"positions: cut or interpolated from {side} x {side} patches to {grid[0]} x {grid[1]} "
         "(frequency x time)"
     )
+    return new
 
 
-def _tokens_of_audiomae(new: State, report: ImportReport) -> None:
+def tokens_of_audiomae(new: State, report: ImportReport) -> State:
     """The class token with its own position; the fixed table stays the model's."""
+    # AudioMAE's kernel is (frames, mel bins).
+    new["patch_embed.proj.weight"] = new["patch_embed.proj.weight"].transpose(2, 3)
     table = new.pop("pos_embed")
     new["cls_token"] = new["cls_token"] + table[:, :1]
     report.ignored["pos_embed"] = (
@@ -180,6 +175,7 @@ def _tokens_of_audiomae(new: State, report: ImportReport) -> None:
     )
     if new.pop("dist_token", None) is not None:
         report.ignored["dist_token"] = "AudioMAE has no distillation token"
+    return new
 
 
 def _check_keys(own: Mapping[str, Tensor], new: State, where: str) -> None:

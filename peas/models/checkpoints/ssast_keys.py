@@ -15,8 +15,8 @@ from torch import Tensor
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.checkpoints.checking import check_geometry
-from peas.models.encoder import SIZES
 from peas.models.grid import Pair, grid_shape
+from peas.models.vit import SIZES
 
 Layout = Literal["pretrained", "fine-tuned"]
 State = dict[str, Tensor]

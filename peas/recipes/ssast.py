@@ -1,0 +1,173 @@
+"""SSAST's recipes, which PEAS shares: Adam, a staircase of warm-up, decay by epochs or plateaus."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from peas.errors import ConfigError
+from peas.models.encoder import Encoder
+from peas.optim import LrRule, head_groups, staircase_warmup, step_decay
+from peas.plateau import Plateau, next_plateau
+from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
+
+CLASSIFIER = ("fc_norm", "head")
+
+
+class SSASTRecipe(Recipe):
+    """Fine-tuning of SSAST, AST and PEAS: Adam, warm-up of stairs, decay by epochs.
+
+    Args:
+        lr: Learning rate of the encoder.
+        lr_rule: As in `Recipe`.
+        head_lr_factor: Times `lr` for the classifier, the official `head_lr`.
+        weight_decay: L2 term inside Adam, as official.
+        betas: Of Adam.
+        warmup_steps: Length of the warm-up; 0 is off. SSAST has 1000 for Speech Commands.
+        decay_start: First epoch, from 0, whose rate decays; null is off. SSAST has 6 for ESC-50
+            (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech Commands.
+        decay_factor: Factor of one decay.
+        decay_every: Epochs from one decay to the next; SSAST has 5 for AudioSet's balanced part.
+        on_nonfinite: As in `Recipe`.
+
+    Raises:
+        ConfigError: A value is impossible; the message names the key.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        lr_rule: LrRule = "absolute",
+        head_lr_factor: float = 1.0,
+        weight_decay: float = 5e-7,
+        betas: tuple[float, float] = (0.95, 0.999),
+        warmup_steps: int = 0,
+        decay_start: int | None = 6,
+        decay_factor: float = 0.85,
+        decay_every: int = 1,
+        on_nonfinite: OnNonFinite = "stop",
+    ) -> None:
+        super().__init__(lr, lr_rule, on_nonfinite)
+        if decay_every < 1:
+            raise ConfigError(f"{key('decay_every')} is {decay_every}: give 1 or more")
+        self.head_lr_factor, self.weight_decay = head_lr_factor, weight_decay
+        self.betas = (betas[0], betas[1])
+        self.warmup_steps = warmup_steps
+        self.decay_start, self.decay_factor = decay_start, decay_factor
+        self.decay_every = decay_every
+
+    def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
+        """Adam over encoder and classifier."""
+        groups = head_groups(model, CLASSIFIER, rate, self.head_lr_factor)
+        trained = [group for group in groups if group["params"]]
+        return torch.optim.Adam(
+            trained, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+    def factor(self, step: int, epoch: int, rate: float, run: RunLength) -> float:
+        """Staircase warm-up times the decay of the epoch."""
+        decay = step_decay(epoch, self.decay_start, self.decay_factor, self.decay_every)
+        return staircase_warmup(step, self.warmup_steps) * decay
+
+    def warmup(self, run: RunLength) -> tuple[str, float]:
+        """`warmup_steps`."""
+        return "warmup_steps", self.warmup_steps
+
+
+class SSASTPretrainingRecipe(Recipe):
+    """Pretraining of SSAST: Adam, warm-up of stairs, a rate that falls on plateaus.
+
+    Args:
+        lr: Learning rate; officially 1e-4 for base and 5e-4 for tiny.
+        weight_decay: L2 term inside Adam, as official.
+        betas: Of Adam.
+        warmup_steps: Length of the official staircase warm-up; 0 is off.
+        plateau_every: Optimiser steps between two evaluations that decide about the rate, 4000
+            officially (800 for tiny); null = a constant rate. It takes the first validation at or
+            after each multiple: set `trainer.val_check_interval` to the same number.
+        plateau_factor: What the rate is multiplied by when evaluations stop getting better.
+        plateau_patience: Evaluations in a row, no better than the best, that are borne.
+        monitor: What gets better, and chooses the best checkpoint: `nce_accuracy` of InfoNCE; or,
+            without it, an error such as `mse`. A name with `accuracy` is better when larger.
+        on_nonfinite: As in `Recipe`.
+
+    Raises:
+        ConfigError: A value is impossible; the message names the key.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        weight_decay: float = 5e-7,
+        betas: tuple[float, float] = (0.95, 0.999),
+        warmup_steps: int = 1000,
+        plateau_every: int | None = 4000,
+        plateau_factor: float = 0.5,
+        plateau_patience: int = 2,
+        monitor: str = "nce_accuracy",
+        on_nonfinite: OnNonFinite = "stop",
+    ) -> None:
+        super().__init__(lr, "absolute", on_nonfinite)
+        if plateau_every is not None and plateau_every < 1:
+            raise ConfigError(f"{key('plateau_every')} is {plateau_every}: give 1 or more, or null")
+        if not 0 < plateau_factor <= 1:
+            raise ConfigError(
+                f"{key('plateau_factor')} is {plateau_factor}: give more than 0, and 1 at most"
+            )
+        self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
+        self.warmup_steps = warmup_steps
+        self.plateau_every, self.plateau_factor = plateau_every, plateau_factor
+        self.plateau_patience = plateau_patience
+        self.watched = monitor
+        self.monitor = (f"val/{monitor}", "max" if "accuracy" in monitor else "min")
+        self.plateau = Plateau()
+
+    def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
+        """Adam over all that is trained."""
+        modules = (model, *others)
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        group = {"params": trained, "lr": rate, "base_lr": rate, "name": "model"}
+        return torch.optim.Adam(
+            [group], betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+    def factor(self, step: int, epoch: int, rate: float, run: RunLength) -> float:
+        """Staircase warm-up times what the plateaus have come to."""
+        return staircase_warmup(step, self.warmup_steps) * self.plateau.factor
+
+    def warmup(self, run: RunLength) -> tuple[str, float]:
+        """`warmup_steps`."""
+        return "warmup_steps", self.warmup_steps
+
+    def observe(self, metrics: Mapping[str, float], step: int) -> None:
+        """Lowers the rate when the monitored metric stops getting better.
+
+        Raises:
+            ConfigError: The run has no such metric.
+        """
+        if self.plateau_every is None:
+            return
+        value = metrics.get(self.watched)
+        if value is None:
+            raise ConfigError(
+                f"{key('monitor')} is {self.watched!r}, which this run does not log: "
+                f"give one of {', '.join(sorted(metrics))}"
+            )
+        self.plateau = next_plateau(
+            self.plateau,
+            value if "accuracy" in self.watched else -value,
+            step,
+            factor=self.plateau_factor,
+            patience=self.plateau_patience,
+            every=self.plateau_every,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the plateaus stand."""
+        return self.plateau._asdict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.plateau = Plateau(**state)
