@@ -1,10 +1,18 @@
 """What a researcher may replace from a file of their own: named in YAML by its class path."""
 
+import importlib
 import inspect
 import os
+import reprlib
 import sys
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar, cast
+
+from peas.errors import CheckpointError
+
+LONGEST = 200
+"""Characters of a class path."""
+_DAMAGED = "the file is damaged or was changed: get it again"
 
 
 class Part:
@@ -87,6 +95,178 @@ def plain(value: Any) -> Any:
     return class_path(type(value))
 
 
+def make(spec: object, base: type[Part], *, where: str, modules: Sequence[str] = ()) -> Part:
+    """The part that a checkpoint names: the way back from `Part.spec`.
+
+    Only modules of `peas` and those that the user has named are imported, and only subclasses of
+    `base` that are defined there are called. Tables with a `class_path` among the arguments are
+    parts too.
+
+    Args:
+        spec: `class_path` and `init_args`.
+        base: What the part must be.
+        where: The file and the field in it, for errors.
+        modules: Modules that the user trusts, each with those below it.
+
+    Raises:
+        CheckpointError: The part is of another kind or of a module that nobody has named, or it
+            cannot be made.
+    """
+    if not isinstance(spec, Mapping) or set(spec) != {"class_path", "init_args"}:
+        raise CheckpointError(
+            f"{where}: is {_short(spec)}, but a part has `class_path` and `init_args` and nothing "
+            f"else; {_DAMAGED}"
+        )
+    path, given = spec["class_path"], spec["init_args"]
+    if not isinstance(path, str) or "." not in path or not is_dotted(path):
+        raise CheckpointError(
+            f"{where}: class_path: {_short(path)} is not MODULE.CLASS; {_DAMAGED}"
+        )
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{where}: init_args: {_short(given)} is no table; {_DAMAGED}")
+    cls = _find(path, base, where, modules)
+    _require_accepted(cls, given, f"{where}: {path}")
+    arguments = {
+        key: _restore(value, Part, f"{where}: init_args: {key}", modules)
+        for key, value in given.items()
+    }
+    try:
+        return cls(**arguments)
+    # A part of the user's own may raise anything.
+    except Exception as error:
+        raise CheckpointError(
+            f"{where}: {path} cannot be made of its init_args ({_text(error)}); use the release "
+            "of its module that wrote the file, or get the file again"
+        ) from error
+
+
+def make_parts(
+    settings: Mapping[str, Any],
+    bases: Mapping[str, type[Part]],
+    *,
+    where: str,
+    modules: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A checkpoint's settings with parts in the place of their class paths.
+
+    Args:
+        settings: By key. A list or table of parts is as good as one.
+        bases: What a part must be, by key; elsewhere no part may stand.
+        where: The file, for errors.
+        modules: As in `make`.
+
+    Raises:
+        CheckpointError: As in `make`; or a part stands where none belongs.
+    """
+    return {
+        key: _restore(value, bases.get(key), f"{where}: {key}", modules)
+        for key, value in settings.items()
+    }
+
+
+def is_dotted(text: str) -> bool:
+    """Whether a text can name a module: names with dots between, none of them Python's own."""
+    return len(text) <= LONGEST and all(
+        name.isidentifier() and not name.startswith("__") for name in text.split(".")
+    )
+
+
+def _restore(value: Any, base: type[Part] | None, where: str, modules: Sequence[str]) -> Any:
+    """A plain value as it is, and parts in it made."""
+    try:
+        if isinstance(value, Mapping):
+            if "class_path" not in value:
+                return {
+                    key: _restore(item, base, f"{where}: {_short(key)}", modules)
+                    for key, item in value.items()
+                }
+            if base is None:
+                raise CheckpointError(
+                    f"{where}: names {_short(value['class_path'])}, and this setting is no part; "
+                    f"nothing of it was imported. {_DAMAGED.capitalize()}"
+                )
+            return make(value, base, where=where, modules=modules)
+        if isinstance(value, list | tuple):
+            items = [_restore(item, base, where, modules) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+    except RecursionError:
+        raise CheckpointError(f"{where[:LONGEST]}…: is nested too deeply; {_DAMAGED}") from None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"{where}: is a {type(value).__name__}, but a setting is plain: numbers, texts, lists, "
+        f"tables; {_DAMAGED}"
+    )
+
+
+def _find(path: str, base: type[Part], where: str, modules: Sequence[str]) -> type[Part]:
+    """The class of a path, if it is one that may be made."""
+    module, _, name = path.rpartition(".")
+    if not _is_allowed(module, modules):
+        raise CheckpointError(
+            f"{where}: names {path}, which is not of `peas`; nothing of it was imported. If you "
+            f"trust its code, add `--allow-module {module}`"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    # A module of the user's own may raise anything.
+    except Exception as error:
+        raise CheckpointError(
+            f"{where}: names {path}, and its module cannot be imported ({_text(error)}); check "
+            "that Python finds the module (`PYTHONPATH=.` for a file in this folder), and that it "
+            "is of the release that wrote the file"
+        ) from error
+    if not isinstance(found, type):
+        raise CheckpointError(
+            f"{where}: names {path}, and there is no such class; use the release of {module} that "
+            "wrote the file"
+        )
+    if found is Part or not issubclass(found, base):
+        raise CheckpointError(
+            f"{where}: names {path}, which is no {base.__name__} and was not called; {_DAMAGED}"
+        )
+    if not _is_allowed(found.__module__, modules):
+        raise CheckpointError(
+            f"{where}: names {path}, which is defined in {found.__module__} and was not called. "
+            f"If you trust that module too, add `--allow-module {found.__module__}`"
+        )
+    return found
+
+
+def _is_allowed(module: str, modules: Sequence[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in ("peas", *modules))
+
+
+def _require_accepted(cls: type[Part], given: Mapping[Any, Any], where: str) -> None:
+    """Refuses arguments that a class does not take, or that no checkpoint holds."""
+    accepted: list[str] = []
+    open_ended = False
+    # A class without a constructor of its own has that of `object`, which claims to take all.
+    if cls.__init__ is not object.__init__:
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        accepted = [p.name for p in parameters if p.name not in cls.unsaved]
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key in given:
+        known = key in accepted or (open_ended and key not in cls.unsaved)
+        if not isinstance(key, str) or not known:
+            raise CheckpointError(
+                f"{where}: init_args: {_short(key)} is not taken from a checkpoint, only "
+                f"{', '.join(accepted) or 'nothing'}; use the release of its module that wrote "
+                "the file"
+            )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value) if len(value) <= LONGEST else f"{value[:60]!r}…"
+    # It looks no deeper than a few levels.
+    return reprlib.repr(value)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 def made(value: P | Mapping[str, Any] | None, base: type[Any]) -> P | None:
     """A part as it is, or from a checkpoint's table of class path and settings.
 
@@ -94,6 +274,5 @@ def made(value: P | Mapping[str, Any] | None, base: type[Any]) -> P | None:
         CheckpointError: The table names no class of `peas` that is such a part.
     """
     if isinstance(value, Mapping):
-        part: P = make(value, base, where="hyper_parameters")
-        return part
+        return cast(P, make(value, base, where="hyper_parameters"))
     return value

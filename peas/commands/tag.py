@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,17 @@ from torch import Tensor
 from peas import audio
 from peas.arguments import Arguments
 from peas.errors import AudioError, CheckpointError, ConfigError, PeasError, printable, say
+from peas.frontend import FrontEnd
+from peas.models import Encoder
 from peas.models.checkpoints import read_state
 from peas.models.checkpoints.checking import AGAIN, check_run, malformed
+from peas.parts import Part, is_dotted, make_parts
+from peas.recipes import Recipe
 from peas.tasks.classification import Classification
 
 _CLASSES = (None, "peas.tasks.Classification", "peas.tasks.classification.Classification")
+BASES: dict[str, type[Part]] = {"encoder": Encoder, "front_end": FrontEnd, "recipe": Recipe}
+"""What each setting that names a part must be."""
 
 
 class Window(NamedTuple):
@@ -46,6 +53,15 @@ def parser() -> Arguments:
         help="also the scores of each window of a clip that is longer than the model's input, "
         "which is scored by its beginning, as in `peas test`",
     )
+    p.add_argument(
+        "--allow-module",
+        action="append",
+        default=[],
+        type=_module,
+        metavar="NAME",
+        help="module whose parts the checkpoint may name, with those below it, besides `peas`; "
+        "its code is executed. May be given several times",
+    )
     return p
 
 
@@ -55,13 +71,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def load(checkpoint: str | Path) -> Classification:
+def _module(text: str) -> str:
+    if not is_dotted(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a module: give PACKAGE.MODULE")
+    return text
+
+
+def load(checkpoint: str | Path, *, modules: Sequence[str] = ()) -> Classification:
     """The task of a checkpoint, on the fastest device, ready to score.
 
     It is built here from checked settings: Lightning would build the class that a file names.
 
+    Args:
+        checkpoint: The file.
+        modules: Modules besides `peas` whose parts it may name, each with those below it.
+
     Raises:
-        CheckpointError: The file is no checkpoint of a fine-tuning run.
+        CheckpointError: The file is no checkpoint of a fine-tuning run, or names a part that may
+            not be made.
     """
     where = str(checkpoint)
     content = read_state(Path(checkpoint))
@@ -78,9 +105,11 @@ def load(checkpoint: str | Path) -> Classification:
     arguments = inspect.signature(Classification).parameters
     if "model.head.weight" not in content["state_dict"]:
         raise CheckpointError(f"{where}: state_dict: model.head.weight is missing; {AGAIN}")
+    given = {key: settings[key] for key in settings if key in arguments}
+    given = make_parts(given, BASES, where=f"{where}: hyper_parameters", modules=modules)
     try:
         with malformed(where):
-            task = Classification(**{key: settings[key] for key in settings if key in arguments})
+            task = Classification(**given)
             task.on_load_checkpoint(content)
             task.load_state_dict(content["state_dict"])
     except ConfigError as error:
@@ -201,7 +230,7 @@ def main(argv: list[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         # A label or a name may hold what the terminal's encoding does not.
         sys.stdout.reconfigure(errors="backslashreplace")
-    task = load(args.checkpoint)
+    task = load(args.checkpoint, modules=args.allow_module)
     failed: list[str] = []
     for clip in args.clips:
         try:
