@@ -65,9 +65,15 @@ def config(sounds: Path, figure: Path, batch: int, steps: int) -> dict[str, Any]
             ],
         },
         "model": {
-            "class_path": "peas.tasks.MaskedAudioModeling",
-            "init_args": {"size": "tiny", "decoder_width": 128, "decoder_depth": 4,
-                          "decoder_heads": 4},
+            "class_path": "peas.tasks.Pretraining",
+            "init_args": {
+                "encoder": {
+                    "class_path": "peas.models.AudioMAE",
+                    "init_args": {"size": "tiny", "decoder_width": 128, "decoder_depth": 4,
+                                  "decoder_heads": 4},
+                },
+                "recipe": {"class_path": "peas.recipes.AudioMAEPretrainingRecipe"},
+            },
         },
         "data": {
             "class_path": "peas.data.ESC50",

@@ -78,12 +78,13 @@ def config(sounds: Path) -> dict[str, Any]:
         "model": {
             "class_path": "peas.tasks.Classification",
             "init_args": {
-                "size": "mini",
                 "pretrained": None,
-                "stride": [16, 16],
-                "drop_path": 0.1,
-                "noise_roll": True,
-                "lr": 5.0e-4,
+                "encoder": {
+                    "class_path": "peas.models.SSAST",
+                    "init_args": {"size": "mini", "stride": [16, 16], "drop_path": 0.1},
+                },
+                "recipe": {"class_path": "peas.recipes.SSASTRecipe", "init_args": {"lr": 5.0e-4}},
+                "augmentation": {"noise_roll": True},
             },
         },
         "data": {

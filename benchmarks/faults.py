@@ -323,7 +323,7 @@ class Faults:
             self.ended(row, run, run.start(*argv), "a gradient is not a number")
             return row
         row.tried = 1
-        argv.append("--model.init_args.on_nonfinite=skip")
+        argv.append("--model.init_args.recipe.init_args.on_nonfinite=skip")
         finite = run.finish(*argv) and all(
             bool(value.isfinite().all()) for value in run.weights().values()
         )

@@ -33,7 +33,7 @@ from peas.data.packed.encoding import Coding
 from peas.data.packed.opening import open_split
 from peas.data.packed.packing import pack
 from peas.data.sounds import SoundFiles
-from peas.frontend import LogMel
+from peas.frontend import KaldiLogMel
 
 RATE = 16_000
 MEAN, STD = -4.2677393, 4.5689974
@@ -153,7 +153,7 @@ def main() -> None:
         sounds = SoundFiles(reader, folder, Strings(names))
         loose = ClipTable(Strings(names), Targets.one_each(np.zeros(len(names))), sounds)
         flac = packed(folder, names, reader)
-        front_end = LogMel(frames=options.frames, mean=MEAN, std=STD)
+        front_end = KaldiLogMel(frames=options.frames, mean=MEAN, std=STD)
 
         def spectrograms(table: ClipTable) -> Iterable[Tensor]:
             batch: Batch

@@ -1,12 +1,12 @@
 """Pretraining steps of AudioMAE, `peas` against the official code, and of MAM-CLAP.
 
 One step is masks, forward, loss, backward and AdamW, on the same log-mels of 1024 frames: 512
-patches of 16 x 16, of which 80 % are hidden, and the local decoder of 16 blocks. The official code
+patches of 16 x 16, of which 80 % are masked, and the local decoder of 16 blocks. The official code
 runs unmodified from the checkout given as `--peer`, in a process of its own
 (`official_mae_step.py`), and the sides take turns, only one of them working at a time. Both start
 from the same weights, and a line shows how far the losses under the same mask differ.
 
-MAM-CLAP's step (20 % hidden, one block) is timed with targets read from a cache, with the same
+MAM-CLAP's step (20 % masked, one block) is timed with targets read from a cache, with the same
 step fed a constant target, and with a live teacher (HTSAT-tiny, random weights).
 
 The official model demands timm 0.3.2. Put it into a folder of its own and name it:
@@ -37,13 +37,16 @@ from peas.allocator import keep_freed_memory
 from peas.data.columns import Strings
 from peas.data.targets.manifest import Recipe
 from peas.data.targets.writing import Block, ids_sum, write_targets
-from peas.masking import RandomPatches
+from peas.frontend import KaldiLogMel
+from peas.masking import PatchMasking, RandomPatches
+from peas.models import AudioMAE
 from peas.models.checkpoints import load_pretrained
 from peas.models.clap import TransformersClapTeacher
-from peas.models.vit import SIZES
 from peas.models.masked import visible_places
-from peas.objectives import FeatureDistillation, masked_patch_error
-from peas.tasks import MaskedAudioModeling
+from peas.models.vit import SIZES
+from peas.objectives import FeatureDistillation, Objective, Reconstruction, masked_patch_error
+from peas.recipes import AudioMAEPretrainingRecipe
+from peas.tasks import Pretraining
 
 FRAMES, MELS, RATIO = 1024, 128, 0.8
 GRID = (8, 64)
@@ -52,10 +55,19 @@ PARTS = ("autoencoder", "distillation")
 Step = Callable[[], float]
 
 
-def our_task(size: str, **settings: Any) -> MaskedAudioModeling:
+def our_task(
+    encoder: AudioMAE, masking: PatchMasking, objectives: dict[str, Objective | None]
+) -> Pretraining:
     """The task as `peas fit` builds it, away from a trainer."""
-    facts = {"labels": [], "mean": 0.0, "std": 0.5, "frames": FRAMES, "multi_label": True}
-    task = MaskedAudioModeling(size=size, lr_rule="absolute", **facts, **settings)  # type: ignore[arg-type]
+    task = Pretraining(
+        encoder=encoder,
+        front_end=KaldiLogMel(frames=FRAMES, mean=0.0, std=0.5),
+        masking=masking,
+        objectives=objectives,
+        recipe=AudioMAEPretrainingRecipe(lr_rule="absolute"),
+        labels=[],
+        multi_label=True,
+    )
     clips = SimpleNamespace(ids=names(64))
     module = SimpleNamespace(mixup=0.0, frames=FRAMES, teacher_rate=None, clips=lambda _: clips)
     stand_in = {"current_epoch": 0, "global_step": 0, "training": True, "world_size": 1}
@@ -64,6 +76,14 @@ def our_task(size: str, **settings: Any) -> MaskedAudioModeling:
     task._prepare()
     task.build(initialise=False)
     return task
+
+
+def our_audiomae(options: argparse.Namespace) -> Pretraining:
+    """AudioMAE's pretraining, on the device."""
+    task = our_task(
+        AudioMAE(options.size), RandomPatches(RATIO), {"reconstruction": Reconstruction()}
+    )
+    return task.to(options.device)
 
 
 def names(count: int) -> list[str]:
@@ -80,7 +100,7 @@ def our_batch(log_mel: Tensor) -> dict[str, Any]:
 
 
 def our_step(
-    task: MaskedAudioModeling,
+    task: Pretraining,
     batch: dict[str, Any],
     options: argparse.Namespace,
     *,
@@ -104,20 +124,23 @@ def our_step(
     return lambda: seconds_of(step, options.device, options.clock)
 
 
-def compiled(task: MaskedAudioModeling) -> MaskedAudioModeling:
+def compiled(task: Pretraining) -> Pretraining:
     """The task with its encoder and decoder compiled."""
-    task.model.encoder.compile()
-    assert task.model.decoder is not None
-    task.model.decoder.compile()
+    model = task.model
+    assert isinstance(model, AudioMAE)
+    assert model.decoder is not None
+    model.encoder.compile()
+    model.decoder.compile()
     return task
 
 
 @torch.no_grad()
-def difference(task: MaskedAudioModeling, log_mel: Tensor, work: Path) -> float:
+def difference(task: Pretraining, log_mel: Tensor, work: Path) -> float:
     """Takes over the peer's weights; difference of the losses under its mask, in float32."""
     load_pretrained(task.model, work / "peer.pth")
     theirs = torch.load(work / "loss.pt")
     model = task.model.eval()
+    assert isinstance(model, AudioMAE)
     assert model.decoder is not None
     hidden = theirs["hidden"]
     visible = visible_places(hidden).to(log_mel.device)
@@ -176,7 +199,7 @@ def peaks(options: argparse.Namespace, work: Path) -> tuple[float, float]:
 
 def autoencoder(options: argparse.Namespace, log_mel: Tensor, work: Path) -> None:
     """Print the table of AudioMAE's step."""
-    task = our_task(options.size).to(options.device)
+    task = our_audiomae(options)
     batch = our_batch(log_mel)
     flops = products(options.size, options.batch)
     official: dict[str, Step] = {}
@@ -193,7 +216,7 @@ def autoencoder(options: argparse.Namespace, log_mel: Tensor, work: Path) -> Non
         if options.bf16:
             ours["peas, bf16"] = our_step(task, batch, options, half=True)
         if options.compile:
-            fast = compiled(our_task(options.size).to(options.device))
+            fast = compiled(our_audiomae(options))
             ours["peas, bf16, compiled" if options.bf16 else "peas, compiled"] = our_step(
                 fast, batch, options, half=options.bf16
             )
@@ -272,9 +295,7 @@ def distillation(options: argparse.Namespace, log_mel: Tensor, work: Path) -> No
     cache = FeatureDistillation(targets=str(written(work / "cache", teacher)))
     ear = FeatureDistillation(teacher=teacher.to(options.device))
     task, live = (
-        our_task(
-            options.size, masking=RandomPatches(0.2), decoder_depth=1, objectives={"features": part}
-        )
+        our_task(AudioMAE(options.size, decoder_depth=1), RandomPatches(0.2), {"features": part})
         for part in (cache, ear)
     )
     batch = our_batch(log_mel)
@@ -337,8 +358,7 @@ def main() -> None:
     source = torch.Generator().manual_seed(0)
     log_mel = 0.5 * torch.randn(options.batch, FRAMES, MELS, generator=source)
     if options.alone:
-        task = our_task(options.size).to(options.device)
-        step = our_step(task, our_batch(log_mel.to(options.device)), options)
+        step = our_step(our_audiomae(options), our_batch(log_mel.to(options.device)), options)
         for _ in range(2):
             step()
         print(json.dumps({"peak_mib": peak(options)}))

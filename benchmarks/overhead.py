@@ -1,6 +1,6 @@
 """What a run pays beside its steps, at base size: checkpoints, logs, pictures, and safety.
 
-Each event is measured by itself on a MaskedAudioModeling of ViT-B with its AdamW state, by the code
+Each event is measured by itself on AudioMAE's pretraining (ViT-B) with its AdamW state, by the code
 that `peas fit` calls, and stated for an hour of training at the frequencies given. Nothing is
 measured by the difference of two runs: a share of a few per mille would drown in their noise.
 """
@@ -23,8 +23,10 @@ from lightning.pytorch.utilities import disable_possible_user_warnings
 from peas.callbacks import Reconstructions
 from peas.callbacks.checkpoints import AtomicCheckpointIO
 from peas.data.synthetic import SyntheticSounds
+from peas.models import AudioMAE
+from peas.recipes import AudioMAEPretrainingRecipe
 from peas.run_checkpoints import is_whole
-from peas.tasks import MaskedAudioModeling
+from peas.tasks import Pretraining
 from peas.tasks.finite import finite_gradients
 
 GOAL = 0.03
@@ -61,13 +63,15 @@ class TimedPictures(Reconstructions):
 
 def started(
     folder: Path, pictures: TimedPictures, steps: TimedSteps, epochs: int
-) -> tuple[Trainer, MaskedAudioModeling]:
+) -> tuple[Trainer, Pretraining]:
     """A trainer that has made some steps of ViT-B, so that there are moments to save."""
     data = SyntheticSounds(
         str(folder / "sounds"), classes=4, clips_per_class=10, frames=1024, batch_size=8,
         eval_batch_size=pictures.wanted, num_workers=0, cache_dir="",
     )  # fmt: skip
-    task = MaskedAudioModeling(size="base", lr=1e-4, warmup_epochs=0)
+    task = Pretraining(
+        encoder=AudioMAE("base"), recipe=AudioMAEPretrainingRecipe(lr=1e-4, warmup_epochs=0)
+    )
     trainer = Trainer(
         default_root_dir=folder,
         max_epochs=epochs,

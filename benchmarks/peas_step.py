@@ -25,6 +25,9 @@ from peas.allocator import keep_freed_memory
 from peas.callbacks import PEAS, SpecAugment
 from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
+from peas.frontend import KaldiLogMel
+from peas.models import SSAST
+from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
 
 CLASSES, SAMPLES = 50, 80_000
@@ -65,9 +68,13 @@ class Bench:
         torch.manual_seed(0)
         labels = [str(index) for index in range(CLASSES)]
         self.task = Alone(
-            None, size=options.size, labels=labels, mean=-6.6, std=5.4, frames=512,
+            None,
+            encoder=SSAST(options.size),
+            front_end=KaldiLogMel(frames=512, mean=-6.6, std=5.4),
+            recipe=SSASTRecipe(),
+            labels=labels,
             multi_label=False,
-        )  # fmt: skip
+        )
         self.task.loop = self.trainer
         self.task.build(initialise=False)
         self.task.to(self.device).train()

@@ -19,9 +19,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from peas.audio import load
+from peas.models import AudioMAE
 from peas.models.clap import TransformersClapTeacher
-from peas.models.mae import MaskedAutoencoder
-from peas.models.mae_decoder import DecoderShape
 from peas.models.masked import visible_places
 from peas.models.patch_masking import random_patches
 
@@ -33,11 +32,11 @@ PUBLISHED = (
     "some 230 GPU-hours. Their cards and batches differ."
 )
 SYSTEMS = {
-    "AudioMAE": (0.8, DecoderShape(depth=16), False),
-    "MAM-CLAP": (0.2, DecoderShape(depth=1), True),
+    "AudioMAE": (0.8, 16, False),
+    "MAM-CLAP": (0.2, 1, True),
 }
-"""Mask ratio, decoder, and whether a teacher runs where its maps are not cached. SupMAM's branch
-and SupMAM-CLAP's heads add less than a hundredth."""
+"""Mask ratio, blocks of the decoder, and whether a teacher runs where its maps are not cached.
+SupMAM's branch and SupMAM-CLAP's heads add less than a hundredth."""
 
 
 @dataclass
@@ -62,8 +61,9 @@ class Counted:
 
 def count(name: str) -> Counted:
     """Arithmetic of forward and backward of a clip of ten seconds, ViT-B."""
-    ratio, decoder, _ = SYSTEMS[name]
-    model = MaskedAutoencoder("base", frames=1024, decoder=decoder)
+    ratio, depth, _ = SYSTEMS[name]
+    model = AudioMAE("base", decoder_depth=depth)
+    model.build(1024, 128, needs=("decoder", "pixels"))
     log_mel = torch.randn(1, 1024, 128)
     visible = visible_places(random_patches(torch.rand(1, 512), int(512 * (1 - ratio))))
     held: dict[int, int] = {}

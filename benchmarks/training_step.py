@@ -26,8 +26,11 @@ from timing import add_common, heading, interleaved, prepare, quotients, seconds
 from torch import Tensor
 
 from peas.allocator import keep_freed_memory
-from peas.models.checkpoints.ssast import load_pretrained
+from peas.frontend import KaldiLogMel
+from peas.models import SSAST
+from peas.models.checkpoints import load_pretrained
 from peas.models.vit import SIZES
+from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
 
 CLASSES, FRAMES, MELS = 50, 512, 128
@@ -47,11 +50,10 @@ def our_task(size: str) -> Classification:
     """The task as `peas fit` builds it."""
     task = Classification(
         None,
-        size=size,  # type: ignore[arg-type]
+        encoder=SSAST(size),  # type: ignore[arg-type]
+        front_end=KaldiLogMel(frames=FRAMES, mean=0.0, std=0.5),
+        recipe=SSASTRecipe(),
         labels=[str(index) for index in range(CLASSES)],
-        mean=0.0,
-        std=0.5,
-        frames=FRAMES,
         multi_label=False,
     )
     task.build(initialise=False)

@@ -143,7 +143,8 @@ def main(argv: list[str]) -> None:
     add("--cluster", choices=list(CLUSTERS), required=True, help="what clips are clustered by")
     add("--baseline", default="random", help="arm that others are compared with (default random)")
     add("--test", choices=["sign-flip", "t"], default="sign-flip", help="see peas.comparison")
-    add("--may-differ", nargs="+", default=[], metavar="KEY", help="such as model.init_args.size")
+    example = "model.init_args.recipe.init_args.lr"
+    add("--may-differ", nargs="+", default=[], metavar="KEY", help=f"such as {example}")
     add("--out", type=Path, help="file for the tables, beside printing them")
     options = parser.parse_args(argv)
     folders = dict(text.partition("=")[::2] for text in options.arms)

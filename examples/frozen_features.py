@@ -47,12 +47,11 @@ from peas.data.inventory import Inventory
 from peas.data.listing import some
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
-from peas.frontend import LogMel
+from peas.frontend import KaldiLogMel
+from peas.models import SSAST, AudioMAE
 from peas.models.checkpoints import load_pretrained, read_state
 from peas.models.checkpoints.audiomae_keys import is_audiomae
-from peas.models.mae import MaskedAutoencoder
-from peas.models.masked import MaskedModel
-from peas.models.ssast import SSAST
+from peas.models.encoder import Encoder
 
 Features = NDArray[np.float64]
 Classifier = Callable[[Features, NDArray[Any], Features], NDArray[Any]]
@@ -62,14 +61,15 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of C; of equally good ones the smallest is taken."""
 FRAMES = 512
 """Frames of ESC-10's clips: 5 s and some padding."""
+MELS = 128
 BATCH = 16
 
 
-class Encoder(NamedTuple):
-    """An encoder and what it hears with."""
+class Pretrained(NamedTuple):
+    """An encoder and the statistics of its front end."""
 
     family: str
-    model: MaskedModel
+    model: Encoder
     mean: float
     std: float
 
@@ -77,21 +77,7 @@ class Encoder(NamedTuple):
 # --- features -------------------------------------------------------------------------------------
 
 
-def build(hparams: dict[str, Any], family: str) -> MaskedModel:
-    """The architecture of a pretraining run, with fresh weights and without decoder."""
-    shape = {"frames": hparams["frames"], "patch": tuple(hparams["patch"])}
-    if family == "ssast":
-        return SSAST(hparams["size"], **shape)
-    stride = hparams.get("stride")
-    return MaskedAutoencoder(
-        hparams["size"],
-        **shape,
-        stride=None if stride is None else tuple(stride),
-        positions=hparams["positions"],
-    )
-
-
-def open_checkpoint(path: Path, *, fresh: int | None = None) -> Encoder:
+def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
     """The encoder of a pretraining run.
 
     Args:
@@ -103,24 +89,27 @@ def open_checkpoint(path: Path, *, fresh: int | None = None) -> Encoder:
     """
     state = read_state(path)
     hparams = state.get("hyper_parameters") or {}
-    if not {"size", "patch", "frames", "mean", "std"} <= set(hparams) or "loss" in hparams:
+    if not {"encoder", "front_end", "objectives"} <= set(hparams):
         raise CheckpointError(
             f"{path}: not a checkpoint of a pretraining run of peas: give its "
             "RUN/checkpoints/last.ckpt (a fine-tuned model may have seen the labels asked for here)"
         )
     family = "audiomae" if is_audiomae(state) else "ssast"
     torch.manual_seed(fresh or 0)
-    model = build(hparams, family)
+    # Without a decoder, which no embedding needs.
+    settings, sound = (hparams[part]["init_args"] for part in ("encoder", "front_end"))
+    encoder = SSAST(**settings) if family == "ssast" else AudioMAE(**settings)
+    model = encoder.build(sound["frames"], MELS)
     if fresh is None:
         print(load_pretrained(model, path), file=sys.stderr)
-    return Encoder(family, model.eval(), hparams["mean"], hparams["std"])
+    return Pretrained(family, model.eval(), sound["mean"], sound["std"])
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, inventory: Inventory) -> Features:
+def embed(encoder: Pretrained, inventory: Inventory) -> Features:
     """Embeddings `[N, D]` of all clips."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    front_end = LogMel(frames=FRAMES, mean=encoder.mean, std=encoder.std).to(device)
+    front_end = KaldiLogMel(frames=FRAMES, mean=encoder.mean, std=encoder.std).to(device)
     model, sounds = encoder.model.to(device), inventory.table.sounds
     rows = []
     for first in range(0, len(inventory.table), BATCH):

@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from peas.commands.data.sets import SetParser
 from peas.commands.kfold import numbers
 from peas.errors import PeasError
-from peas.frontend import LogMel
+from peas.frontend import KaldiLogMel
 
 if TYPE_CHECKING:
     from peas.data.clips import ClipTable
@@ -51,7 +51,7 @@ def features(table: ClipTable, frames: int) -> Features:
         frames: Frames that count, from the clip's start.
     """
     # Raw values: mean 0 and twice the deviation 1.
-    front_end = LogMel(frames=frames, mean=0.0, std=0.5)
+    front_end = KaldiLogMel(frames=frames, mean=0.0, std=0.5)
     rows = []
     for first in range(0, len(table), BATCH):
         waveforms = [table.sounds.load(row) for row in range(first, min(first + BATCH, len(table)))]
