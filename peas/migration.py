@@ -15,6 +15,7 @@ CLASSIFICATION = ("peas.tasks.Classification", "peas.tasks.classification.Classi
 MAE = ("peas.tasks.MaskedAudioModeling", "peas.tasks.mae.MaskedAudioModeling")
 SSAST = ("peas.tasks.SSASTPretraining", "peas.tasks.ssast.SSASTPretraining")
 NEW = "peas.tasks.Pretraining"
+FRONT_END = "peas.frontend.KaldiLogMel"
 
 _DECODER = ("width", "depth", "heads", "window", "first_shift")
 _MOVED: dict[str, tuple[str, ...]] = {
@@ -92,7 +93,7 @@ def _part(path: str, **settings: Any) -> dict[str, Any]:
     return {"class_path": path, "init_args": settings}
 
 
-def _move(settings: dict[str, Any]) -> None:
+def _move(settings: dict[str, Any], *, whole: bool) -> None:
     """Moves flat keys to the tables of their parts."""
     for key in [key for key in settings if key in PLACES]:
         if isinstance(settings[key], dict):
@@ -101,6 +102,8 @@ def _move(settings: dict[str, Any]) -> None:
         for name in PLACES[key].split("."):
             room = room.setdefault(name, {})
         room[key] = settings.pop(key)
+    if whole and "front_end" in settings:
+        settings["front_end"] = {"class_path": FRONT_END, **settings["front_end"]}
 
 
 def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[s
         }
     if "roll_gain" in flat:
         flat.setdefault("augmentation", {})["roll_gain"] = flat.pop("roll_gain")
-    _move(flat)
+    _move(flat, whole=whole)
     return flat
 
 
@@ -165,7 +168,7 @@ def pretraining(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str,
         known = flat.get("recipe", {})
         flat["recipe"] = {"class_path": "peas.recipes.AudioMAEPretrainingRecipe", **known}
         flat["recipe"].setdefault("init_args", {})
-    _move(flat)
+    _move(flat, whole=whole)
     return flat
 
 
@@ -225,7 +228,7 @@ def ssast(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat["encoder"] = {"class_path": "peas.models.SSAST", "init_args": {}}
     monitor = {"monitor": "mse"} if objective == "generative" else {}
     flat["recipe"] = _part("peas.recipes.SSASTPretrainingRecipe", **monitor)
-    _move(flat)
+    _move(flat, whole=True)
     return flat
 
 

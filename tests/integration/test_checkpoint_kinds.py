@@ -11,12 +11,12 @@ import pytest
 import soundfile
 import torch
 from drive import BASE, Outcome, Run, Write, call, changed, prepare
+from made import built_ssast
 from test_stepping import SUPMAM
 
 from peas.errors import CheckpointError
 from peas.models.checkpoints import ssast
 from peas.models.checkpoints.checking import check_run
-from peas.models.ssast import SSAST
 
 State = dict[str, Any]
 GOOD = {
@@ -45,7 +45,9 @@ def mae(trained: Run, sounds: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def kinds(folder: Path, trained: Run, mae: Path) -> dict[str, Path]:
     """A file of each kind."""
     folder.mkdir()
-    torch.save(ssast.to_official(SSAST("mini", frames=64).state_dict()), folder / "official.pth")
+    torch.save(
+        ssast.to_official(built_ssast("mini", frames=64).state_dict()), folder / "official.pth"
+    )
     clap = {"audio_branch.patch_embed.proj.weight": torch.zeros(96, 1, 4, 4)}
     torch.save({"state_dict": clap}, folder / "clap.pt")
     (folder / "cut.ckpt").write_bytes(trained.best.read_bytes()[:50_000])

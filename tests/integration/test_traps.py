@@ -12,6 +12,7 @@ import wandb
 import yaml
 from cli_recorder import recorded
 from drive import BASE, Run, Write, call, changed, contents, fit, metrics
+from made import classification
 
 QUICK = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
 
@@ -349,11 +350,10 @@ def test_a_callback_for_a_list_of_one(write: Write, tmp_path: Path) -> None:
 
 def test_metrics_of_a_run_are_known(trained: Run) -> None:
     from peas.callbacks.monitors import OTHERS, logged
-    from peas.tasks import Classification
 
     rows = metrics(trained.folder / "logs/version_0/metrics.csv")
     names = {key for row in rows for key in row if key.partition("/")[0] not in OTHERS}
-    known = logged(Classification(size="mini", pretrained=None, multi_label=False))
+    known = logged(classification(size="mini", pretrained=None, multi_label=False))
     assert known is not None
     assert names - {"epoch", "step", "train/skipped_steps"} <= known
 

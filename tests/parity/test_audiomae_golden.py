@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from made import built_audiomae
 from test_ssast_golden import rule, sound
 
 from peas.models.checkpoints import load_pretrained, read_state
 from peas.models.checkpoints.audiomae import to_official
-from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.positions import position_table, raster_of
 from peas.objectives import masked_patch_error
@@ -39,7 +39,7 @@ def official(shared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(official):
-    model = AudioMAE("base", decoder=DecoderShape())
+    model = built_audiomae("base", decoder=DecoderShape())
     report = load_pretrained(model, official / "pretrain.pth")
     assert len(report.used) == 430
     assert not report.missing
@@ -87,7 +87,7 @@ def test_encoder_decoder_and_loss_are_the_official_ones(golden, pretrained, log_
 
 @torch.no_grad()
 def test_classifier_of_an_official_fine_tuned_file_gives_its_logits(golden, official, log_mel):
-    model = AudioMAE("base", num_classes=527)
+    model = built_audiomae("base", num_classes=527)
     report = load_pretrained(model, official / "finetune_527.pth")
     assert len(report.used) == 152
     assert set(report.missing) == {"encoder.norm.weight", "encoder.norm.bias"}
@@ -102,7 +102,7 @@ def test_official_files_come_back_whole(official, name, layout):
     theirs = read_state(official / f"{name}.pth")["model"]
     classes = 527 if layout == "fine-tuned" else 0
     decoder = None if classes else DecoderShape()
-    model = AudioMAE("base", num_classes=classes, decoder=decoder)
+    model = built_audiomae("base", num_classes=classes, decoder=decoder)
     load_pretrained(model, official / f"{name}.pth")
     ours = to_official(model.state_dict(), layout)
     assert set(ours) == set(theirs)
@@ -110,7 +110,7 @@ def test_official_files_come_back_whole(official, name, layout):
 
 
 def test_an_official_pretrained_file_becomes_a_classifier_that_can_draw(official, pretrained):
-    model = AudioMAE("base", num_classes=50, frames=1024)
+    model = built_audiomae("base", num_classes=50, frames=1024)
     report = load_pretrained(model, official / "pretrain.pth")
     assert {key.split(".")[0] for key in report.missing} == {"fc_norm", "head"}
     x = sound("drawn", 1, 1024, 128)

@@ -6,11 +6,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from made import built_ssast
 from torch.nn import functional
 
 from peas.models.checkpoints.ssast import load_pretrained, to_official
 from peas.models.grid import patchify
-from peas.models.ssast import SSAST
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 SHAPES = {"patch": (16, 16), "frame": (128, 2)}
@@ -61,7 +61,7 @@ def official(shared, tmp_path_factory):
 
 
 def classify(official, kind, frames, stride, classes, pooling):
-    model = SSAST(
+    model = built_ssast(
         "tiny",
         num_classes=classes,
         frames=frames,
@@ -99,7 +99,7 @@ def test_logits(golden, official, case, kind, frames, stride, classes, pooling, 
 @torch.no_grad()
 def test_peas_errors(golden, official, frames, stride):
     """Equations 1 and 2 of PEAS on the non-overlapping grid, whatever the fine-tuning stride."""
-    model = SSAST("tiny", num_classes=50, frames=frames, stride=stride)
+    model = built_ssast("tiny", num_classes=50, frames=frames, stride=stride)
     load_pretrained(model, official / "patch.pth")
     x = sound(f"peas{frames}", 2, frames, 128)
     rec = (model.reconstruct(x) - x).square()
@@ -113,7 +113,7 @@ def test_peas_errors(golden, official, frames, stride):
 @torch.no_grad()
 def test_peas_errors_of_a_pretraining_model(golden, official):
     """Without classes the live table serves, and cutting it twice is cutting it once."""
-    model = SSAST("tiny", frames=512)
+    model = built_ssast("tiny", frames=512)
     load_pretrained(model, official / "patch.pth")
     for frames in (512, 128):
         x = sound(f"peas{frames}", 2, frames, 128)
@@ -125,7 +125,7 @@ def test_peas_errors_of_a_pretraining_model(golden, official):
 @torch.no_grad()
 def test_pretraining(golden, official, kind):
     """Hidden patches and both heads: accuracy, InfoNCE and MSE of the official two passes."""
-    model = SSAST("tiny", patch=SHAPES[kind])
+    model = built_ssast("tiny", patch=SHAPES[kind])
     load_pretrained(model, official / f"{kind}.pth")
     x = sound("pretrain", 2, 1024, 128)
     ids = golden[f"pretrain_{kind}_mask_ids"].long()
@@ -153,7 +153,7 @@ def test_pretraining(golden, official, kind):
 def test_file_written_as_the_official_one(official, kind):
     """Into our model and out again: every used tensor is the file's, unused heads are zeros."""
     wanted = torch.load(official / f"{kind}.pth", weights_only=True)
-    model = SSAST("tiny", num_classes=5, frames=512, patch=SHAPES[kind])
+    model = built_ssast("tiny", num_classes=5, frames=512, patch=SHAPES[kind])
     load_pretrained(model, official / f"{kind}.pth")
     found = to_official(model.state_dict())
     assert found.keys() == wanted.keys()

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import built_ssast, ssast_task
+from peas.tasks.ssast_pretext import pretext
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
 from peas.models.checkpoints.ssast import load_pretrained, to_official
 from peas.models.patch_masking import official_clusters, official_frames
-from peas.models.ssast import SSAST
 from peas.objectives import masked_mse
-from peas.tasks import SSASTPretraining
-from peas.tasks.ssast_pretext import pretext
 
 GRADIENTS = sorted(
     ["mask_embed", "v.pos_embed", "v.patch_embed.proj.weight", "v.patch_embed.proj.bias"]
@@ -41,7 +40,7 @@ def official(tmp_path_factory):
     """Official files whose weights come from the rule."""
     folder = tmp_path_factory.mktemp("official")
     for kind, patch in SHAPES.items():
-        layout = to_official(SSAST("tiny", patch=patch).state_dict())
+        layout = to_official(built_ssast("tiny", patch=patch).state_dict())
         state = {key: rule(key, value.shape) for key, value in layout.items()}
         state["module.p_input_fdim"] = torch.tensor(128)
         state["module.p_input_tdim"] = torch.tensor(1024)
@@ -87,7 +86,7 @@ def test_same_seed_same_ids(golden, count):
 @torch.no_grad()
 def test_losses_of_the_reference_masks(reference, official, kind):
     """Accuracy, InfoNCE and MSE of masks that the official code drew."""
-    model = SSAST("tiny", patch=SHAPES[kind])
+    model = built_ssast("tiny", patch=SHAPES[kind])
     load_pretrained(model, official / f"{kind}.pth")
     ids = reference[f"pretrain_{kind}_mask_ids"].long()
     hidden = torch.zeros(2, 512, dtype=torch.bool).scatter(1, ids, True)
@@ -102,7 +101,7 @@ def test_losses_of_the_reference_masks(reference, official, kind):
 def test_the_axis_is_the_codes():
     """Of random weights the code's axis gives ln 400 = 5.99, the paper's far more."""
     torch.manual_seed(0)
-    model, x = SSAST("tiny"), 0.5 * torch.randn(2, 1024, 128)
+    model, x = built_ssast("tiny"), 0.5 * torch.randn(2, 1024, 128)
     hidden = mask(random.Random(0), "patch")
     nce = {axis: pretext(model, x, [hidden], nce_axis=axis).values["nce"] for axis in AXES}
     assert float(nce["code"]) == pytest.approx(6.0, abs=0.15)
@@ -125,7 +124,7 @@ def blind(name, value):
 @pytest.mark.parametrize("kind", ["patch", "frame"])
 def test_three_steps_are_the_official_ones(golden, official, kind):
     """Losses, gradients and weights of the joint objective in two passes, and Adam's steps."""
-    task = SSASTPretraining(size="tiny", patch=SHAPES[kind], frames=1024, **FACTS)
+    task = ssast_task(size="tiny", patch=SHAPES[kind], frames=1024, **FACTS)
     task.build(initialise=False)
     load_pretrained(task.model, official / f"{kind}.pth")
     optimizer = task.configure_optimizers()

@@ -18,6 +18,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sounds(tmp_path_factory.mktemp("old") / "sounds")
 
 
+RENAMED = {"fit train/accuracy": "fit train/nce_accuracy"}
+"""Of SSAST's pretraining; fine-tuning still logs an accuracy of its own."""
+
+
 def test_there_are_runs_of_every_kind() -> None:
     assert {path.name.split(".")[0] for path in FILES} >= {
         *("ssast", "audiomae", "supmam", "peas", "peas_mae"),
@@ -28,8 +32,10 @@ def test_there_are_runs_of_every_kind() -> None:
 def test_an_earlier_release_s_run_goes_on(file: Path, clips: Path, tmp_path: Path) -> None:
     run = kept(file)
     found = figures(run, clips, tmp_path)
-    assert found.keys() == run["figures"].keys()
-    for name, value in run["figures"].items():
+    renamed = RENAMED if file.name.startswith("ssast") else {}
+    figured = {renamed.get(name, name): value for name, value in run["figures"].items()}
+    assert found.keys() == figured.keys()
+    for name, value in figured.items():
         if any(part in name for part in RANKED):
             continue
         assert found[name] == pytest.approx(value, rel=ABOUT, abs=ABOUT), name

@@ -7,15 +7,14 @@ import re
 import pytest
 import torch
 import toys  # noqa: F401 - the size `toy`
+from made import built_audiomae, built_ssast, classification
 
 from peas.commands import export, import_
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.checkpoints import load_pretrained, read_state
 from peas.models.checkpoints.audiomae import describe, to_official, unwrap
-from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.positions import position_table
-from peas.models.ssast import SSAST
 from peas.tasks import Classification
 
 LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 16)
@@ -23,7 +22,7 @@ LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 1
 
 def build(frames=128, **settings):
     torch.manual_seed(len(settings))
-    return AudioMAE("toy", frames=frames, **settings).eval()
+    return built_audiomae("toy", frames=frames, **settings).eval()
 
 
 def official(model, **beside):
@@ -201,7 +200,7 @@ def test_another_or_incomplete_file_is_refused_and_changes_nothing(
         change(state, key, value)
     path = save(tmp_path, state)
     size = settings.pop("size", "toy") if settings else "toy"
-    model = AudioMAE(size, frames=128, decoder=LOCAL, **settings)
+    model = built_audiomae(size, frames=128, decoder=LOCAL, **settings)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as caught:
         load_pretrained(model, path)
@@ -252,7 +251,7 @@ def test_a_namespace_of_plain_values_is_read(tmp_path):
 
 
 def test_the_other_familys_files_are_refused_by_name(tmp_path, file):
-    ssast = SSAST("toy", frames=128)
+    ssast = built_ssast("toy", frames=128)
     with pytest.raises(
         CheckpointError, match=r"holds AudioMAE weights.*`model\.init_args\.encoder: audiomae`"
     ):
@@ -327,7 +326,7 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
 
     labels = read_labels("esc50")
     torch.manual_seed(0)
-    task = Classification(
+    task = classification(
         None,
         size="toy",
         encoder="audiomae",
@@ -356,7 +355,7 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="50 classes and audioset 527"):
         import_.main([str(out), "--dataset", "audioset"])
     with pytest.raises(CheckpointError, match="holds a toy model") as caught:
-        load_pretrained(AudioMAE("mini", num_classes=50, frames=512), out)
+        load_pretrained(built_audiomae("mini", num_classes=50, frames=512), out)
     assert str(out) in str(caught.value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary
+from made import classification
 
 import peas.__main__ as entry
 from peas.boundary import known
@@ -19,7 +20,6 @@ from peas.callbacks.monitors import RequireMonitors
 from peas.callbacks.summary import SizeSummary
 from peas.data.cache import ResampledCache, default_folder
 from peas.errors import ConfigError, DataError
-from peas.tasks import Classification
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ class Fit:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_monitor_is_a_metric_of_the_run(multi_label: bool) -> None:
-    task = Classification(size="mini", pretrained=None, multi_label=multi_label)
+    task = classification(size="mini", pretrained=None, multi_label=multi_label)
     ask: Any = RequireMonitors().on_fit_start
     for good in ("val/mAP", "val/loss", "train/loss", "loss", "mask/fraction", "knn/accuracy"):
         ask(Fit(EarlyStopping(good), ModelCheckpoint(monitor=good), ModelCheckpoint()), task)
@@ -130,19 +130,19 @@ def test_a_monitor_is_a_metric_of_the_run(multi_label: bool) -> None:
 
 
 def test_what_lightning_counts_and_what_is_skipped_can_be_monitored() -> None:
-    task = Classification(size="mini", pretrained=None, multi_label=False, on_nonfinite="skip")
+    task = classification(size="mini", pretrained=None, multi_label=False, on_nonfinite="skip")
     ask: Any = RequireMonitors().on_fit_start
     for good in ("step", "epoch", "train/skipped_steps"):
         ask(Fit(ModelCheckpoint(monitor=good, mode="max", save_top_k=2)), task)
     for bad in ("step", "train/aux_loss"):
         with pytest.raises(ConfigError, match=bad):
             ask(Fit(EarlyStopping(bad)), task)
-    task = Classification(size="mini", pretrained=None, multi_label=False, aux_loss_weight=0.5)
+    task = classification(size="mini", pretrained=None, multi_label=False, aux_loss_weight=0.5)
     ask(Fit(EarlyStopping("train/aux_loss")), task)
 
 
 def test_without_validation_no_stop_waits_for_one() -> None:
-    task = Classification(size="mini", pretrained=None, multi_label=False)
+    task = classification(size="mini", pretrained=None, multi_label=False)
     ask: Any = RequireMonitors().on_fit_start
     with pytest.raises(ConfigError, match="limit_val_batches"):
         ask(Fit(EarlyStopping("val/loss"), enable_validation=False), task)

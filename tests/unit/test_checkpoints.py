@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
+from made import built_ssast
 from torch import nn
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.checkpoints import ImportReport, read_state
 from peas.models.checkpoints.ssast import describe, load_pretrained, to_official, to_ours
 from peas.models.grid import resize_positions
-from peas.models.ssast import SSAST
 
 FRAMES = 64
 
@@ -19,7 +19,7 @@ FRAMES = 64
 @pytest.fixture(scope="module")
 def pretraining():
     torch.manual_seed(0)
-    return SSAST("tiny", frames=256)
+    return built_ssast("tiny", frames=256)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def save(folder, state, name="weights.pth", **options):
 
 
 def classifier(**settings):
-    return SSAST("tiny", **{"num_classes": 5, "frames": FRAMES, "stride": (10, 10), **settings})
+    return built_ssast(
+        "tiny", **{"num_classes": 5, "frames": FRAMES, "stride": (10, 10), **settings}
+    )
 
 
 def lightning(model, **extra):
@@ -160,7 +162,7 @@ def test_round_trip_of_official_files(shared, kind):
     assert (facts.frames, facts.mels, facts.num_classes) == (1024, 128, 0)
     ours = to_ours(state)
     with torch.device("meta"):
-        model = SSAST(facts.size, patch=patch)
+        model = built_ssast(facts.size, patch=patch)
     assert {key: value.shape for key, value in ours.items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
@@ -184,7 +186,7 @@ def test_fine_tuned_layout():
 
 
 def test_pretrained_layout_of_a_fine_tuned_model():
-    model = classifier(pretrain_frames=256)
+    model = classifier(pretrain=(256, 128))
     state = to_official(model.state_dict())
     assert len(state) == 166
     assert torch.equal(state["module.v.pos_embed"], model.pretrain_pos_embed)
@@ -267,7 +269,7 @@ def test_our_pretraining_checkpoint(tmp_path, pretraining):
 
 
 def test_our_fine_tuned_checkpoint(tmp_path):
-    source = classifier(pretrain_frames=256)
+    source = classifier(pretrain=(256, 128))
     path = save(tmp_path, lightning(source))
     model = classifier()
     report = load_pretrained(model, path)
@@ -299,7 +301,7 @@ def test_our_checkpoint_without_trained_heads(tmp_path):
 
 
 def test_pretraining_goes_on_from_a_longer_input(tmp_path, pretraining, official):
-    model = SSAST("tiny", frames=128)
+    model = built_ssast("tiny", frames=128)
     load_pretrained(model, save(tmp_path, official))
     wanted = resize_positions(pretraining.encoder.pos_embed, 2, (8, 16), (8, 8))
     assert torch.equal(model.encoder.pos_embed, wanted)
@@ -313,9 +315,9 @@ def test_pretraining_goes_on_from_a_longer_input(tmp_path, pretraining, official
 def test_wrong_size_and_patch(tmp_path, official):
     path = save(tmp_path, official)
     with pytest.raises(CheckpointError, match=r"tiny model.*set size to tiny"):
-        load_pretrained(SSAST("small", frames=FRAMES), path)
+        load_pretrained(built_ssast("small", frames=FRAMES), path)
     with pytest.raises(CheckpointError, match=r"set patch to \[16, 16\]"):
-        load_pretrained(SSAST("tiny", frames=FRAMES, patch=(128, 2)), path)
+        load_pretrained(built_ssast("tiny", frames=FRAMES, patch=(128, 2)), path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from made import classification
 from toys import FACTS, LABELS, Run, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
 from peas.data.esc50 import ESC50
@@ -14,7 +15,7 @@ from peas.tasks import Classification
 
 
 def small(**settings: Any) -> Classification:
-    return Classification(**{"pretrained": None, "size": "toy", "stride": (16, 16), **settings})
+    return classification(**{"pretrained": None, "size": "toy", "stride": (16, 16), **settings})
 
 
 # --- facts ---------------------------------------------------------------------------------

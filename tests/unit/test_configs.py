@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from jsonargparse import Namespace
-from masked_tasks import made
+from made import masked_task
 from toys import data, quiet_trainer
 
 from peas.optim import global_lr
-from peas.tasks import MaskedAudioModeling
+from peas import tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -557,7 +557,7 @@ def test_a_recipe_trains_a_small_model_on_small_sounds(
     recipe = config.model.init_args.as_dict()
     made_parts = {key: made(recipe.pop(key)) for key in ("objectives", "masking")}
     shape: dict[str, Any] = {"size": "mini", "decoder_width": 96}
-    task = MaskedAudioModeling(**{**recipe, **made_parts, **shape})
+    task = masked_task(**{**recipe, **made_parts, **shape})
     trainer = quiet_trainer(tmp_path, max_epochs=config.trainer.max_epochs, max_steps=2)
     trainer.fit(task, datamodule=data(sounds))
     trained = {key for key in trainer.callback_metrics if key.startswith("train/")}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made import built_audiomae, classification
 from toys import FACTS, Run, StandIn, clips, data, fit, quiet_trainer
 
 from peas.callbacks import PEAS, PatchDropping, RandomMasking, SpecAugment
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.tasks import Classification
 
@@ -37,14 +37,14 @@ RECIPE: dict[str, Any] = {
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small AudioMAE with a decoder, of clips twice as long as the sounds."""
     torch.manual_seed(5)
-    model = AudioMAE("toy", frames=128, decoder=DecoderShape("local", 32, 2, 2))
+    model = built_audiomae("toy", frames=128, decoder=DecoderShape("local", 32, 2, 2))
     path = tmp_path_factory.mktemp("weights") / "mae.pth"
     torch.save(model.state_dict(), path)
     return path
 
 
 def small(**settings: Any) -> Classification:
-    return Classification(**{"pretrained": None, "size": "toy", "stride": (16, 16), **settings})
+    return classification(**{"pretrained": None, "size": "toy", "stride": (16, 16), **settings})
 
 
 def weights(task: Classification) -> dict[str, torch.Tensor]:

@@ -10,11 +10,10 @@ import pytest
 import soundfile
 import torch
 import yaml
+from made import built_audiomae, built_ssast
 
 from peas.errors import CheckpointError, DataError
-from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
-from peas.models.ssast import SSAST
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPEC = importlib.util.spec_from_file_location("frozen_features", EXAMPLES / "frozen_features.py")
@@ -75,21 +74,21 @@ def listed(run, recordings):
 
 def ssast(seed):
     torch.manual_seed(seed)
-    model = SSAST("mini", frames=64, patch=(16, 16))
+    model = built_ssast("mini", frames=64, patch=(16, 16))
     model.reconstructs.fill_(True)
     return model
 
 
 def audiomae():
     torch.manual_seed(0)
-    return AudioMAE("mini", frames=64, decoder=DecoderShape("local", 64, 2, 4, 4, 0))
+    return built_audiomae("mini", frames=64, decoder=DecoderShape("local", 64, 2, 4, 4, 0))
 
 
 def test_the_table(esc, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "STRENGTHS", (0.01, 1.0))
-    files = [pretrained(tmp_path / f"ssast{seed}", ssast(seed)) for seed in (0, 1)]
+    files = [pretrained(tmp_path / f"ssast{seed}", built_ssast(seed)) for seed in (0, 1)]
     listed(tmp_path / "ssast0", [7, 8])
-    other = pretrained(tmp_path / "mae", audiomae(), stride=None, positions="stored")
+    other = pretrained(tmp_path / "mae", built_audiomae(), stride=None, positions="stored")
     ids = sorted(path.name for path in (esc / "audio").iterdir())[::-1]
     embedding = np.eye(2)[[int(name[-5]) for name in ids]]
     np.savez(tmp_path / "teacher.npz", ids=ids, embedding=embedding.astype(np.float16))
@@ -127,7 +126,7 @@ def test_the_table(esc, tmp_path, capsys, monkeypatch):
 
 def test_weights_of_the_checkpoint_are_the_ones_that_embed(esc, tmp_path):
     inventory = script.ESC50(str(esc), esc10=True, cache_dir="").inventory()
-    one, two = (pretrained(tmp_path / str(seed), ssast(seed)) for seed in (0, 1))
+    one, two = (pretrained(tmp_path / str(seed), built_ssast(seed)) for seed in (0, 1))
     features = [script.embed(script.open_checkpoint(path), inventory) for path in (one, two)]
     assert features[0].shape == (20, 128)
     assert not np.allclose(*features)
@@ -140,7 +139,7 @@ def test_weights_of_the_checkpoint_are_the_ones_that_embed(esc, tmp_path):
 
 def test_a_pretraining_set_with_a_recording_of_the_test_is_refused(esc, tmp_path):
     run = tmp_path / "leaky"
-    file = pretrained(run, ssast(0))
+    file = pretrained(run, built_ssast(0))
     # 301 is a clip of fold 3.
     listed(run, [7, 301])
     with pytest.raises(DataError, match=r"holds 1 recordings of the clips .* freesound:301"):
@@ -148,7 +147,7 @@ def test_a_pretraining_set_with_a_recording_of_the_test_is_refused(esc, tmp_path
 
 
 def test_a_fine_tuned_checkpoint_is_refused(esc, tmp_path):
-    file = pretrained(tmp_path, ssast(0), loss="ce")
+    file = pretrained(tmp_path, built_ssast(0), loss="ce")
     with pytest.raises(CheckpointError, match="not a checkpoint of a pretraining run"):
         script.main([str(esc), f"ssast={file}"])
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import built_audiomae, built_ssast
 from safetensors.torch import save_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -12,8 +13,6 @@ from toys import fit
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.checkpoints.imagenet import load_imagenet
-from peas.models.mae import AudioMAE
-from peas.models.ssast import SSAST
 
 
 def picture_model(kind: type[VisionTransformer] = VisionTransformer, **settings: Any) -> Any:
@@ -49,7 +48,7 @@ def test_ssast_is_the_distilled_model_of_a_grey_picture(
     tmp_path: Path, spectrogram: torch.Tensor
 ) -> None:
     theirs = picture_model(VisionTransformerDistilled)
-    ours = SSAST("toy", num_classes=3, frames=64, mels=64).eval()
+    ours = built_ssast("toy", num_classes=3, frames=64, mels=64).eval()
     report = load_imagenet(ours, saved(theirs, tmp_path / "deit.pth"))
     with torch.no_grad():
         got = ours.forward_features(spectrogram)
@@ -71,7 +70,7 @@ def test_audiomae_is_the_model_of_a_grey_picture_with_its_own_positions(
     tmp_path: Path, spectrogram: torch.Tensor
 ) -> None:
     theirs = picture_model()
-    ours = AudioMAE("toy", num_classes=3, frames=64, mels=64).eval()
+    ours = built_audiomae("toy", num_classes=3, frames=64, mels=64).eval()
     fixed = ours.encoder.pos_embed.clone()
     report = load_imagenet(ours, saved(theirs, tmp_path / "vit.pth"))
     assert torch.equal(ours.encoder.pos_embed, fixed)
@@ -89,7 +88,7 @@ def test_audiomae_is_the_model_of_a_grey_picture_with_its_own_positions(
 
 def test_ssast_gets_the_class_token_twice_from_a_model_with_one(tmp_path: Path) -> None:
     theirs = picture_model()
-    ours = SSAST("toy", frames=64, mels=32, stride=(16, 16))
+    ours = built_ssast("toy", frames=64, mels=32, stride=(16, 16))
     load_imagenet(ours, saved(theirs, tmp_path / "vit.pth"))
     state = theirs.state_dict()
     assert torch.equal(ours.encoder.dist_token, state["cls_token"])
@@ -102,7 +101,7 @@ def test_ssast_gets_the_class_token_twice_from_a_model_with_one(tmp_path: Path) 
 
 
 def test_audiomae_has_no_place_for_a_distillation_token(tmp_path: Path) -> None:
-    ours = AudioMAE("toy", num_classes=3, frames=64, mels=64)
+    ours = built_audiomae("toy", num_classes=3, frames=64, mels=64)
     file = saved(picture_model(VisionTransformerDistilled), tmp_path / "deit.pth")
     report = load_imagenet(ours, file)
     assert "no distillation token" in report.ignored["dist_token"]
@@ -116,7 +115,7 @@ def test_forms_of_a_file(form: str, tmp_path: Path) -> None:
         save_file(state, path)
     else:
         torch.save(state if form == "bare" else {"model": state, "epoch": 3}, path)
-    ours = SSAST("toy", num_classes=3, frames=64, mels=64)
+    ours = built_ssast("toy", num_classes=3, frames=64, mels=64)
     report = load_imagenet(ours, str(path))
     assert torch.equal(ours.encoder.norm.weight, state["norm.weight"])
     assert len(report.used) == len(state) - 4
@@ -134,7 +133,7 @@ def test_a_run_starts_from_it(encoder: str, sounds: Path, tmp_path: Path) -> Non
 
 
 def refused(source: str, message: str, model: Any = None) -> None:
-    model = model or SSAST("toy", num_classes=3, frames=64, mels=64)
+    model = model or built_ssast("toy", num_classes=3, frames=64, mels=64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
         load_imagenet(model, source)
@@ -154,7 +153,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(file(mlp_ratio=2), r"mlp\.fc1\.weight has shape \[64, 32\] and the model needs")
     refused(file(reg_tokens=2), "which are not 1 special|unexpected key reg_token")
     refused(file(class_token=False, global_pool="avg"), "holds no vision transformer")
-    mae = AudioMAE("toy", num_classes=3, frames=64, mels=64)
+    mae = built_audiomae("toy", num_classes=3, frames=64, mels=64)
     refused(file(patch_size=8), r"has patches of \(8, 8\)", mae)
 
 

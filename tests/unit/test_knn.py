@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from masked_tasks import masked_task
+from made import masked_task, ssast_task
 from toys import StandIn, data, quiet_trainer
 
 from peas.callbacks import KNN
@@ -17,15 +17,15 @@ from peas.data.synthetic import write_sounds
 from peas.errors import ConfigError, DataError
 from peas.frontend import LogMel
 from peas.neighbours import nearest_classes
-from peas.tasks import MaskedAudioModeling, SSASTPretraining
+from peas.tasks import Pretraining
 from peas.tasks.base import BaseTask
 
 
-def ssast() -> SSASTPretraining:
-    return SSASTPretraining(size="toy", masked=10, eval_masked=None, warmup_steps=0, lr=1e-3)
+def ssast() -> Pretraining:
+    return ssast_task(size="toy", masked=10, eval_masked=None, warmup_steps=0, lr=1e-3)
 
 
-def mae() -> MaskedAudioModeling:
+def mae() -> Pretraining:
     shape = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2}
     # Stochastic depth draws random numbers, which a callback must not move.
     return masked_task(size="toy", lr=1e-2, drop_path=0.2, **shape)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import toys  # noqa: F401 - the size `toy`
+from made import built_audiomae
 from torch.nn import functional
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.mae import AudioMAE, decoder_of, normalised
+from peas.models.mae import decoder_of, normalised
 from peas.models.mae_decoder import DecoderShape
 from peas.models.masked import visible_places
 from peas.models.patch_masking import random_patches, times_and_bands
@@ -17,7 +18,7 @@ LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 2
 
 def build(frames=128, decoder=LOCAL, **settings):
     torch.manual_seed(0)
-    return AudioMAE("toy", frames=frames, decoder=decoder, **settings).eval()
+    return built_audiomae("toy", frames=frames, decoder=decoder, **settings).eval()
 
 
 def parameters(model):
@@ -35,7 +36,7 @@ def test_numbers_of_weights_are_the_official_ones():
             ("base", None, 0, 85_648_128 - 513 * 768),
             ("base", None, 527, 85_659_407),
         ):
-            model = AudioMAE(size, num_classes=classes, decoder=decoder)
+            model = built_audiomae(size, num_classes=classes, decoder=decoder)
             assert parameters(model) == count, size
 
 
@@ -323,7 +324,7 @@ def test_other_sizes_of_input_are_refused_in_words():
     with pytest.raises(ConfigError, match="built for 128 mel bins and got 64"):
         model.embedding(torch.randn(1, 128, 64))
     with pytest.raises(ConfigError, match="unknown model size 'giant'"):
-        AudioMAE("giant")
+        built_audiomae("giant")
 
 
 def test_without_pixels_nothing_is_drawn():
@@ -337,7 +338,7 @@ def test_without_pixels_nothing_is_drawn():
 def test_a_state_tells_its_decoder(decoder):
     assert decoder_of(build(decoder=decoder).state_dict()) == decoder
     # A classifier without a decoder takes the state's.
-    fresh = AudioMAE("toy", frames=128)
+    fresh = built_audiomae("toy", frames=128)
     fresh.load_state_dict(build(decoder=decoder).state_dict())
     assert (fresh.decoder.shape if fresh.decoder else None) == decoder
     if decoder is not None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from masked_tasks import masked_task
+from made import classification, masked_task
 from torch import nn
 from toys import FACTS, StandIn, clips, data, quiet_trainer
 
@@ -20,7 +20,7 @@ from peas.errors import CheckpointError, ConfigError, DataError, NoReconstructio
 from peas.models.clap.teacher import Teacher
 from peas.models.target_grid import Extent
 from peas.objectives import feature_loss, label_loss, masked_patch_error
-from peas.tasks import Classification, MaskedAudioModeling
+from peas.tasks import Pretraining
 
 DECODER: dict[str, Any] = {"decoder_width": 32, "decoder_heads": 2, "decoder_depth": 2}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ class ToyTeacher(Teacher):
         return rows.permute(0, 2, 3, 1)
 
 
-def small(**settings: Any) -> MaskedAudioModeling:
+def small(**settings: Any) -> Pretraining:
     torch.manual_seed(0)
     given = {"size": "toy", **DECODER, "lr": 3e-3, "lr_rule": "absolute", "warmup_epochs": 0}
     return masked_task(**{**given, **settings})
@@ -96,14 +96,14 @@ def distils(name: str) -> bool:
     return SYSTEMS[name].get("distillation", 0) > 0
 
 
-def system(name: str, **settings: Any) -> MaskedAudioModeling:
+def system(name: str, **settings: Any) -> Pretraining:
     if distils(name) and "targets" not in settings:
         settings = {"teacher": ToyTeacher(), **settings}
     return small(**{**SYSTEMS[name], **settings})
 
 
 def train(
-    task: MaskedAudioModeling,
+    task: Pretraining,
     sounds: Path,
     folder: Path,
     *callbacks: Callback,
@@ -145,7 +145,7 @@ def steps(folder: Path, key: str) -> list[float]:
     return rows
 
 
-def built(**settings: Any) -> MaskedAudioModeling:
+def built(**settings: Any) -> Pretraining:
     """A task away from a trainer, with a stand-in for what it asks of one."""
     task = small(**{**FACTS, "frames": 64, **settings})
     task._trainer = StandIn()  # type: ignore[assignment]
@@ -154,7 +154,7 @@ def built(**settings: Any) -> MaskedAudioModeling:
     return task
 
 
-def heard(task: MaskedAudioModeling, count: int = 6, **changes: Any) -> Any:
+def heard(task: Pretraining, count: int = 6, **changes: Any) -> Any:
     batch = clips(count, seconds=0.64)
     batch["labelled"] = torch.ones(count, dtype=torch.bool)
     return {**task.on_after_batch_transfer(batch, 0), **changes}
@@ -285,20 +285,23 @@ def test_gradient_norms_are_those_of_each_weighted_objective() -> None:
 def test_masks_follow_the_place_in_training_and_in_evaluation_the_clip() -> None:
     task = built()
     batch = heard(task)
-    again, later = task.hide(batch, "train"), task.hide({**batch, "step": 5}, "train")
-    assert torch.equal(task.hide(batch, "train"), again)
+    again, later = (
+        task.masked_patches(batch, "train"),
+        task.masked_patches({**batch, "step": 5}, "train"),
+    )
+    assert torch.equal(task.masked_patches(batch, "train"), again)
     assert not torch.equal(again, later)
     task._trainer.current_epoch = 1
-    assert not torch.equal(task.hide(batch, "train"), again)
-    fixed = task.hide(batch, "val")
+    assert not torch.equal(task.masked_patches(batch, "train"), again)
+    fixed = task.masked_patches(batch, "val")
     reversed_ids = {**batch, "id": batch["id"][::-1], "step": 9}
-    assert torch.equal(task.hide(reversed_ids, "val"), fixed.flip(0))
+    assert torch.equal(task.masked_patches(reversed_ids, "val"), fixed.flip(0))
     assert (fixed.sum(dim=1) == 32 - int(32 * 0.2)).all()
 
 
 def test_structured_masks_hide_whole_columns_and_bands() -> None:
     task = built(masking="structured", time_ratio=0.5, freq_ratio=0.25)
-    hidden = task.hide(heard(task), "train").view(6, 4, 8)
+    hidden = task.masked_patches(heard(task), "train").view(6, 4, 8)
     times, bands = hidden.all(dim=2), hidden.all(dim=1)
     assert times.sum(dim=1).tolist() == [2] * 6
     assert bands.sum(dim=1).tolist() == [2] * 6
@@ -425,7 +428,7 @@ def test_only_labelled_clips_reach_the_branch_and_their_own_targets() -> None:
     part = task.losses(heard(task, labelled=known), "train")
     loss = part.terms["classification"].loss
     batch = heard(task)
-    hidden = task.hide(batch, "train")
+    hidden = task.masked_patches(batch, "train")
     tokens = task.model.encode(batch["log_mel"], hidden)[known]
     target = nn.functional.one_hot(batch["target"], 4).float()[known]
     task.parts["classification"].branch.norm.reset_running_stats()
@@ -723,7 +726,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
 def test_objectives_in_another_order_go_on_with_their_own_moments(
     sounds: Path, targets: Path, tmp_path: Path
 ) -> None:
-    def made(names: tuple[str, ...]) -> MaskedAudioModeling:
+    def made(names: tuple[str, ...]) -> Pretraining:
         task = system("supmam_clap", targets=str(targets))
         parts = {name: task.parts[name] for name in names}
         torch.manual_seed(0)
@@ -757,12 +760,12 @@ def test_what_was_pretrained_is_fine_tuned_with_peas(
     trainer = train(task, sounds, tmp_path, epochs=1)
     file = tmp_path / "last.ckpt"
     trainer.save_checkpoint(file)
-    tuned = Classification(str(file), encoder="audiomae", size="toy", lr=1e-3)
+    tuned = classification(str(file), encoder="audiomae", size="toy", lr=1e-3)
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PEAS(1, 1, 20, 24, ramp="off")])
     tuner.fit(tuned, datamodule=data(sounds))
     assert float(tuner.callback_metrics["peas/e_rec"]) > 0
     assert float(tuner.callback_metrics["mask/adaptive_share"]) == 1
-    fresh = Classification(str(file), encoder="audiomae", size="toy", **FACTS | {"frames": 64})
+    fresh = classification(str(file), encoder="audiomae", size="toy", **FACTS | {"frames": 64})
     fresh.build(initialise=True)
     x = torch.randn(2, 64, 128)
     with torch.no_grad():
@@ -780,9 +783,9 @@ def test_without_a_pixel_head_peas_is_refused_and_other_masks_work(
     settings: dict[str, Any] = {"encoder": "audiomae", "size": "toy", "lr": 1e-3}
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PEAS(1, 1, 20, 24, ramp="off")])
     with pytest.raises(NoReconstruction, match="no pixel head"):
-        tuner.fit(Classification(str(file), **settings), datamodule=data(sounds))
+        tuner.fit(classification(str(file), **settings), datamodule=data(sounds))
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[SpecAugment(20, 24)])
-    tuner.fit(Classification(str(file), **settings), datamodule=data(sounds))
+    tuner.fit(classification(str(file), **settings), datamodule=data(sounds))
 
 
 def test_pretraining_goes_on_from_a_checkpoint(sounds: Path, tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.clap import LaionClapTeacher, Teacher
 from peas.parser import PeasParser
-from peas.tasks import Classification, MaskedAudioModeling, SSASTPretraining
+from peas.tasks import Classification, Pretraining
 from peas.tasks.base import BaseTask
 
 KINDS: dict[str, type] = {"model": BaseTask, "data": ClipDataModule, "callback": Callback}
 CLASSES: dict[str, list[type]] = {
-    "model": [Classification, MaskedAudioModeling, SSASTPretraining],
+    "model": [Classification, Pretraining, Pretraining],
     "data": [getattr(peas.data, name) for name in peas.data.__all__],
     "callback": [getattr(peas.callbacks, name) for name in peas.callbacks.__all__],
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import classification
 from toys import FACTS, StandIn, clips, fit, heard, part
 
 from peas.callbacks.patch_dropping import PatchDropping
@@ -18,7 +19,7 @@ FAMILIES = ("ssast", "audiomae")
 
 def make(encoder: str, frames: int = 128, **settings: Any) -> Classification:
     torch.manual_seed(0)
-    task = Classification(
+    task = classification(
         **{
             **FACTS,
             "pretrained": None,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made import built_audiomae, built_ssast, classification
 from toys import FACTS, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
 from peas.callbacks import PEAS, Pictures
@@ -24,13 +25,13 @@ MAE: dict[str, Any] = {"encoder": "audiomae", "stride": None, "noise_roll": Fals
 
 def mae(**settings: Any) -> AudioMAE:
     torch.manual_seed(1)
-    return AudioMAE("toy", **{"frames": 64, **settings}).eval()
+    return built_audiomae("toy", **{"frames": 64, **settings}).eval()
 
 
 def ssast(**settings: Any) -> SSAST:
     torch.manual_seed(1)
     shape = {"frames": 64, "num_classes": 4, "stride": (10, 10), "pretrain_frames": 96}
-    return SSAST("toy", **{**shape, **settings}).eval()
+    return built_ssast("toy", **{**shape, **settings}).eval()
 
 
 def random_probe(model: Any) -> Any:
@@ -109,7 +110,7 @@ def test_tokens_stand_for_their_patches(make: Any, grid: Any) -> None:
 
 
 def test_ssast_without_a_pretraining_table_reads_its_own_between_patches() -> None:
-    model = ssast()
+    model = built_ssast()
     model.reconstructs.fill_(False)
     with pytest.raises(NoReconstruction, match="reconstruction: probe"):
         model.reconstruct(torch.randn(1, 64, 128))
@@ -192,7 +193,7 @@ def test_peas_on_weights_without_a_pixel_head(
     assert (file["clips"], file["patches"]) == (32, 32 * 32)
     assert file["error"] < 0.9 * file["variance"]
     # It was fitted on the encoder as it started: by hand, from the training clips.
-    fresh = Classification(**{"size": "toy", **keys, **FACTS, "frames": 64})
+    fresh = classification(**{"size": "toy", **keys, **FACTS, "frames": 64})
     fresh.build(initialise=True)
     module = data(sounds)
     sums = ProbeSums(32, 256, torch.device("cpu"))
@@ -212,7 +213,7 @@ def test_a_run_with_a_probe_goes_on(sounds: Path, headless: Path, tmp_path: Path
 
     def go(folder: Path, start: Path | None = None) -> Classification:
         torch.manual_seed(0)
-        task = Classification(**keys)
+        task = classification(**keys)
         keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         trainer = quiet_trainer(
             folder, max_epochs=2, callbacks=[strategy(), keep], enable_checkpointing=True
@@ -232,7 +233,7 @@ def test_a_run_with_a_probe_goes_on(sounds: Path, headless: Path, tmp_path: Path
 
 
 def test_ssast_of_a_fine_tuned_file(sounds: Path, tmp_path: Path) -> None:
-    model = ssast(num_classes=2)
+    model = built_ssast(num_classes=2)
     model.reconstructs.fill_(False)
     torch.save(model.state_dict(), tmp_path / "tuned.pth")
     keys = {"pretrained": str(tmp_path / "tuned.pth"), "stride": (10, 10)}
@@ -249,9 +250,9 @@ def test_ssast_of_a_fine_tuned_file(sounds: Path, tmp_path: Path) -> None:
 
 def test_refusals(sounds: Path, headless: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"fitted once and never trained, and .*aux_loss_weight"):
-        Classification(pretrained=None, reconstruction="probe", aux_loss_weight=0.1)
+        classification(pretrained=None, reconstruction="probe", aux_loss_weight=0.1)
     with pytest.raises(ConfigError, match="choose head or probe"):
-        Classification(pretrained=None, reconstruction="some")  # type: ignore[arg-type]
+        classification(pretrained=None, reconstruction="some")  # type: ignore[arg-type]
     task = make_task(StandIn())
     heard(task, clips(1))
     task.hparams["reconstruction"] = "probe"

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
+from made import built_audiomae, classification, masked_task
 
 from peas.errors import ConfigError
-from peas.models.mae import AudioMAE
 from peas.models.mae_decoder import DecoderShape
 from peas.models.mae_encoder import fitted
 from peas.models.positions import official_raster, position_table, raster_of
-from peas.tasks import Classification, MaskedAudioModeling
 
 
 def naive(width, row, column):
@@ -68,7 +67,9 @@ def test_a_table_of_neither_raster_keeps_its_length():
 
 def test_overlapping_patches_have_the_official_table():
     """AudioMAE's stride of 10: 101 x 12 patches, token i at row i // 12 and column i % 12."""
-    model = AudioMAE("mini", stride=(10, 10), decoder=DecoderShape("local", 96, 1, 4, window=6))
+    model = built_audiomae(
+        "mini", stride=(10, 10), decoder=DecoderShape("local", 96, 1, 4, window=6)
+    )
     assert model.grid == (12, 101)
     assert model.encoder.positions == "geometric"
     for table in (model.encoder.pos_embed, model.decoder.pos_embed):
@@ -86,8 +87,8 @@ def test_overlapping_patches_have_the_official_table():
 )
 def test_the_default_raster_is_the_official_codes(stride, raster):
     assert official_raster((16, 16), stride or (16, 16)) == raster
-    assert MaskedAudioModeling(stride=stride).hparams["positions"] == raster
-    tuned = Classification(encoder="audiomae", stride=stride)
+    assert masked_task(stride=stride).hparams["positions"] == raster
+    tuned = classification(encoder="audiomae", stride=stride)
     assert tuned.hparams["positions"] == raster
     for given in ("stored", "geometric"):
-        assert MaskedAudioModeling(stride=stride, positions=given).hparams["positions"] == given
+        assert masked_task(stride=stride, positions=given).hparams["positions"] == given

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from masked_tasks import masked_task
+from made import built_audiomae, masked_task, ssast_task
 from target_toys import Maps, maps_of, write
 from toys import FACTS, StandIn, clips, data, fit, heard, quiet_trainer
 
@@ -16,20 +16,19 @@ from peas.callbacks.reconstruction_figure import draw, place_of
 from peas.callbacks.reconstructions import _take, hidden_cells, reconstruction_views
 from peas.errors import ConfigError
 from peas.models.grid import patchify
-from peas.models.mae import AudioMAE
 from peas.models.target_grid import patch_edges
-from peas.tasks import MaskedAudioModeling, SSASTPretraining
+from peas.tasks import Pretraining
 from peas.tasks.base import BaseTask
 
 SMALL: dict[str, Any] = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2}
 
 
-def ssast(**settings: Any) -> SSASTPretraining:
+def ssast(**settings: Any) -> Pretraining:
     few = {"size": "toy", "masked": 10, "eval_masked": None, "warmup_steps": 0}
-    return SSASTPretraining(**{**few, **settings})
+    return ssast_task(**{**few, **settings})
 
 
-def mae(**settings: Any) -> MaskedAudioModeling:
+def mae(**settings: Any) -> Pretraining:
     return masked_task(**{"size": "toy", "lr": 1e-2, **SMALL, **settings})
 
 
@@ -72,18 +71,18 @@ def test_views_show_the_mask_and_the_drawing_of_evaluation(make: Any) -> None:
     with torch.no_grad():
         views = reconstruction_views(task, batch)
         again = reconstruction_views(task, _take(batch, [2]))[0]
-    hidden = task.hide(batch, "val")
-    if isinstance(task, MaskedAudioModeling):
+    hidden = task.masked_patches(batch, "val")
+    if isinstance(task, Pretraining):
         # Time-major tokens.
         hidden = hidden.view(3, 8, 8).transpose(1, 2).flatten(1)
-        assert not torch.equal(hidden, task.hide(batch, "val"))
+        assert not torch.equal(hidden, task.masked_patches(batch, "val"))
     for row, view in enumerate(views):
         cells = patchify(view.hidden[None].float(), (16, 16))[0]
         assert torch.equal(cells.amin(1), cells.amax(1))
         assert torch.equal(cells[:, 0] > 0, hidden[row])
         assert view.drawn is not None
         assert torch.equal(view.log_mel, batch["log_mel"][row])
-        assert view.own_level is isinstance(task, MaskedAudioModeling)
+        assert view.own_level is isinstance(task, Pretraining)
         assert view.features is None
     assert views[2].drawn is not None
     assert again.drawn is not None
@@ -99,7 +98,7 @@ def test_views_show_the_mask_and_the_drawing_of_evaluation(make: Any) -> None:
 
 
 def test_cells_under_overlapping_patches() -> None:
-    model = AudioMAE("toy", frames=48, mels=48, stride=(8, 8))
+    model = built_audiomae("toy", frames=48, mels=48, stride=(8, 8))
     assert model.grid == (5, 5)
     hidden = torch.zeros(1, 25, dtype=torch.bool)
     # Two neighbours along time: what they share with visible patches is seen.

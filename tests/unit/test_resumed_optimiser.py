@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from made import classification
 from toys import data, quiet_trainer
 
 from peas.callbacks import progress
 from peas.errors import CheckpointError
 from peas.objectives import PatchContrast, Reconstruction
 from peas.plateau import Plateau
-from peas.tasks import Classification, MaskedAudioModeling, SSASTPretraining
+from peas.tasks import Classification, Pretraining
 from peas.tasks.base import BaseTask
 
 TASKS: dict[str, tuple[type[BaseTask], dict[str, Any]]] = {
@@ -25,9 +26,9 @@ TASKS: dict[str, tuple[type[BaseTask], dict[str, Any]]] = {
             **{"layer_decay": 0.5, "schedule": "cosine", "warmup_epochs": 0},
         },
     ),
-    "ssast": (SSASTPretraining, {"masked": 10, "eval_masked": None, "warmup_steps": 0}),
+    "ssast": (Pretraining, {"masked": 10, "eval_masked": None, "warmup_steps": 0}),
     "mae": (
-        MaskedAudioModeling,
+        Pretraining,
         {"decoder_width": 32, "decoder_heads": 2, "decoder_depth": 1, "warmup_epochs": 0},
     ),
 }
@@ -148,7 +149,7 @@ def test_what_would_read_weights_or_moments_wrongly_is_refused(
 def test_settings_that_decide_nothing_of_a_score_are_no_matter_to_a_test(
     sounds: Path, starts: dict[str, Path], tmp_path: Path
 ) -> None:
-    task = Classification(
+    task = classification(
         **{"pretrained": None, "size": "toy", "stride": (16, 16), "optimizer": "adamw"}
     )
     trainer = quiet_trainer(tmp_path, limit_test_batches=1)

@@ -1,16 +1,16 @@
 import pytest
 import torch
+from made import built_ssast
 from torch import nn
 
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.grid import resize_positions
-from peas.models.ssast import SSAST
 
 
 @pytest.fixture(scope="module")
 def fine_tuning():
     torch.manual_seed(0)
-    return SSAST("tiny", num_classes=7, frames=128, stride=(10, 10)).eval()
+    return built_ssast("tiny", num_classes=7, frames=128, stride=(10, 10)).eval()
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def fine_tuning():
 def test_sizes(size, width, millions):
     """Parameters as the official models count them, less their two unused 1000-way heads."""
     with torch.device("meta"):
-        model = SSAST(size)
+        model = built_ssast(size)
     count = sum(value.numel() for value in model.parameters()) + 2 * 1000 * (width + 1) + 2
     assert count == pytest.approx(millions * 1e6, abs=500)
     assert model.encoder.pos_embed.shape == (1, 514, width)
@@ -33,7 +33,9 @@ def test_sizes(size, width, millions):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @torch.no_grad()
 def test_forward(frames, patch, stride, tokens, pooling):
-    model = SSAST("tiny", num_classes=5, frames=frames, patch=patch, stride=stride, pooling=pooling)
+    model = built_ssast(
+        "tiny", num_classes=5, frames=frames, patch=patch, stride=stride, pooling=pooling
+    )
     x = torch.randn(2, frames, 128)
     found = model.forward_features(x)
     assert found.shape == (2, 2 + tokens, 192)
@@ -44,13 +46,13 @@ def test_forward(frames, patch, stride, tokens, pooling):
 
 @torch.no_grad()
 def test_without_classes_forward_gives_embeddings():
-    model = SSAST("tiny", frames=64)
+    model = built_ssast("tiny", frames=64)
     assert model(torch.randn(2, 64, 128)).shape == (2, 192)
 
 
 @torch.no_grad()
 def test_sixty_four_mel_bins():
-    model = SSAST("tiny", num_classes=3, frames=128, mels=64, stride=(10, 10))
+    model = built_ssast("tiny", num_classes=3, frames=128, mels=64, stride=(10, 10))
     x = torch.randn(1, 128, 64)
     assert model(x).shape == (1, 3)
     assert model.reconstruct(x).shape == x.shape
@@ -60,9 +62,9 @@ def test_wrong_shape_and_settings(fine_tuning):
     with pytest.raises(ConfigError, match=r"\[B, 128, 128\].*\[1, 100, 128\]"):
         fine_tuning(torch.zeros(1, 100, 128))
     with pytest.raises(ConfigError, match="tiny, small, base"):
-        SSAST("huge")
+        built_ssast("huge")
     with pytest.raises(ConfigError, match="pooling"):
-        SSAST("tiny", pooling="max")  # type: ignore[arg-type]
+        built_ssast("tiny", pooling="max")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="grid"):
         fine_tuning.reconstruct(torch.zeros(1, 128, 128), grid="other")  # type: ignore[arg-type]
 
@@ -151,13 +153,13 @@ def test_finetuning_grid(fine_tuning):
 def test_frozen_and_live_positions():
     """A pretraining model draws with the table it trains; a fine-tuning one with the frozen one."""
     x = torch.randn(1, 64, 128)
-    live = SSAST("tiny", frames=64)
+    live = built_ssast("tiny", frames=64)
     before = live.reconstruct(x)
     live.pretrain_pos_embed.add_(1)
     assert torch.equal(live.reconstruct(x), before)
     live.encoder.pos_embed.add_(1)
     assert not torch.equal(live.reconstruct(x), before)
-    frozen = SSAST("tiny", num_classes=2, frames=64, pretrain_frames=64)
+    frozen = built_ssast("tiny", num_classes=2, frames=64, pretrain=(64, 128))
     before = frozen.reconstruct(x)
     frozen.encoder.pos_embed.add_(1)
     assert torch.equal(frozen.reconstruct(x), before)
@@ -167,13 +169,13 @@ def test_frozen_and_live_positions():
 
 def test_gradients():
     """In fine-tuning every trainable parameter gets one, and the pretraining heads none."""
-    model = SSAST("tiny", num_classes=3, frames=64, stride=(10, 10))
+    model = built_ssast("tiny", num_classes=3, frames=64, stride=(10, 10))
     model(torch.randn(2, 64, 128)).sum().backward()
     idle = ("mask_embed", "contrastive_head", "generative_head")
     for key, value in model.named_parameters():
         assert value.requires_grad != key.startswith(idle), key
         assert (value.grad is not None) == value.requires_grad, key
-    assert all(value.requires_grad for value in SSAST("tiny", frames=64).parameters())
+    assert all(value.requires_grad for value in built_ssast("tiny", frames=64).parameters())
 
 
 @pytest.mark.parametrize(
@@ -202,16 +204,16 @@ def test_no_trained_head(fine_tuning):
 
 def test_state_names_its_own_pretraining_shape():
     """A table of another pretraining shape is taken; another input shape is refused."""
-    source = SSAST("tiny", num_classes=2, frames=64, pretrain_frames=256)
-    model = SSAST("tiny", num_classes=2, frames=64)
+    source = built_ssast("tiny", num_classes=2, frames=64, pretrain=(256, 128))
+    model = built_ssast("tiny", num_classes=2, frames=64)
     model.load_state_dict(source.state_dict())
     assert torch.equal(model.pretrain_pos_embed, source.pretrain_pos_embed)
     assert model.pretraining_grid == (8, 16)
     with pytest.raises(RuntimeError, match="frames, mels, stride"):
-        SSAST("tiny", num_classes=2, frames=80).load_state_dict(source.state_dict())
+        built_ssast("tiny", num_classes=2, frames=80).load_state_dict(source.state_dict())
 
 
 def test_drop_path_rises_to_its_rate():
-    model = SSAST("tiny", frames=64, drop_path=0.2)
+    model = built_ssast("tiny", frames=64, drop_path=0.2)
     rates = [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.encoder.blocks]
     assert rates == pytest.approx([0.2 * index / 11 for index in range(12)])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made import built_ssast, classification, ssast_task
 from toys import FACTS, StandIn, clips, data, heard, quiet_trainer
 
 from peas.callbacks import PEAS, SpecAugment
@@ -18,18 +19,17 @@ from peas.data.mixture import Mixture
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.checkpoints import load_pretrained
 from peas.models.checkpoints.ssast import to_official
-from peas.models.ssast import SSAST
-from peas.tasks import Classification, SSASTPretraining
+from peas.tasks import Pretraining
 
 FEW: dict[str, Any] = {"size": "toy", "masked": 20, "eval_masked": None, "warmup_steps": 0}
 KEYS = {"loss", "nce", "nce_accuracy", "mse", "valid_mse", "trivial_mse"}
 
 
-def small(**settings: Any) -> SSASTPretraining:
-    return SSASTPretraining(**{**FEW, "lr": 1e-3, **settings})
+def small(**settings: Any) -> Pretraining:
+    return ssast_task(**{**FEW, "lr": 1e-3, **settings})
 
 
-def built(**settings: Any) -> SSASTPretraining:
+def built(**settings: Any) -> Pretraining:
     torch.manual_seed(3)
     task = small(**{**FACTS, **settings})
     task.build(initialise=False)
@@ -40,7 +40,7 @@ def built(**settings: Any) -> SSASTPretraining:
 
 def fit(
     sounds: Path, folder: Path, *callbacks: Any, start: Path | None = None, **settings: Any
-) -> tuple[SSASTPretraining, Trainer]:
+) -> tuple[Pretraining, Trainer]:
     trainer_keys = ("max_epochs", "val_check_interval", "limit_train_batches")
     given = {key: settings.pop(key) for key in trainer_keys if key in settings}
     torch.manual_seed(0)
@@ -313,12 +313,12 @@ def test_what_was_pretrained_is_fine_tuned_with_peas(sounds: Path, tmp_path: Pat
     task, trainer = fit(sounds, tmp_path)
     file = tmp_path / "last.ckpt"
     trainer.save_checkpoint(file)
-    tuned = Classification(pretrained=str(file), size="toy", stride=(10, 10), lr=1e-3)
+    tuned = classification(pretrained=str(file), size="toy", stride=(10, 10), lr=1e-3)
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PEAS(1, 1, 20, 24, ramp="off")])
     tuner.fit(tuned, datamodule=data(sounds))
     assert float(tuner.callback_metrics["peas/e_rec"]) > 0
     # Before a step of fine-tuning, it draws what the pretraining model draws.
-    fresh = SSAST("toy", num_classes=4, frames=64, stride=(10, 10))
+    fresh = built_ssast("toy", num_classes=4, frames=64, stride=(10, 10))
     load_pretrained(fresh, file)
     x = torch.randn(2, 64, 128)
     with torch.no_grad():
@@ -331,7 +331,7 @@ def test_a_head_that_was_not_trained_draws_nothing(sounds: Path, tmp_path: Path)
     assert not any(p.requires_grad for p in task.model.generative_head.parameters())
     file = tmp_path / "last.ckpt"
     trainer.save_checkpoint(file)
-    tuned = SSAST("toy", num_classes=4, frames=64, stride=(10, 10))
+    tuned = built_ssast("toy", num_classes=4, frames=64, stride=(10, 10))
     load_pretrained(tuned, file)
     torch.testing.assert_close(tuned.encoder.norm.weight, task.model.encoder.norm.weight)
     for model in (task.model, tuned):
@@ -345,7 +345,7 @@ def test_a_head_that_was_not_trained_draws_nothing(sounds: Path, tmp_path: Path)
 
 def test_pretraining_goes_on_from_an_official_file(sounds: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    source = SSAST("toy", frames=1024)
+    source = built_ssast("toy", frames=1024)
     state = to_official(source.state_dict())
     torch.save(state, tmp_path / "official.pth")
     task, _ = fit(sounds, tmp_path, lr=1e-12, pretrained=str(tmp_path / "official.pth"))
@@ -361,7 +361,7 @@ def test_checkpoints_of_other_tasks_are_refused(sounds: Path, tmp_path: Path) ->
     file = tmp_path / "last.ckpt"
     trainer.save_checkpoint(file)
     content = torch.load(file, weights_only=True)
-    classifier = Classification(pretrained=None, size="toy", stride=(16, 16))
+    classifier = classification(pretrained=None, size="toy", stride=(16, 16))
     with pytest.raises(CheckpointError, match=r"no settings of Classification.*pretrained"):
         classifier.on_load_checkpoint(content)
     with pytest.raises(CheckpointError, match=r"objective` is 'generative'.*pretrained"):

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from made import classification
 from torch import nn
 from toys import FACTS, StandIn, data, make_task, quiet_trainer
 
@@ -128,7 +129,7 @@ def test_it_resumes_bit_for_bit() -> None:
 
 
 def test_the_average_of_lightning_is_refused_with_a_remedy(sounds: Path, tmp_path: Path) -> None:
-    task = Classification(pretrained=None, size="toy", stride=(16, 16), **FACTS)  # type: ignore[arg-type]
+    task = classification(pretrained=None, size="toy", stride=(16, 16), **FACTS)  # type: ignore[arg-type]
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[EMAWeightAveraging()])
     with pytest.raises(ConfigError, match=r"peas\.callbacks\.WeightAverage"):
         trainer.fit(task, datamodule=data(sounds))
@@ -139,7 +140,7 @@ def test_the_average_of_lightning_is_refused_with_a_remedy(sounds: Path, tmp_pat
 
 
 def test_two_averages_are_refused(sounds: Path, tmp_path: Path) -> None:
-    task = Classification(pretrained=None, size="toy", stride=(16, 16), **FACTS)  # type: ignore[arg-type]
+    task = classification(pretrained=None, size="toy", stride=(16, 16), **FACTS)  # type: ignore[arg-type]
     both = [WeightAverage(equal_from=1), WeightAverage()]
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=both)
     with pytest.raises(ConfigError, match="WeightAverage"):
@@ -170,7 +171,7 @@ def equal_mean(
     sounds: Path, folder: Path, *, start: Path | None = None, **settings: Any
 ) -> tuple[Classification, Noted]:
     torch.manual_seed(0)
-    task = Classification(pretrained=None, size="toy", stride=(16, 16), lr=1e-2, **FACTS)  # type: ignore[arg-type]
+    task = classification(pretrained=None, size="toy", stride=(16, 16), lr=1e-2, **FACTS)  # type: ignore[arg-type]
     noted = Noted()
     # Every step, also inside an epoch: four steps each.
     keeper = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from made import classification
 
 from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.outputs import ClipOutputs
@@ -60,7 +61,7 @@ class StandIn(SimpleNamespace):
 def make_task(trainer: StandIn | None = None, **settings: Any) -> Classification:
     """A built task whose head draws something that depends on what it hears."""
     torch.manual_seed(3)
-    task = Classification(
+    task = classification(
         **{"pretrained": None, "size": "toy", "stride": (16, 16), **FACTS, **settings}
     )
     task.build(initialise=False)
@@ -169,7 +170,7 @@ def quiet_trainer(folder: Path, **settings: Any) -> Trainer:
 def fit(sounds: Path, folder: Path, *callbacks: Callback, epochs: int = 1, **settings: Any) -> Run:
     """Trains the small task on the sounds, with logits per clip and a log in the folder."""
     torch.manual_seed(0)
-    task = Classification(
+    task = classification(
         **{"pretrained": None, "size": "toy", "stride": (16, 16), "lr": 1e-3, **settings}
     )
     module = data(sounds)

@@ -47,7 +47,7 @@ def classification(**settings: Any) -> Classification:
     return Classification(**parts(migration.classification(settings)))
 
 
-def ssast(
+def built_ssast(
     size: str = "base",
     *,
     num_classes: int = 0,
@@ -64,7 +64,7 @@ def ssast(
     return model
 
 
-def audiomae(
+def built_audiomae(
     size: str = "base",
     *,
     num_classes: int = 0,
