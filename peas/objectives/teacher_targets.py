@@ -115,7 +115,7 @@ class FeatureTargets:
             batch["teacher_map"] = self.cache.take(batch["id"])
 
     def of(self, batch: Batch, model: Encoder) -> Tensor:
-        """Targets `[B, N, D]` float32 of the model's patches, time-major."""
+        """Targets `[B, N, D]` float32 of the model's patches, in the order of its tokens."""
         if self.cache is None:
             assert self.teacher is not None
             # A map's columns follow from the samples: always those that the student hears.
@@ -140,5 +140,7 @@ class FeatureTargets:
                 patch_mels=model.patch[0],
                 method=self.grid,
             )
+            if not model.time_major:
+                made = made.view(columns, rows, -1).transpose(0, 1).flatten(0, 1)
             self._matrices[key] = made.to(maps.device)
         return self._matrices[key]

@@ -1,9 +1,12 @@
 """Fine-tuning of a masked model as a classifier of clips."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -13,12 +16,14 @@ from peas.errors import CheckpointError, ConfigError
 from peas.frontend import FrontEnd, KaldiLogMel
 from peas.metrics import ClipScores
 from peas.models import SSAST, Encoder
+from peas.models.checkpoints import load_pretrained
+from peas.models.checkpoints.imagenet import PREFIX, load_imagenet
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
 from peas.parts import made
 from peas.recipes import Recipe, SSASTRecipe
+from peas.recipes.ssast import CLASSIFIER
 from peas.tasks.augmentation import Augmentation, augment
 from peas.tasks.base import BaseTask, MetricNames
-from peas.tasks.classifier import check_settings, fill, freeze_encoder
 from peas.tasks.finite import counted
 from peas.tasks.pixel_probe import fit_pixel_probe
 
@@ -97,7 +102,7 @@ class Classification(BaseTask):
         given: Any = augmentation
         self.augmentation = Augmentation(**given) if isinstance(given, dict) else given
         self.hparams["augmentation"] = asdict(self.augmentation)
-        check_settings(self.hparams)
+        _check_settings(self.hparams)
 
     # --- building ---------------------------------------------------------------------------
 
@@ -117,7 +122,7 @@ class Classification(BaseTask):
         if initialise:
             self._load_pretrained(h["pretrained"])
         if h["freeze"]:
-            freeze_encoder(self.model)
+            _freeze_encoder(self.model)
             self.model.eval()
         # A run that goes on gets its pixel head from the checkpoint.
         if h["aux_loss_weight"] > 0 and initialise:
@@ -131,7 +136,7 @@ class Classification(BaseTask):
         self.train_accuracy.persistent(True)
 
     def _load_pretrained(self, path: str | None) -> None:
-        fill(self.model, path)
+        _fill(self.model, path)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of training; a frozen encoder stays in that of evaluation."""
@@ -275,3 +280,75 @@ class Classification(BaseTask):
         shown = self.monitor(self.hparams["multi_label"])[0].removeprefix("val/")
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
+
+
+def _check_settings(h: Mapping[str, Any]) -> None:
+    """Refuse settings that are impossible, or that contradict each other.
+
+    Args:
+        h: Hyperparameters of `Classification`.
+
+    Raises:
+        ConfigError: The message names the key.
+    """
+    key = "`model.init_args.{}`".format
+    if h["labels"] is not None and not h["labels"]:
+        raise ConfigError(f"{key('labels')} is empty: 0 classes cannot be told apart")
+    if not 0 <= h["label_smoothing"] < 1:
+        raise ConfigError(
+            f"{key('label_smoothing')} is {h['label_smoothing']}: give 0 or more, and less than 1"
+        )
+    if h["label_smoothing"] and h["loss"] == "bce":
+        raise ConfigError(
+            f"{key('label_smoothing')} is {h['label_smoothing']}, which belongs to `loss: ce`, and "
+            "`loss` is bce: set it to 0"
+        )
+    if h["reconstruction"] not in ("head", "probe"):
+        raise ConfigError(
+            f"{key('reconstruction')} is {h['reconstruction']!r}: choose head or probe"
+        )
+    if h["reconstruction"] == "probe" and h["aux_loss_weight"]:
+        raise ConfigError(
+            f"{key('reconstruction')} is probe, which is fitted once and never trained, and "
+            f"{key('aux_loss_weight')} is {h['aux_loss_weight']}: set that to 0"
+        )
+    if h["freeze"] and h["aux_loss_weight"]:
+        raise ConfigError(
+            f"{key('freeze')}: {h['freeze']} trains the classifier alone, so an auxiliary loss has "
+            f"nothing to do: set {key('aux_loss_weight')} to 0"
+        )
+
+
+def _fill(model: Encoder, pretrained: str | None) -> None:
+    """Load the weights that a run starts from, and print what became of them.
+
+    Args:
+        model: Filled in place.
+        pretrained: As in `Classification`.
+
+    Raises:
+        ConfigError: It is not given.
+        CheckpointError: The weights cannot be used.
+    """
+    if pretrained == "":
+        raise ConfigError(
+            "`model.init_args.pretrained` is not given: name a file of weights, such as "
+            "SSAST-Base-Patch-400.pth (linked from github.com/YuanGongND/ssast), or type "
+            "`null` for random weights"
+        )
+    if pretrained is None:
+        rank_zero_warn(
+            "`pretrained: null`: the encoder starts from random weights. Its error maps, and "
+            "so PEAS's choice of blocks, mean little until it has been pretrained."
+        )
+    elif pretrained.startswith(PREFIX):
+        rank_zero_info(str(load_imagenet(model, pretrained.removeprefix(PREFIX))))
+    else:
+        rank_zero_info(str(load_pretrained(model, Path(pretrained))))
+
+
+def _freeze_encoder(model: Encoder) -> None:
+    """Leave nothing to train but the classifier: `fc_norm` and `head`."""
+    model.requires_grad_(False)
+    for name in CLASSIFIER:
+        model.get_submodule(name).requires_grad_(True)

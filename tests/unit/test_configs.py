@@ -12,7 +12,6 @@ from made import masked_task
 from toys import data, quiet_trainer
 
 from peas.optim import global_lr
-from peas import tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

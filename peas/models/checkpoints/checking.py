@@ -104,6 +104,8 @@ PARTS: dict[str, dict[str, _Rule]] = {
         "std": (lambda found: _number(found) and found > 0, "a finite number above 0"),
         "frames": (_whole, f"an integer from 1 to {MOST}"),
         "channels": _one_of("mean", "first"),
+        "rate": (lambda found: _whole(found, 1, 10**6), "an integer from 1 to 1000000"),
+        "n_mels": (lambda found: _whole(found, 1, 4096), "an integer from 1 to 4096"),
     },
     "recipe": {"lr": (_number, "a finite number")},
 }

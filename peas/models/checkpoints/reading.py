@@ -110,7 +110,12 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
             f"{path}: holds a {type(state).__name__}, not a dictionary of named tensors; "
             "save the model's state_dict with torch.save"
         )
-    _require_stored(state, str(path))
+    try:
+        _require_stored(state, str(path))
+    except RecursionError:
+        raise CheckpointError(
+            f"{path}: is nested too deeply for a checkpoint; get the file again"
+        ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), Mapping):
             check_weights(state[wrapper], str(path))
