@@ -40,6 +40,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from peas import migration
 from peas.data.checks.clips import Checks
 from peas.data.checks.comparisons import of_two_sets
 from peas.data.esc50 import ESC50
@@ -88,6 +89,7 @@ def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
         CheckpointError: It is no checkpoint of a pretraining run of `peas`.
     """
     state = read_state(path)
+    migration.checkpoint(state)
     hparams = state.get("hyper_parameters") or {}
     if not {"encoder", "front_end", "objectives"} <= set(hparams):
         raise CheckpointError(
