@@ -5,20 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.grid import (
-    Pair,
-    covered,
-    fold_average,
-    grid_shape,
-    pad_to_patch,
-    unpatchify,
-)
-from peas.models.masked import Grid, check_grid, gather_tokens, visible_places
-from peas.models.pixel_probe import PixelProbe
+from peas.models.grid import Pair
+from peas.models.masked import gather_tokens, visible_places
+from peas.models.reconstructor import Reconstructor
 from peas.parts import Part
 
 Need = Literal["decoder", "pixels", "contrast", "labels", "clips"]
@@ -43,7 +35,7 @@ class Pretext(NamedTuple):
     """`[B, N, D']`, what predictions at every patch are made of; None = it makes none."""
 
 
-class Encoder(Part, nn.Module, ABC):
+class Encoder(Part, Reconstructor, ABC):
     """A transformer over the patches of a log-mel, chosen in a config by its class path.
 
     A subclass takes its settings in `__init__`, makes its modules in `make`, where the input's
@@ -68,34 +60,21 @@ class Encoder(Part, nn.Module, ABC):
         head: The classifier; identity without classes.
         contrastive_head: Tokens to patches for InfoNCE, where official files hold one.
         predicts_masked_only: Whether heads see masked patches alone, or all of them.
-        reconstructs: Scalar bool, whether the model has a trained pixel head of its own.
-        pixel_probe: A linear pixel head that was fitted afterwards, and takes the place of any
-            other; None = there is none.
     """
 
-    time_major: ClassVar[bool] = True
-    special: ClassVar[int] = 0
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint's weights depend on."""
     predicts_masked_only: ClassVar[bool] = False
-    patch: Pair = (16, 16)
-    stride: Pair
     width: int
     pooling: str = "mean"
     frames: int = 0
-    mels: int = 0
     num_classes: int = 0
     norm_pix: bool = False
     contrastive_head: nn.Module | None
-    reconstructs: Tensor
-    pixel_probe: PixelProbe | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.pixel_probe = None
         self.contrastive_head = None
-        self.register_buffer("reconstructs", torch.tensor(False))
-        self.register_load_state_dict_pre_hook(_adopt_probe)  # type: ignore[no-untyped-call]
 
     # --- building ---------------------------------------------------------------------------
 
@@ -153,10 +132,6 @@ class Encoder(Part, nn.Module, ABC):
         """Patches along (frequency, time) of the model's own input."""
         return self.grid_of(self.frames)
 
-    def grid_of(self, frames: int) -> Pair:
-        """Patches along (frequency, time) of T frames."""
-        return grid_shape(frames, self.mels, self.patch, self.stride)
-
     @property
     def depth(self) -> int:
         """Number of blocks."""
@@ -177,30 +152,6 @@ class Encoder(Part, nn.Module, ABC):
         return self.width
 
     # --- tokens -----------------------------------------------------------------------------
-
-    @abstractmethod
-    def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Special tokens and visible patches after the final norm, `[B, special + V, D]`.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            masked: `[B, N]` bool, patches that do not reach the encoder, equally many of each
-                clip; None = none.
-        """
-
-    def patches(self, log_mel: Tensor) -> Tensor:
-        """Cuts `[B, T, F]` into `[B, N, P]`, in the order of the tokens.
-
-        A patch is flattened in (time, frequency) row-major order; cells past the last patch are
-        left out.
-        """
-        rows, columns = self.grid_of(log_mel.shape[1])
-        high, wide = self.patch
-        cells = log_mel.unfold(1, wide, self.stride[1]).unfold(2, high, self.stride[0])
-        cells = cells[:, :columns, :rows]
-        if not self.time_major:
-            cells = cells.transpose(1, 2)
-        return cells.reshape(len(log_mel), rows * columns, wide * high)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """One embedding a clip: `[B, special + V, D]` to `[B, D]`."""
@@ -255,148 +206,6 @@ class Encoder(Part, nn.Module, ABC):
             "trains: choose another objective, or an encoder such as peas.models.AudioMAE"
         )
 
-    # --- reconstruction ---------------------------------------------------------------------
-
-    @property
-    def can_reconstruct(self) -> bool:
-        """Whether `reconstruct` has a pixel head."""
-        return self.pixel_probe is not None or bool(self.reconstructs)
-
-    def require_reconstruction(self) -> None:
-        """Raises NoReconstruction when there is neither a trained pixel head nor a probe."""
-        if not self.can_reconstruct:
-            raise NoReconstruction(
-                "this model has no trained pixel head, so it cannot reconstruct a spectrogram "
-                "(MAM-CLAP, SupMAM-CLAP and official fine-tuned files have none): start from a "
-                "checkpoint pretrained with reconstruction, train a linear pixel head on the "
-                "frozen encoder (`model.init_args.reconstruction: probe`), or choose a strategy "
-                "that needs none (`SpecAugment`, `RandomMasking`, or `PEAS` with `score: energy`)"
-            )
-
-    def require_head_for(self, hidden: Tensor | None) -> None:
-        """Refuses masked patches where a probe predicts: it knows visible tokens alone.
-
-        Raises:
-            NoReconstruction: Patches are masked, and a probe is there.
-        """
-        if hidden is not None and self.pixel_probe is not None:
-            raise NoReconstruction(
-                "a linear pixel probe (`model.init_args.reconstruction: probe`) predicts visible "
-                "patches alone: mask none (`PEAS` with `aux_input_mask: none`), or start from a "
-                "checkpoint pretrained with reconstruction and `reconstruction: head`"
-            )
-
-    def require_trainable_pixels(self) -> None:
-        """Lets an auxiliary loss train the pixel head.
-
-        Raises:
-            NoReconstruction: There is none.
-        """
-        self.require_reconstruction()
-        raise NoReconstruction(
-            f"{type(self).__name__} has no pixel head of its own that an auxiliary loss could "
-            "train: set `model.init_args.aux_loss_weight` to 0"
-        )
-
-    def adopt_heads(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Makes the heads that a checkpoint brings, before its weights are copied.
-
-        Args:
-            state: Tensors by name.
-            prefix: Before the model's own names.
-        """
-
-    def predict(self, log_mel: Tensor, masked: Tensor | None) -> Tensor:
-        """Predicted patches `[B, N, P]` in log-mel units, in the order of the tokens.
-
-        Args:
-            log_mel: `[B, T, F]`, of whole patches where they do not overlap.
-            masked: `[B, N]` bool in the order of the tokens, or None.
-        """
-        assert self.pixel_probe is not None
-        predicted: Tensor = self.pixel_probe(self.tokens(log_mel, masked)[:, self.special :])
-        return predicted
-
-    def reconstruct(
-        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
-    ) -> Tensor:
-        """Reconstructs the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
-
-        As in the literal reading of the equations, nothing is masked unless `hidden` says so. A
-        length that is no multiple of the patch is padded and the result cut; where patches
-        overlap, cells hold the mean, and cells under no patch the input.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool, masked patches of the chosen grid in *frequency-major* order,
-                for every encoder.
-            grid: Which patches: `nonoverlap`, those of pretraining, or `finetune`. Both are the
-                model's own, unless an encoder has two grids.
-
-        Returns:
-            `[B, T, F]` in the units of `log_mel`.
-
-        Raises:
-            NoReconstruction: The weights came without a trained pixel head.
-            ConfigError: The grid is unknown, or the clip shorter than a patch.
-        """
-        self.require_reconstruction()
-        self.require_head_for(hidden)
-        check_grid(grid)
-        _, frames, mels = log_mel.shape
-        whole = self.stride == self.patch
-        padded = pad_to_patch(log_mel, self.patch) if whole else log_mel
-        rows, columns = self.grid_of(padded.shape[1])
-        masked = hidden
-        if hidden is not None and self.time_major:
-            masked = hidden.view(-1, rows, columns).transpose(1, 2).flatten(1)
-        cells = self.predict(padded, masked)
-        high, wide = self.patch
-        if self.time_major:
-            cells = cells.view(-1, columns, rows, wide, high).transpose(1, 2)
-        else:
-            cells = cells.view(-1, rows, columns, wide, high)
-        cells = cells.transpose(3, 4).flatten(3).flatten(1, 2)
-        if whole:
-            return unpatchify(cells, self.patch, (rows, columns))[:, :frames, :mels]
-        folded = fold_average(cells, self.patch, self.stride, frames, mels)
-        time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
-        return torch.where(time[:, None] & freq, folded, log_mel)
-
-    def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
-        """Tokens of every patch with nothing masked, and the patches that they stand for.
-
-        Args:
-            log_mel: `[B, T, F]` normalised.
-            grid: Which patches, as in `reconstruct`.
-
-        Returns:
-            `[B, N, D]` after the final norm and `[B, N, P]`, in the order of the tokens.
-        """
-        check_grid(grid)
-        if self.stride == self.patch:
-            log_mel = pad_to_patch(log_mel, self.patch)
-        return self.tokens(log_mel)[:, self.special :], self.patches(log_mel)
-
-    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
-        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
-        check_grid(grid)
-        if self.stride != self.patch:
-            return self.grid_of(frames)
-        whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.mels // self.patch[0]) * self.patch[0]
-        return grid_shape(whole, tall, self.patch, self.patch)
-
-    def coverage(
-        self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Frames `[T]` and mel bins `[F]`, boolean, on the CPU, that the grid's patches cover."""
-        check_grid(grid)
-        bins = self.mels if mels is None else mels
-        if self.stride != self.patch:
-            return covered(frames, bins, self.patch, self.stride)
-        return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
-
     # --- weights of others ------------------------------------------------------------------
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
@@ -435,16 +244,3 @@ class Encoder(Part, nn.Module, ABC):
 def drop(tokens: Tensor, masked: Tensor | None) -> Tensor:
     """Leaves masked patches out: `[B, N, D]` and `[B, N]` bool to `[B, V, D]`."""
     return tokens if masked is None else gather_tokens(tokens, visible_places(masked))
-
-
-def _adopt_probe(
-    module: nn.Module,
-    state: dict[str, Tensor],
-    prefix: str,
-    *_: object,
-) -> None:
-    """Gives the model the probe that the state has, before the weights are copied."""
-    weight = state.get(prefix + "pixel_probe.weight")
-    if weight is not None and isinstance(module, Encoder) and module.pixel_probe is None:
-        cells, width = weight.shape
-        module.pixel_probe = PixelProbe(width, cells).to(module.reconstructs.device)
