@@ -160,10 +160,12 @@ class SteppingModule(L.LightningModule):
         key, warmup = self.recipe.warmup(self.length)
         if 3 * warmup <= total:
             return
+        at_zero = sum(self.lr_factor(step, 0) == 0 for step in range(1, min(int(total), 100)))
+        told = f". Its first {1 + at_zero} steps train at a rate of 0" if at_zero else ""
         rank_zero_warn(
             f"`model.init_args.recipe.init_args.{key}` lets the learning rate rise through "
             f"{warmup:.0f} steps, and the whole run has {total:.0f}: lower it, or train "
-            "longer. The staircase of SSAST trains its first 50 steps at a rate of 0"
+            f"longer{told}"
         )
 
     def on_train_epoch_end(self) -> None:
