@@ -74,7 +74,7 @@ class Encoder(Part, nn.Module, ABC):
     """
 
     time_major: ClassVar[bool] = True
-    special: ClassVar[int] = 0
+    special: int = 0
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint's weights depend on."""
     predicts_masked_only: ClassVar[bool] = False

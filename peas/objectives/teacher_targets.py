@@ -115,7 +115,7 @@ class FeatureTargets:
             batch["teacher_map"] = self.cache.take(batch["id"])
 
     def of(self, batch: Batch, model: Encoder) -> Tensor:
-        """Targets `[B, N, D]` float32 of the model's patches, time-major."""
+        """Targets `[B, N, D]` float32 of the model's patches, in the order of its tokens."""
         if self.cache is None:
             assert self.teacher is not None
             # A map's columns follow from the samples: always those that the student hears.
@@ -138,7 +138,10 @@ class FeatureTargets:
                 freq_patches=rows,
                 patch_frames=model.patch[1],
                 patch_mels=model.patch[0],
+                mels=model.mels,
                 method=self.grid,
             )
+            if not model.time_major:
+                made = made.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
             self._matrices[key] = made.to(maps.device)
         return self._matrices[key]
