@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
 from peas.data import SPLITS, ClipDataModule, ClipTable, Split, Targets
 
-RATE = 16_000
 NOTES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
 
 
@@ -17,7 +17,6 @@ class Notes(ClipDataModule):
         root: Folder of the clips.
         clips: Clips of each pitch and split.
         seconds: Length of a clip.
-        batch_size: Training clips of a batch, for each process.
         frames: Frames of the model's input, 10 ms each.
         **common: Further arguments of `ClipDataModule`, such as `num_workers`.
     """
@@ -25,7 +24,6 @@ class Notes(ClipDataModule):
     def __init__(
         self,
         root: str,
-        *,
         clips: int = 4,
         seconds: float = 0.64,
         batch_size: int = 4,
@@ -48,13 +46,13 @@ class Notes(ClipDataModule):
     def prepare_data(self) -> None:
         """Writes what is missing."""
         self.root.mkdir(parents=True, exist_ok=True)
-        time = np.arange(round(self.seconds * RATE)) / RATE
+        time = np.arange(round(self.seconds * self.rate)) / self.rate
         for name, note in (clip for split in SPLITS for clip in self.names(split)):
             random = np.random.default_rng([*name.encode()])
             pitch = list(NOTES.values())[note] * random.uniform(0.8, 1.25)
             sound = 0.3 * np.sin(2 * np.pi * pitch * time) + random.normal(0, 0.05, len(time))
             if not (self.root / name).exists():
-                soundfile.write(self.root / name, sound, RATE)
+                soundfile.write(self.root / name, sound, self.rate)
 
     def clips(self, split: Split) -> ClipTable:
         """The table of a split."""

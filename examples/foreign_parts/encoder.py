@@ -4,8 +4,9 @@ from collections.abc import Collection
 
 import timm
 import torch
-from peas.models import Encoder, Need, drop
 from torch import Tensor
+
+from peas.models import Encoder, Need, drop
 
 
 class TimmViT(Encoder):

@@ -1,10 +1,11 @@
 """A front end: torchaudio's mel spectrogram in the place of Kaldi's filter bank."""
 
 import torch
-from peas.frontend import FrontEnd, Spectrogram
 from torch import Tensor
 from torch.nn import functional
 from torchaudio.transforms import MelSpectrogram
+
+from peas.frontend import FrontEnd, Spectrogram
 
 SILENCE = 1e-7
 

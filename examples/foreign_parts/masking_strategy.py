@@ -1,8 +1,9 @@
 """A masking strategy of fine-tuning whose masks are no blocks: round holes."""
 
 import torch
-from peas.callbacks import MaskingContext, MaskingStrategy
 from torch import Tensor
+
+from peas.callbacks import MaskingContext, MaskingStrategy
 
 
 class RoundHoles(MaskingStrategy):

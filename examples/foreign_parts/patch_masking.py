@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from peas.masking import PatchMasking
 from torch import Tensor
 from torch.nn import functional
+
+from peas.masking import PatchMasking
 
 
 class LoudPatches(PatchMasking):

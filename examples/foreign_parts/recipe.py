@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from peas.models import Encoder
-from peas.recipes import Recipe, RunLength
 from torch import nn
 from torch.optim import Optimizer
+
+from peas.models import Encoder
+from peas.recipes import Recipe, RunLength
 
 
 class LinearSGD(Recipe):

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor, nn
+
 from peas.models.clap import Teacher
 from peas.models.target_grid import Extent
-from torch import Tensor, nn
 
 SAMPLES = 320
 """Samples of a column of the map: 20 ms at 16 kHz."""

@@ -142,6 +142,6 @@ class FeatureTargets:
                 method=self.grid,
             )
             if not model.time_major:
-                made = made.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
+                made = made.view(columns, rows, -1).transpose(0, 1).flatten(0, 1)
             self._matrices[key] = made.to(maps.device)
         return self._matrices[key]

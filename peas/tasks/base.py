@@ -127,8 +127,9 @@ class BaseTask(SteppingModule):
         rate = getattr(data, "rate", ours.rate)
         if rate != ours.rate:
             raise ConfigError(
-                f"`model.init_args.front_end`: {type(ours).__name__} takes sound of {ours.rate} Hz, "
-                f"and the data gives {rate} Hz: let its `rate` be {rate}, and resample in `forward`"
+                f"`model.init_args.front_end`: {type(ours).__name__} takes sound of "
+                f"{ours.rate} Hz, and the data gives {rate} Hz: let its `rate` be {rate}, and "
+                "resample in `forward`"
             )
         missing = [key for key in ours.fixed if ours.setting(key) is None and key != "channels"]
         if not ours.data_statistics and (own := [key for key in MEASURED if key in missing]):
