@@ -17,7 +17,7 @@ class TorchaudioLogMel(FrontEnd):
         n_mels: Number of mel bins.
         frames: Frames of every output; null takes the data's.
         mean: Mean of the log-mel over the training clips. Those of the data sets of `peas` are of
-            Kaldi's filter bank, and of no use here.
+            Kaldi's filter bank, and of no use here. With 0, and 0.5 for `std`, outputs are raw.
         std: Its standard deviation.
         channels: What becomes of several channels; null takes the data's.
     """
@@ -26,8 +26,8 @@ class TorchaudioLogMel(FrontEnd):
         self,
         n_mels: int = 64,
         frames: int | None = None,
-        mean: float = -5.0,
-        std: float = 4.0,
+        mean: float = 0.0,
+        std: float = 1.7,
         channels: str | None = None,
     ) -> None:
         super().__init__(frames, mean, std, channels)
@@ -39,9 +39,9 @@ class TorchaudioLogMel(FrontEnd):
         clips, samples = waveform.shape
         if length is None:
             length = torch.full((clips,), samples, device=waveform.device)
-        inside = torch.arange(samples, device=waveform.device) < length[:, None]
-        sound = functional.pad(waveform * inside, (0, max(0, self.samples() - samples)))
-        energies = self.mel(sound[:, : self.samples()]).transpose(1, 2)
+        # A negative number cuts.
+        sound = functional.pad(waveform, (0, self.samples() - samples))
+        energies = self.mel(sound).transpose(1, 2)
         log_mel = self.normalise(energies.clamp(min=SILENCE).log())
         frames = (1 + (length - 400).clamp(min=0) // 160).clamp(max=self.frames)
         inside = torch.arange(self.frames, device=waveform.device) < frames[:, None]
