@@ -2,8 +2,8 @@
 
 import copy
 
-import torch
 from timm.layers import Mlp
+from torch import Tensor
 from torch.nn import functional
 
 from peas.models import Encoder
@@ -41,9 +41,8 @@ class ClipFromPatches(Objective):
 
     def forward(self, view: View) -> Term:
         """Mean squared error of normalised targets."""
-        with torch.no_grad():
-            target = self.average.embedding(view.batch["log_mel"])
-            target = functional.layer_norm(target.float(), target.shape[1:])
+        target = self.average.embedding(view.batch["log_mel"]).float()
+        target = functional.layer_norm(target, target.shape[1:])
         predicted = self.head(view.visible_tokens.mean(dim=1)).float()
         errors = (predicted - target).square().mean(dim=1, keepdim=True)
         rows = Rows(errors.detach(), target.unsqueeze(1), errors >= 0)
@@ -54,7 +53,7 @@ class ClipFromPatches(Objective):
         """Counts the clips of an evaluation."""
         self.meter.update(*term.rows)
 
-    def baseline(self) -> dict[str, torch.Tensor]:
+    def baseline(self) -> dict[str, Tensor]:
         """The error, and that of the best constant."""
         found = self.meter.compute().values()
         self.meter.reset()

@@ -81,6 +81,12 @@ def finetuned(installed: Path, pretrained: dict[str, Any]) -> dict[str, Any]:
     return fit(installed, "finetune_peas.yaml", "finetuned", *finetuning(installed))
 
 
+def test_each_part_is_one_short_file() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
+    assert len(lengths) == 9
+    assert max(lengths.values()) <= 60
+
+
 def test_pretraining_of_foreign_parts(installed: Path, pretrained: dict[str, Any]) -> None:
     settings = pretrained["hyper_parameters"]
     parts = [settings[key] for key in ("encoder", "front_end", "masking", "recipe")]
