@@ -159,3 +159,12 @@ def test_tag_needs_the_flag(installed: Path, finetuned: dict[str, Any]) -> None:
     done = tagged(installed, "--allow-module", "foreign_parts")
     assert done.code == 0, done.err
     assert {"low", "middle", "high"} <= set(done.out.split())
+
+
+def test_a_foreign_encoder_has_no_official_layout(
+    installed: Path, finetuned: dict[str, Any], tmp_path: Path
+) -> None:
+    best = installed / "finetuned" / "checkpoints" / "best.ckpt"
+    done = call("export", "--checkpoint", best, "--out", tmp_path / "x.pth")
+    assert "foreign_parts.encoder.TimmViT" in done.message
+    assert not (tmp_path / "x.pth").exists()
