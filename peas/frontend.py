@@ -40,23 +40,27 @@ class Spectrogram(NamedTuple):
 class FrontEnd(Part, nn.Module, ABC):
     """Waveforms to normalised log-mels, chosen in a config by its class path.
 
-    A subclass takes its settings in `__init__`, sets `rate` and `n_mels`, and gives `forward`.
+    A subclass takes its settings in `__init__`, sets `n_mels`, and gives `forward`. It normalises
+    by `normalise`, or overrides `fill_value` too. Frames follow each other every 10 ms and are
+    25 ms long, or `samples` is overridden too.
 
     The statistics are buffers of the state dict, so that a checkpoint carries them.
 
     Args:
         frames: Number of frames T of every output, longer clips are cut; null takes the data's.
-        mean: Mean of the data set's cells before normalisation; null takes the data's.
-        std: Their standard deviation; null takes the data's. SSAST's normalisation divides by
-            twice this value.
+        mean: Mean of the data set's cells before normalisation; null takes the data's, which only
+            `KaldiLogMel` may (`data_statistics`).
+        std: Their standard deviation; null as for `mean`.
         channels: What becomes of several channels of a clip; null takes the data's. `peas tag`
             reads sound so.
 
     Attributes:
-        rate: Samples per second of the waveforms.
+        rate: Samples per second of the waveforms; data sets give 16,000.
         n_mels: Number of mel bins F.
     """
 
+    data_statistics: ClassVar[bool] = False
+    """Whether mean and deviation that data sets know, those of `KaldiLogMel`, are its own."""
     fixed: ClassVar[tuple[str, ...]] = ("frames", "mean", "std", "channels")
     """Settings that weights depend on."""
     rate: int = 16_000
@@ -119,6 +123,10 @@ class FrontEnd(Part, nn.Module, ABC):
         """Samples S that `frames` frames need."""
         return (self.frames - 1) * self.rate // 100 + self.rate * 25 // 1000
 
+    def normalise(self, log_mel: Tensor) -> Tensor:
+        """Subtracts the mean and divides by twice the deviation, as SSAST does."""
+        return (log_mel - self.mean) / (2 * self.std)
+
     def sounding_bins(self, log_mel: Tensor, valid: Tensor) -> Tensor:
         """Mel bins that hold sound, clip by clip, `[B, F]` bool; all, unless a front end knows.
 
@@ -140,7 +148,7 @@ class FrontEnd(Part, nn.Module, ABC):
             Scalar float32 on the module's device.
         """
         if kind == "raw_zero":
-            return -self.mean / (2 * self.std)
+            return self.normalise(torch.zeros_like(self.mean))
         if kind == "zero":
             return torch.zeros_like(self.mean)
         raise ValueError(f"kind must be 'raw_zero' or 'zero', not {kind!r}")
@@ -164,6 +172,7 @@ class KaldiLogMel(FrontEnd):
         ValueError: `frames` or `std` is not positive.
     """
 
+    data_statistics = True
     window: Tensor
     mel: Tensor
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peas.callbacks.knn import KNN
-    from peas.callbacks.masking import MaskingStrategy
+    from peas.callbacks.masking import MaskingContext, MaskingStrategy
     from peas.callbacks.patch_dropping import PatchDropping
     from peas.callbacks.peas import PEAS
     from peas.callbacks.pictures import Pictures
@@ -17,6 +17,7 @@ __all__ = [
     "KNN",
     "PEAS",
     "BlockMasking",
+    "MaskingContext",
     "MaskingStrategy",
     "PatchDropping",
     "Pictures",
@@ -29,6 +30,7 @@ __all__ = [
 _ROOMS = {
     "BlockMasking": "peas.callbacks.spec_augment",
     "KNN": "peas.callbacks.knn",
+    "MaskingContext": "peas.callbacks.masking",
     "MaskingStrategy": "peas.callbacks.masking",
     "PEAS": "peas.callbacks.peas",
     "PatchDropping": "peas.callbacks.patch_dropping",

@@ -11,6 +11,7 @@ from peas.models.checkpoints import audiomae, audiomae_keys, read_state, ssast, 
 from peas.models.checkpoints.audiomae_keys import Layout
 from peas.models.checkpoints.checking import check_run, malformed
 from peas.models.checkpoints.writing import write_whole
+from peas.parts import LONGEST
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".bin")
 """Of names that PyTorch files have."""
@@ -72,6 +73,13 @@ def official(content: dict[str, Any], layout: Layout, where: str) -> tuple[dict[
         raise CheckpointError(
             f"{where}: not a checkpoint of a fine-tuning run (it names no labels). Give "
             "RUN/checkpoints/best.ckpt, or `--layout pretrained` for a run of pretraining"
+        )
+    settings = content.get("hyper_parameters") or {}
+    named = (settings.get("encoder") or {}).get("class_path", "peas.")
+    if not named.startswith("peas."):
+        raise CheckpointError(
+            f"{where}: its encoder is {named[:LONGEST]!r}, and only SSAST and AudioMAE have an "
+            "official layout; its weights are in `state_dict`, under `model.`"
         )
     mae = audiomae_keys.is_audiomae(content)
     state, _ = (audiomae_keys if mae else ssast_keys).unwrap(content, where)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -102,6 +102,7 @@ class ClipDataModule(LightningDataModule, ABC):
         frames: Frames of the model's input, 10 ms each.
 
     Attributes:
+        rate: Sampling rate in Hz of the waveforms in a batch.
         teacher_rate: Sampling rate in Hz at which clips are read a second time, for a teacher; a
             task sets it in its `setup`. None = no teacher listens.
         trained_on: Training clips of the checkpoint that predicts; None = not known.
@@ -109,6 +110,8 @@ class ClipDataModule(LightningDataModule, ABC):
     Raises:
         ConfigError: An argument is out of its range.
     """
+
+    rate: ClassVar[int] = RATE
 
     def __init__(
         self,

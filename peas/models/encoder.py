@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -132,9 +133,10 @@ class Encoder(Part, Reconstructor, ABC):
         """Patches along (frequency, time) of the model's own input."""
         return self.grid_of(self.frames)
 
-    @property
+    # Not properties: a subclass may have settings of these names, and sets what it knows.
+    @cached_property
     def depth(self) -> int:
-        """Number of blocks."""
+        """Number of blocks, by the names of the weights."""
         names = (name for name, _ in self.named_parameters() if not name.startswith("decoder."))
         found = (_BLOCK.search(name) for name in names)
         return 1 + max((int(match[1]) for match in found if match), default=-1)
@@ -146,7 +148,7 @@ class Encoder(Part, Reconstructor, ABC):
             return int(block[1]) + 1
         return 0 if _EMBEDDING.search(name) else self.depth + 1
 
-    @property
+    @cached_property
     def decoder_width(self) -> int:
         """Width D' of what predictions are made of."""
         return self.width

@@ -138,6 +138,7 @@ class FeatureTargets:
                 freq_patches=rows,
                 patch_frames=model.patch[1],
                 patch_mels=model.patch[0],
+                mels=model.mels,
                 method=self.grid,
             )
             if not model.time_major:

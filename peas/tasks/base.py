@@ -124,7 +124,20 @@ class BaseTask(SteppingModule):
         ours = self.front_end
         if getattr(data, "measures", False):
             self._measured = frozenset(key for key in MEASURED if ours.setting(key) is None)
+        rate = getattr(data, "rate", ours.rate)
+        if rate != ours.rate:
+            raise ConfigError(
+                f"`model.init_args.front_end`: {type(ours).__name__} takes sound of "
+                f"{ours.rate} Hz, and the data gives {rate} Hz: let its `rate` be {rate}, and "
+                "resample in `forward`"
+            )
         missing = [key for key in ours.fixed if ours.setting(key) is None and key != "channels"]
+        if not ours.data_statistics and (own := [key for key in MEASURED if key in missing]):
+            raise ConfigError(
+                f"`model.init_args.front_end.init_args`: {' and '.join(own)} of "
+                f"{type(ours).__name__} are null, and data sets know those of KaldiLogMel alone: "
+                "give its own, over the log-mels of the training clips"
+            )
         for key, owner in (
             *((key, "") for key in self.facts_keys if self.hparams[key] is None),
             *((key, "front_end.init_args.") for key in missing),
@@ -233,10 +246,11 @@ class BaseTask(SteppingModule):
         taken: dict[str, Any] = {}
         for key in part.fixed:
             mine, found = part.setting(key), saved[name]["init_args"].get(key)
+            # Null on both sides is a default of the part's own.
+            if found is None or plain(mine) == plain(found):
+                continue
             if mine is None:
                 taken[key] = found
-            elif found is None or plain(mine) == plain(found):
-                continue
             elif key in self._measured and goes_on:
                 # Of other clips, which are told below. The front end is the checkpoint's.
                 rank_zero_warn(

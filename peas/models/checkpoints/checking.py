@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from peas import migration
 from peas.errors import CheckpointError, PeasError
@@ -113,7 +113,9 @@ PARTS: dict[str, dict[str, _Rule]] = {
 
 _COUNTS = ("epoch", "global_step", "skipped_steps")
 _ADAM_KINDS = {"amsgrad", "maximize", "differentiable"}
-"""Options of Adam that no run sets, and that need other moments."""
+"""Options of Adam that no recipe of `peas` sets, and that need other moments."""
+_MOMENTS = {"exp_avg", "exp_avg_sq"}
+"""Of Adam; a recipe of the user's own may have another optimiser, which knows its own."""
 _TABLES: dict[str, type] = {
     "hyper_parameters": Mapping,
     "loops": Mapping,
@@ -272,14 +274,17 @@ def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = No
 def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
     """Refuse an optimizer whose restored moments have not the shapes of their weights.
 
-    A fused step would read and write beyond them.
+    A fused step would read and write beyond them; others look at the shapes themselves.
 
     Raises:
         CheckpointError: One has another shape, or is missing.
     """
     for optimizer in optimizers:
+        adam = isinstance(optimizer, Adam)
+        if not adam and not any(group.get("fused") for group in optimizer.param_groups):
+            continue
         for group in optimizer.param_groups:
-            for key in _ADAM_KINDS & set(optimizer.defaults):
+            for key in _ADAM_KINDS & set(optimizer.defaults) if adam else ():
                 if group.get(key) != optimizer.defaults[key]:
                     raise _wrong(
                         f"{where}: optimizer_states",
@@ -288,7 +293,7 @@ def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
                         f"{optimizer.defaults[key]}",
                     )
         for weight, moments in optimizer.state.items():
-            if missing := {"step", "exp_avg", "exp_avg_sq"} - set(moments) if moments else set():
+            if missing := {"step", *_MOMENTS} - set(moments) if moments and adam else set():
                 raise CheckpointError(
                     f"{where}: optimizer_states: {min(missing)} of a weight is missing; {AGAIN}"
                 )
@@ -348,7 +353,7 @@ def _check_optimizer(state: object, where: str) -> None:
     for number, moments in states.items():
         check_weights(moments, f"{where}: state[{number}]")
         shapes = {tuple(m.shape) for m in moments.values() if isinstance(m, Tensor) and m.ndim}
-        if len(shapes) > 1:
+        if len(shapes) > 1 and moments.keys() >= _MOMENTS:
             raise CheckpointError(f"{where}: state[{number}] has moments of two shapes; {AGAIN}")
 
 

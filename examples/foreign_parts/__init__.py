@@ -1,0 +1,1 @@
+"""Parts for `peas`, each in one file, named in YAML by class path."""
