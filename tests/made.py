@@ -3,6 +3,7 @@
 from typing import Any
 
 from peas import migration
+from peas.errors import CheckpointError, ConfigError
 from peas.frontend import FrontEnd
 from peas.masking import PatchMasking
 from peas.models import SSAST, AudioMAE, Encoder
@@ -20,15 +21,23 @@ BASES: dict[str, type[Part]] = {
 }
 
 
+def part(value: Any, base: type[Part]) -> Any:
+    """A part of a table, as a config makes it: a wrong setting is its own error."""
+    try:
+        return made(value, base)
+    except CheckpointError as error:
+        raise error.__cause__ if isinstance(error.__cause__, ConfigError) else error from None
+
+
 def parts(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose tables with class paths are parts."""
     told = {
-        key: made(value, BASES[key]) if key in BASES and isinstance(value, dict) else value
+        key: part(value, BASES[key]) if key in BASES and isinstance(value, dict) else value
         for key, value in settings.items()
     }
     if "objectives" in told:
         given = told["objectives"].items()
-        told["objectives"] = {name: made(part, Objective) for name, part in given}
+        told["objectives"] = {name: part(value, Objective) for name, value in given}
     return told
 
 
@@ -42,8 +51,9 @@ def ssast_task(**settings: Any) -> Pretraining:
     return Pretraining(**parts(migration.ssast(settings)))
 
 
-def classification(**settings: Any) -> Classification:
+def classification(pretrained: str | None = "", **settings: Any) -> Classification:
     """Fine-tuning, with `encoder="audiomae"`, `lr=1e-3`, and so on."""
+    settings["pretrained"] = pretrained
     return Classification(**parts(migration.classification(settings)))
 
 

@@ -64,6 +64,8 @@ class BaseTask(SteppingModule):
     resume_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a run cannot change when it goes on: weights or moments of other
     settings would be read as if they fitted."""
+    own_keys: ClassVar[tuple[str, ...]] = ()
+    """More hyperparameters that a checkpoint of this task has, and one of another has not."""
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""
@@ -168,7 +170,7 @@ class BaseTask(SteppingModule):
         migration.checkpoint(checkpoint)
         saved = checkpoint.get("hyper_parameters")
         keys = (*self.facts_keys, *self.shape_keys)
-        wanted = (*keys, "encoder", "front_end", "recipe")
+        wanted = (*keys, "encoder", "front_end", "recipe", *self.own_keys)
         if not saved or any(key not in saved for key in wanted):
             raise CheckpointError(
                 f"{where}: holds no settings of {type(self).__name__} "

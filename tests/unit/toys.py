@@ -40,6 +40,8 @@ class StandIn(SimpleNamespace):
             **{
                 "current_epoch": 0,
                 "max_epochs": 25,
+                "max_steps": -1,
+                "num_training_batches": 10,
                 "global_step": 0,
                 "world_size": 1,
                 "global_rank": 0,
