@@ -34,8 +34,7 @@ def part(value: Any, base: type[Part]) -> Any:
 def parts(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose tables with class paths are parts."""
     told = {
-        key: part(value, BASES[key]) if key in BASES else value
-        for key, value in settings.items()
+        key: part(value, BASES[key]) if key in BASES else value for key, value in settings.items()
     }
     if "objectives" in told:
         given = told["objectives"].items()
