@@ -261,9 +261,7 @@ def test_the_other_familys_files_are_refused_by_name(tmp_path, file):
 
     for state in (ssasts(ssast.state_dict()), {"state_dict": ssast.state_dict()}):
         path = save(tmp_path, state, "ssast.pth")
-        with pytest.raises(
-            CheckpointError, match=r"SSAST weights.*peas\.models\.SSAST`"
-        ):
+        with pytest.raises(CheckpointError, match=r"SSAST weights.*peas\.models\.SSAST`"):
             load_pretrained(build(decoder=LOCAL), path)
 
 
