@@ -1,5 +1,6 @@
 """Tasks and encoders from flat tables of settings, as tests like to name them."""
 
+from importlib import import_module
 from typing import Any
 
 from peas import migration
@@ -7,7 +8,7 @@ from peas.frontend import FrontEnd
 from peas.masking import PatchMasking
 from peas.models import SSAST, AudioMAE, Encoder
 from peas.objectives import Objective
-from peas.parts import Part, made
+from peas.parts import Part
 from peas.recipes import Recipe
 from peas.tasks import Classification, Pretraining
 
@@ -20,15 +21,24 @@ BASES: dict[str, type[Part]] = {
 }
 
 
+def part(value: Any, base: type[Part]) -> Any:
+    """The part of a table, made as a config makes it, or one that is made already."""
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value["class_path"].rpartition(".")
+    cls = getattr(import_module(module), name)
+    assert issubclass(cls, base)
+    return cls(**value["init_args"])
+
+
 def parts(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose tables with class paths are parts."""
     told = {
-        key: made(value, BASES[key]) if key in BASES and isinstance(value, dict) else value
-        for key, value in settings.items()
+        key: part(value, BASES[key]) if key in BASES else value for key, value in settings.items()
     }
     if "objectives" in told:
         given = told["objectives"].items()
-        told["objectives"] = {name: made(part, Objective) for name, part in given}
+        told["objectives"] = {name: part(value, Objective) for name, value in given}
     return told
 
 
@@ -42,8 +52,9 @@ def ssast_task(**settings: Any) -> Pretraining:
     return Pretraining(**parts(migration.ssast(settings)))
 
 
-def classification(**settings: Any) -> Classification:
+def classification(pretrained: str | None = "", **settings: Any) -> Classification:
     """Fine-tuning, with `encoder="audiomae"`, `lr=1e-3`, and so on."""
+    settings["pretrained"] = pretrained
     return Classification(**parts(migration.classification(settings)))
 
 

@@ -149,7 +149,8 @@ class ClusteredPatches(PatchMasking):
         try:
             return PatchSampler(grid, self.count, self.law, self.sides)
         except ConfigError as error:
-            raise ConfigError(f"ClusteredPatches.init_args: {error}") from error
+            told = f"count {self.count}, law {self.law}, sides {list(self.sides)}"
+            raise ConfigError(f"ClusteredPatches.init_args ({told}): {error}") from error
 
     def visible(self, grid: Pair) -> int:
         """All but `count`."""

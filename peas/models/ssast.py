@@ -215,10 +215,7 @@ class SSAST(Encoder):
         """AST's start: positions of the picture, cut or interpolated; two special tokens."""
         from peas.models.checkpoints.imagenet import tokens_of_ssast
 
-        found = tokens_of_ssast(self, state, report)
-        # A classifier's heads were not trained with these weights.
-        self.reconstructs.fill_(self.pretraining)
-        return found
+        return tokens_of_ssast(self, state, report)
 
     def embedding(self, log_mel: Tensor) -> Tensor:
         """Mean of the patch tokens after the final norm, `[B, D]`; T may differ from the model's.

@@ -1,9 +1,10 @@
 """SSAST's and MAE-AST's objective: masked patches are discriminated."""
 
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import nn
 
+from peas.errors import ConfigError
 from peas.models.encoder import Need
 from peas.models.masked import gather_tokens
 from peas.objectives.base import BuildInfo, Objective, Term, View
@@ -20,6 +21,9 @@ class PatchContrast(Objective):
         weight: Of the loss.
         axis: What the softmax runs over: `code` as in SSAST's official checkpoints, or `paper`,
             its equation 1.
+
+    Raises:
+        ConfigError: The axis is unknown.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "contrast"})
@@ -29,6 +33,11 @@ class PatchContrast(Objective):
 
     def __init__(self, weight: float = 1.0, axis: NCEAxis = "code") -> None:
         super().__init__(weight)
+        if axis not in get_args(NCEAxis):
+            raise ConfigError(
+                f"`PatchContrast.init_args.axis` is {axis!r}: choose one of "
+                f"{', '.join(get_args(NCEAxis))}"
+            )
         self.axis: NCEAxis = axis
 
     def build(self, info: BuildInfo) -> None:

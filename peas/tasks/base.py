@@ -1,5 +1,6 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -64,6 +65,8 @@ class BaseTask(SteppingModule):
     resume_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a run cannot change when it goes on: weights or moments of other
     settings would be read as if they fitted."""
+    own_keys: ClassVar[tuple[str, ...]] = ()
+    """More hyperparameters that a checkpoint of this task has, and one of another has not."""
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""
@@ -181,7 +184,7 @@ class BaseTask(SteppingModule):
         migration.checkpoint(checkpoint)
         saved = checkpoint.get("hyper_parameters")
         keys = (*self.facts_keys, *self.shape_keys)
-        wanted = (*keys, "encoder", "front_end", "recipe")
+        wanted = (*keys, "encoder", "front_end", "recipe", *self.own_keys)
         if not saved or any(key not in saved for key in wanted):
             raise CheckpointError(
                 f"{where}: holds no settings of {type(self).__name__} "
@@ -207,20 +210,15 @@ class BaseTask(SteppingModule):
             ours, theirs = (h["recipe"]["class_path"] for h in (self.hparams, saved))
             if ours != theirs:
                 raise CheckpointError(_refusal("recipe.class_path", ours, theirs, where))
-        other = sorted(
-            key
-            for key, value in self.hparams.items()
-            if not key.startswith("_")
-            and key != "pretrained"
-            and key in saved
-            and plain(saved[key]) != plain(value)
-        )
+        told = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        told.pop("pretrained", None)
+        other = _differences(plain(saved), plain(told))
         super().on_load_checkpoint(checkpoint)
         if not is_first():
             forget_sums(self, checkpoint)
         # With its settings a run has a fuller account of them, see `peas.callbacks.continuity`.
         if other and goes_on and SETTINGS not in checkpoint:
-            changes = ", ".join(f"{k}: {saved[k]!r} → {self.hparams[k]!r}" for k in other)
+            changes = ", ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in other.items())
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")
         if not self.built:
             self._build(initialise=False)
@@ -392,6 +390,16 @@ class BaseTask(SteppingModule):
             f"processes x {accumulate} accumulated, resulting lr {self.rate:.6g}; "
             f"seed {randomness.run_seed()}"
         )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings that both have and that differ, by their dotted keys."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return {} if before == now else {key: (before, now)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(before.keys() & now.keys()):
+        found |= _differences(before[name], now[name], f"{key}.{name}" if key else name)
+    return found
 
 
 def _refusal(key: str, ours: Any, theirs: Any, where: str) -> str:

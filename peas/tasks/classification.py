@@ -124,8 +124,8 @@ class Classification(BaseTask):
         if h["freeze"]:
             _freeze_encoder(self.model)
             self.model.eval()
-        # A run that goes on gets its pixel head from the checkpoint.
-        if h["aux_loss_weight"] > 0 and initialise:
+        # A run that goes on may get its pixel head from the checkpoint.
+        if h["aux_loss_weight"] > 0 and (initialise or self.model.can_reconstruct):
             self.model.require_trainable_pixels()
         self.scores = ClipScores(h["multi_label"])
         self.evaluation_loss = MeanMetric()

@@ -72,6 +72,7 @@ class Pretraining(BaseTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    own_keys = ("objectives",)
     objectives: nn.ModuleDict
     meters: LossMeters
 
@@ -172,7 +173,8 @@ class Pretraining(BaseTask):
             try:
                 getattr(self, key.replace("masking", "patch_masking")).visible(model.grid)
             except ConfigError as error:
-                raise ConfigError(f"`model.init_args.{key}`: {error}") from error
+                hint = "; null = as `masking`" if key == "eval_masking" else ""
+                raise ConfigError(f"`model.init_args.{key}`: {error}{hint}") from error
         if initialise and h["pretrained"]:
             rank_zero_info(str(load_pretrained(model, Path(h["pretrained"]))))
         # PEAS must not be given what a head predicts that was not trained with this encoder.

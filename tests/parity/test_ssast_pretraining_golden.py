@@ -2,12 +2,12 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from made import built_ssast, ssast_task
-from peas.tasks.ssast_pretext import pretext
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
 from peas.models.checkpoints.ssast import load_pretrained, to_official
@@ -48,6 +48,35 @@ def official(tmp_path_factory):
     return folder
 
 
+def task_of(kind="patch", file=None, **settings):
+    """The task of the official settings, away from a trainer."""
+    task = ssast_task(size="tiny", patch=SHAPES[kind], frames=1024, **FACTS, **settings)
+    task.build(initialise=False)
+    task._trainer = SimpleNamespace(
+        training=False,
+        world_size=1,
+        num_training_batches=3,
+        accumulate_grad_batches=1,
+        max_epochs=1,
+        max_steps=-1,
+    )
+    if file is not None:
+        load_pretrained(task.model, file)
+    return task
+
+
+def losses_of(task, x, masks):
+    """Total, accuracy, InfoNCE and MSE of given masks; one is shared, two are one pass's each."""
+    given = iter(masks)
+    task.masked_patches = lambda *_: next(given)
+    task.hparams["passes"] = "shared" if len(masks) == 1 else "separate"
+    batch = {"log_mel": x, "valid": torch.ones(x.shape[:2], dtype=torch.bool)}
+    found = task.losses(batch, "train")
+    assert next(given, None) is None
+    nce, mse = found.terms["nce"], found.terms["mse"]
+    return found.total, nce.metrics["nce_accuracy"], nce.loss, mse.loss
+
+
 def sample(x, count):
     flat = x.detach().reshape(-1)
     return flat[:: max(1, len(flat) // count)][:count].numpy()
@@ -86,24 +115,26 @@ def test_same_seed_same_ids(golden, count):
 @torch.no_grad()
 def test_losses_of_the_reference_masks(reference, official, kind):
     """Accuracy, InfoNCE and MSE of masks that the official code drew."""
-    model = built_ssast("tiny", patch=SHAPES[kind])
-    load_pretrained(model, official / f"{kind}.pth")
+    task = task_of(kind, official / f"{kind}.pth")
     ids = reference[f"pretrain_{kind}_mask_ids"].long()
     hidden = torch.zeros(2, 512, dtype=torch.bool).scatter(1, ids, True)
-    found = pretext(model, sound("pretrain", 2, 1024, 128), [hidden]).values
-    values = torch.stack([found["accuracy"], found["nce"], found["mse"]])
+    total, *found = losses_of(task, sound("pretrain", 2, 1024, 128), [hidden])
+    values = torch.stack(found)
     wanted = reference[f"pretrain_{kind}_acc_nce_mse"].to(values.dtype)
     torch.testing.assert_close(values, wanted, **TOLERANCE)
-    assert float(found["loss"]) == pytest.approx(float(found["nce"] + 10 * found["mse"]))
+    assert float(total) == pytest.approx(float(found[1] + 10 * found[2]))
 
 
 @torch.no_grad()
 def test_the_axis_is_the_codes():
     """Of random weights the code's axis gives ln 400 = 5.99, the paper's far more."""
     torch.manual_seed(0)
-    model, x = built_ssast("tiny"), 0.5 * torch.randn(2, 1024, 128)
+    task, x = task_of(), 0.5 * torch.randn(2, 1024, 128)
     hidden = mask(random.Random(0), "patch")
-    nce = {axis: pretext(model, x, [hidden], nce_axis=axis).values["nce"] for axis in AXES}
+    nce = {}
+    for axis in AXES:
+        task.parts["nce"].axis = axis
+        nce[axis] = losses_of(task, x, [hidden])[2]
     assert float(nce["code"]) == pytest.approx(6.0, abs=0.15)
     assert 7.0 < float(nce["paper"]) < 15.0
 
@@ -124,17 +155,15 @@ def blind(name, value):
 @pytest.mark.parametrize("kind", ["patch", "frame"])
 def test_three_steps_are_the_official_ones(golden, official, kind):
     """Losses, gradients and weights of the joint objective in two passes, and Adam's steps."""
-    task = ssast_task(size="tiny", patch=SHAPES[kind], frames=1024, **FACTS)
-    task.build(initialise=False)
-    load_pretrained(task.model, official / f"{kind}.pth")
+    task = task_of(kind, official / f"{kind}.pth")
     optimizer = task.configure_optimizers()
     x = sound("pretrain", 2, 1024, 128)
     for step in range(3):
         rng = random.Random(step)
-        found = pretext(task.model, x, [mask(rng, kind) for _ in range(2)]).values
+        found = losses_of(task, x, [mask(rng, kind) for _ in range(2)])
         optimizer.zero_grad()
-        found["loss"].backward()
-        values = [float(found[name].detach()) for name in ("loss", "accuracy", "nce", "mse")]
+        found[0].backward()
+        values = [float(value.detach()) for value in found]
         np.testing.assert_allclose(values, golden[f"losses_{kind}"][step], rtol=2e-6)
         if step == 0:
             grads = {k: p.grad for k, p in task.model.named_parameters()}

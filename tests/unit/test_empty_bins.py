@@ -39,7 +39,7 @@ def heard_at(samples: Tensor, rate: int) -> Tensor:
 
 
 def sounding(waveform: Tensor, **settings: Any) -> Tensor:
-    front_end = LogMel(**{"frames": 128, **settings})
+    front_end = LogMel(**{"frames": 128, "mean": -4.2677393, "std": 4.5689974, **settings})
     spectrogram = front_end(waveform[None])
     return front_end.sounding_bins(spectrogram.log_mel, spectrogram.valid)[0]
 

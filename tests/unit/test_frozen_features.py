@@ -13,14 +13,17 @@ import yaml
 from made import built_audiomae, built_ssast
 
 from peas.errors import CheckpointError, DataError
+from peas.frontend import KaldiLogMel
 from peas.models.mae_decoder import DecoderShape
+from peas.objectives import Reconstruction
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPEC = importlib.util.spec_from_file_location("frozen_features", EXAMPLES / "frozen_features.py")
 script = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(script)
 
-HPARAMS = {"size": "mini", "patch": (16, 16), "frames": 64, "mean": -6.0, "std": 5.0}
+PRETRAINED = {"objectives": {"mse": Reconstruction(norm_pix=False).spec()}}
+SOUND = KaldiLogMel(frames=64, mean=-6.0, std=5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +53,13 @@ def esc(tmp_path_factory):
     return root
 
 
-def pretrained(run, model, **hparams):
+def pretrained(run, model, **more):
     """A pretraining run's folder, with the data set that it names."""
     (run / "checkpoints").mkdir(parents=True)
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     file = run / "checkpoints" / "last.ckpt"
-    torch.save({"state_dict": state, "hyper_parameters": {**HPARAMS, **hparams}}, file)
+    settings = {"encoder": model.spec(), "front_end": SOUND.spec(), **more}
+    torch.save({"state_dict": state, "hyper_parameters": settings}, file)
     return file
 
 
@@ -86,9 +90,9 @@ def audiomae():
 
 def test_the_table(esc, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "STRENGTHS", (0.01, 1.0))
-    files = [pretrained(tmp_path / f"ssast{seed}", built_ssast(seed)) for seed in (0, 1)]
+    files = [pretrained(tmp_path / f"ssast{seed}", ssast(seed), **PRETRAINED) for seed in (0, 1)]
     listed(tmp_path / "ssast0", [7, 8])
-    other = pretrained(tmp_path / "mae", built_audiomae(), stride=None, positions="stored")
+    other = pretrained(tmp_path / "mae", audiomae(), **PRETRAINED)
     ids = sorted(path.name for path in (esc / "audio").iterdir())[::-1]
     embedding = np.eye(2)[[int(name[-5]) for name in ids]]
     np.savez(tmp_path / "teacher.npz", ids=ids, embedding=embedding.astype(np.float16))
@@ -126,7 +130,7 @@ def test_the_table(esc, tmp_path, capsys, monkeypatch):
 
 def test_weights_of_the_checkpoint_are_the_ones_that_embed(esc, tmp_path):
     inventory = script.ESC50(str(esc), esc10=True, cache_dir="").inventory()
-    one, two = (pretrained(tmp_path / str(seed), built_ssast(seed)) for seed in (0, 1))
+    one, two = (pretrained(tmp_path / str(seed), ssast(seed), **PRETRAINED) for seed in (0, 1))
     features = [script.embed(script.open_checkpoint(path), inventory) for path in (one, two)]
     assert features[0].shape == (20, 128)
     assert not np.allclose(*features)
@@ -139,7 +143,7 @@ def test_weights_of_the_checkpoint_are_the_ones_that_embed(esc, tmp_path):
 
 def test_a_pretraining_set_with_a_recording_of_the_test_is_refused(esc, tmp_path):
     run = tmp_path / "leaky"
-    file = pretrained(run, built_ssast(0))
+    file = pretrained(run, ssast(0), **PRETRAINED)
     # 301 is a clip of fold 3.
     listed(run, [7, 301])
     with pytest.raises(DataError, match=r"holds 1 recordings of the clips .* freesound:301"):
@@ -147,7 +151,7 @@ def test_a_pretraining_set_with_a_recording_of_the_test_is_refused(esc, tmp_path
 
 
 def test_a_fine_tuned_checkpoint_is_refused(esc, tmp_path):
-    file = pretrained(tmp_path, built_ssast(0), loss="ce")
+    file = pretrained(tmp_path, ssast(0), loss="ce")
     with pytest.raises(CheckpointError, match="not a checkpoint of a pretraining run"):
         script.main([str(esc), f"ssast={file}"])
 

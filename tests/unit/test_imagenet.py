@@ -79,7 +79,7 @@ def test_audiomae_is_the_model_of_a_grey_picture_with_its_own_positions(
     by_place = fixed[0, 1:].view(4, 4, 32).transpose(0, 1).reshape(16, 32)
     with torch.no_grad():
         theirs.pos_embed[0, 1:] = by_place
-        got = ours.encode(spectrogram)
+        got = ours.tokens(spectrogram)
         wanted = theirs.forward_features(grey(spectrogram))
     torch.testing.assert_close(got[:, 0], wanted[:, 0], atol=2e-5, rtol=0)
     patches = wanted[:, 1:].view(2, 4, 4, 32).transpose(1, 2).flatten(1, 2)

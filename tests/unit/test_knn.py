@@ -96,7 +96,8 @@ def test_folds_are_left_out_in_turn(sounds: Path, longer: Path, tmp_path: Path) 
     task = ssast()
     trainer = fit(task, sounds, tmp_path, knn, epochs=1)
     # By hand, from the embeddings of single clips with the pretraining run's own statistics.
-    front_end = LogMel(frames=128, mean=task.hparams["mean"], std=task.hparams["std"])
+    statistics = {key: task.front_end.setting(key) for key in ("mean", "std")}
+    front_end = LogMel(frames=128, **statistics)
     module = labelled(longer)
     inventory = module.inventory()
     rows = [inventory.table.sounds.load(row) for row in range(len(inventory.table))]

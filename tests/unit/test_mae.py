@@ -140,7 +140,7 @@ def test_dropping_tokens_is_encoding_the_rest():
     places = torch.randperm(64)[:20]
     hidden = torch.ones(1, 64, dtype=torch.bool)
     hidden[0, places] = False
-    tokens = model.encode(x, hidden)
+    tokens = model.tokens(x, hidden)
     encoder = model.encoder
     proj = encoder.patch_embed.proj
     embedded = functional.conv2d(x[:, None], proj.weight, proj.bias, stride=16).flatten(2)
@@ -298,7 +298,7 @@ def test_rows_that_hide_different_numbers_are_refused(hidden):
     if hidden == "all":
         mask[:] = True
     with pytest.raises(ConfigError, match="must hide equally many, and keep one"):
-        build().encode(torch.randn(2, 128, 128), mask)
+        build().tokens(torch.randn(2, 128, 128), mask)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_other_sizes_of_input_are_refused_in_words():
 
 def test_without_pixels_nothing_is_drawn():
     for model in (build(decoder=None), build(pixels=False)):
-        with pytest.raises(NoReconstruction, match="no pixel head"):
+        with pytest.raises(NoReconstruction, match="no trained pixel head"):
             model.reconstruct(torch.randn(1, 128, 128))
         assert not model.reconstructs
 

@@ -223,10 +223,10 @@ def test_loss_is_the_weighted_sum_of_its_objectives_written_out() -> None:
     task.eval()
     batch = heard(task)
     losses = task.losses(batch, "val")
-    hidden = batch["hidden_patches"]
+    hidden = losses.views["reconstruction"].masked
     assert hidden.sum(dim=1).tolist() == [32 - 19] * 6
     model, branch = task.model, task.parts["classification"].branch
-    tokens = model.encode(batch["log_mel"], hidden)
+    tokens = model.tokens(batch["log_mel"], hidden)
     visible = (~hidden).nonzero()[:, 1].view(6, -1)
     drawn = model.decoder.pred(model.decoder(tokens, visible, 32))
     patches = model.encoder.patches(batch["log_mel"])
@@ -250,8 +250,8 @@ def test_features_of_visible_patches_come_from_where_they_should(path: str) -> N
     features = nn.functional.normalize(torch.randn(6, 32, 6), dim=-1)
     task.parts["distillation"].targets = SimpleNamespace(of=lambda *_: features)  # type: ignore[assignment]
     losses = task.losses(batch, "val")
-    model, hidden = task.model, batch["hidden_patches"]
-    tokens = model.encode(batch["log_mel"], hidden)
+    model, hidden = task.model, losses.views["distillation"].masked
+    tokens = model.tokens(batch["log_mel"], hidden)
     visible = (~hidden).nonzero()[:, 1].view(6, -1)
     y = model.decoder(tokens, visible, 32)
     if path == "direct":
@@ -274,7 +274,9 @@ def test_gradient_norms_are_those_of_each_weighted_objective() -> None:
     losses = task.losses(heard(task), "train")
     norms = losses.gradient_norms()
     for name, weight in (("reconstruction", 1.0), ("classification", 0.5)):
-        (gradient,) = torch.autograd.grad(losses.terms[name].loss, losses.tokens, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            losses.terms[name].loss, losses.views[name].tokens, retain_graph=True
+        )
         torch.testing.assert_close(norms[name], weight * gradient.norm())
     losses.total.backward()
 
@@ -315,12 +317,12 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
     taken: list[torch.Tensor] = []
     branch = task.parts["classification"].branch.forward
     task.parts["classification"].branch.forward = lambda rows: taken.append(rows) or branch(rows)  # type: ignore[func-returns-value]
-    task.losses(batch, "val")
-    tokens = task.model.encode(batch["log_mel"], batch["hidden_patches"])[:, 1:]
+    losses = task.losses(batch, "val")
+    hidden = losses.views["classification"].masked
+    tokens = task.model.tokens(batch["log_mel"], hidden)[:, 1:]
     assert not torch.allclose(taken[0], tokens.mean(dim=1), atol=1e-4)
     # The mean of 10 of 19 tokens: no token outside of them has a gradient.
-    losses = task.losses(heard(task), "val")
-    (gradient,) = torch.autograd.grad(losses.total, losses.tokens)
+    (gradient,) = torch.autograd.grad(losses.total, losses.views["classification"].tokens)
     assert (gradient.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [10] * 6
 
 
@@ -429,7 +431,7 @@ def test_only_labelled_clips_reach_the_branch_and_their_own_targets() -> None:
     loss = part.terms["classification"].loss
     batch = heard(task)
     hidden = task.masked_patches(batch, "train")
-    tokens = task.model.encode(batch["log_mel"], hidden)[known]
+    tokens = task.model.tokens(batch["log_mel"], hidden)[known]
     target = nn.functional.one_hot(batch["target"], 4).float()[known]
     task.parts["classification"].branch.norm.reset_running_stats()
     torch.testing.assert_close(
@@ -451,13 +453,9 @@ def test_each_clip_weighs_the_same_on_whichever_process_it_is() -> None:
         task._trainer.strategy = SimpleNamespace(
             reduce=lambda count, reduce_op: {"sum": torch.tensor(6.0)}[reduce_op]
         )
-        part = {**batch, "labelled": labelled}
-        part.pop("hidden_patches", None)
-        values.append(task.losses(part, "train").total)
+        values.append(task.losses({**batch, "labelled": labelled}, "train").total)
     task._trainer.world_size = 1
-    whole = dict(batch)
-    whole.pop("hidden_patches", None)
-    torch.testing.assert_close(sum(values) / 2, task.losses(whole, "train").total)
+    torch.testing.assert_close(sum(values) / 2, task.losses(batch, "train").total)
 
 
 @pytest.mark.parametrize(("everywhere", "takes_part"), [(5.0, True), (1.0, False)])
@@ -782,7 +780,7 @@ def test_without_a_pixel_head_peas_is_refused_and_other_masks_work(
     trainer.save_checkpoint(file)
     settings: dict[str, Any] = {"encoder": "audiomae", "size": "toy", "lr": 1e-3}
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PEAS(1, 1, 20, 24, ramp="off")])
-    with pytest.raises(NoReconstruction, match="no pixel head"):
+    with pytest.raises(NoReconstruction, match="no trained pixel head"):
         tuner.fit(classification(str(file), **settings), datamodule=data(sounds))
     tuner = quiet_trainer(tmp_path, max_epochs=1, callbacks=[SpecAugment(20, 24)])
     tuner.fit(classification(str(file), **settings), datamodule=data(sounds))

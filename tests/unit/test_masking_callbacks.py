@@ -50,7 +50,7 @@ def test_conventional_order_is_the_official_loaders() -> None:
     seen = batch["masked_log_mel"]
 
     plain = task.front_end(loaded["waveform"], loaded["length"])
-    mean, std = task.hparams["mean"], task.hparams["std"]
+    mean, std = (task.front_end.setting(key) for key in ("mean", "std"))
     raw = plain.log_mel * (2 * std) + mean
     time, freq = batch["mask_plan"]
     u_noise = task.draws(loaded, "noise", (128, 128))

@@ -183,7 +183,7 @@ def test_layers_of_a_trained_decoder_are_none_of_the_encoders() -> None:
 
 @pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.01, float("nan")])
 def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"model\.init_args\.layer_decay` is .*above 0"):
+    with pytest.raises(ConfigError, match=r"recipe\.init_args\.layer_decay` is .*above 0"):
         layer_groups(Toy(), 12, 1.0, 0.1, layer_decay)
 
 

@@ -402,7 +402,7 @@ def test_a_checkpoint_is_loaded_with_its_parts(saved: Any) -> None:
     assert made.ratio == 0.5
 
 
-@pytest.mark.parametrize("key", ["pretrained", "fill"])
+@pytest.mark.parametrize("key", ["pretrained", "freeze", "augmentation"])
 def test_a_command_in_the_place_of_a_part_is_never_run(
     saved: Any, key: str, tmp_path: Path
 ) -> None:

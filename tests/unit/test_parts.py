@@ -81,4 +81,5 @@ def test_what_a_file_says_of_its_parts_is_checked(key: str, value: object) -> No
         "objective_fingerprints": {"a": {"width": 3}},
     }
     check_run({"hyper_parameters": good}, "x.ckpt")
-    check_run({"hyper_parameters": {"masking": "structured"}}, "x.ckpt")
+    old = {"masking": "structured", "decoder_depth": 1}
+    check_run({"hyper_parameters": old}, "x.ckpt")

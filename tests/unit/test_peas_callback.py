@@ -1,5 +1,6 @@
 """PEAS around the training step: gradients, every setting, padding and the auxiliary model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,11 +315,12 @@ def with_padding(task: Classification, noise: bool) -> Batch:
     end = 400 + 69 * 160
     loaded["waveform"][:, end:] = 0
     loaded["length"][:4] = end
-    task.hparams["noise_roll"] = noise
+    augmentation = task.augmentation
+    task.augmentation = replace(augmentation, noise_roll=noise)
     try:
         return heard(task, loaded)
     finally:
-        task.hparams["noise_roll"] = True
+        task.augmentation = augmentation
 
 
 def lost_in_padding(x: Tensor, hidden: Tensor | None = None, *, grid: str = "") -> Tensor:
@@ -362,13 +364,14 @@ def test_padding_is_left_out_when_told(
 
 
 def test_clip_without_enough_sound_keeps_as_much_as_possible(task: Classification) -> None:
-    task.hparams["noise_roll"] = False
+    augmentation = task.augmentation
+    task.augmentation = replace(augmentation, noise_roll=False)
     try:
         loaded = clips()
         loaded["length"][:] = 400 + 9 * 160
         batch = heard(task, loaded)
     finally:
-        task.hparams["noise_roll"] = True
+        task.augmentation = augmentation
     assert (batch["valid"].sum(1) == 10).all()
     strategy = PEAS(**{**SHARED, "n_time": 1}, exclude_padding=True)
     plan = masked(strategy, task, batch)["mask_plan"][0]

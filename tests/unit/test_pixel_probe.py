@@ -30,7 +30,7 @@ def mae(**settings: Any) -> AudioMAE:
 
 def ssast(**settings: Any) -> SSAST:
     torch.manual_seed(1)
-    shape = {"frames": 64, "num_classes": 4, "stride": (10, 10), "pretrain_frames": 96}
+    shape = {"frames": 64, "num_classes": 4, "stride": (10, 10), "pretrain": (96, 128)}
     return built_ssast("toy", **{**shape, **settings}).eval()
 
 
@@ -110,7 +110,7 @@ def test_tokens_stand_for_their_patches(make: Any, grid: Any) -> None:
 
 
 def test_ssast_without_a_pretraining_table_reads_its_own_between_patches() -> None:
-    model = built_ssast()
+    model = ssast()
     model.reconstructs.fill_(False)
     with pytest.raises(NoReconstruction, match="reconstruction: probe"):
         model.reconstruct(torch.randn(1, 64, 128))
@@ -136,7 +136,7 @@ def test_ssast_without_a_pretraining_table_reads_its_own_between_patches() -> No
 def test_a_probe_draws_visible_patches_alone(make: Any) -> None:
     model = random_probe(make())
     hidden = torch.zeros(1, 32, dtype=torch.bool)
-    with pytest.raises(NoReconstruction, match="draws visible patches alone"):
+    with pytest.raises(NoReconstruction, match="predicts visible patches alone"):
         model.reconstruct(torch.randn(1, 64, 128), hidden)
 
 
@@ -200,7 +200,7 @@ def test_peas_on_weights_without_a_pixel_head(
     with torch.no_grad():
         for batch in module.loader(module.clips("train")):
             log_mel = fresh.front_end(batch["waveform"], batch["length"]).log_mel
-            tokens = fresh.model.eval().encode(log_mel)[:, 1:]
+            tokens = fresh.model.eval().tokens(log_mel)[:, 1:]
             patches = patchify(log_mel, (16, 16)).view(-1, 8, 4, 16, 16)
             # Time-major, and patches in (time, frequency) order.
             patches = patches.permute(0, 2, 1, 4, 3).reshape(-1, 32, 256)
@@ -233,7 +233,7 @@ def test_a_run_with_a_probe_goes_on(sounds: Path, headless: Path, tmp_path: Path
 
 
 def test_ssast_of_a_fine_tuned_file(sounds: Path, tmp_path: Path) -> None:
-    model = built_ssast(num_classes=2)
+    model = ssast(num_classes=2)
     model.reconstructs.fill_(False)
     torch.save(model.state_dict(), tmp_path / "tuned.pth")
     keys = {"pretrained": str(tmp_path / "tuned.pth"), "stride": (10, 10)}

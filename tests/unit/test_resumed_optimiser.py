@@ -1,34 +1,34 @@
 """A run that goes on trains with the rates, decay and betas that it is given now."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from made import classification
+from made import classification, masked_task, ssast_task
 from toys import data, quiet_trainer
 
 from peas.callbacks import progress
 from peas.errors import CheckpointError
 from peas.objectives import PatchContrast, Reconstruction
 from peas.plateau import Plateau
-from peas.tasks import Classification, Pretraining
 from peas.tasks.base import BaseTask
 
-TASKS: dict[str, tuple[type[BaseTask], dict[str, Any]]] = {
-    "adam": (Classification, {"pretrained": None, "stride": (16, 16), "decay_start": None}),
+TASKS: dict[str, tuple[Callable[..., BaseTask], dict[str, Any]]] = {
+    "adam": (classification, {"pretrained": None, "stride": (16, 16), "decay_start": None}),
     "adamw": (
-        Classification,
+        classification,
         {
             **{"pretrained": None, "encoder": "audiomae", "optimizer": "adamw", "min_lr": 0.0},
             **{"layer_decay": 0.5, "schedule": "cosine", "warmup_epochs": 0},
         },
     ),
-    "ssast": (Pretraining, {"masked": 10, "eval_masked": None, "warmup_steps": 0}),
+    "ssast": (ssast_task, {"masked": 10, "eval_masked": None, "warmup_steps": 0}),
     "mae": (
-        Pretraining,
+        masked_task,
         {"decoder_width": 32, "decoder_heads": 2, "decoder_depth": 1, "warmup_epochs": 0},
     ),
 }
@@ -39,8 +39,8 @@ def run(
 ) -> tuple[BaseTask, Any]:
     """Trains to an epoch's end, and leaves `run.ckpt`."""
     torch.manual_seed(0)
-    task_class, given = TASKS[kind]
-    task = task_class(**{"size": "toy", "lr": 1e-3, **given, **settings})
+    make, given = TASKS[kind]
+    task = make(**{"size": "toy", "lr": 1e-3, **given, **settings})
     trainer = quiet_trainer(
         folder,
         max_epochs=epochs,
@@ -101,7 +101,7 @@ def test_a_new_rate_is_lowered_by_the_plateaus_so_far(
     sounds: Path, starts: dict[str, Path], tmp_path: Path
 ) -> None:
     content = torch.load(starts["ssast"], weights_only=True)
-    content["plateau"] = Plateau(factor=0.25)._asdict()
+    content["recipe"] = Plateau(factor=0.25)._asdict()
     torch.save(content, tmp_path / "lowered.ckpt")
     _, trainer = run("ssast", sounds, tmp_path, tmp_path / "lowered.ckpt", 2, lr=4e-3)
     assert groups(trainer, "lr") == [(1e-3,)]
@@ -110,11 +110,11 @@ def test_a_new_rate_is_lowered_by_the_plateaus_so_far(
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        ("adam", {"optimizer": "adamw"}, "model.init_args.optimizer"),
-        ("adam", {"freeze": "encoder"}, "model.init_args.freeze"),
+        ("adam", {"optimizer": "adamw", "schedule": "cosine"}, r"init_args\.recipe\.class_path"),
+        ("adam", {"freeze": "encoder"}, r"model\.init_args\.freeze"),
         ("adam", {"aux_loss_weight": 0.1}, "optimiser trains other parameters"),
-        ("adamw", {"positions": "geometric"}, "model.init_args.positions"),
-        ("mae", {"decoder_heads": 4}, "model.init_args.decoder_heads"),
+        ("adamw", {"positions": "geometric"}, r"encoder\.init_args\.positions"),
+        ("mae", {"decoder_heads": 4}, r"encoder\.init_args\.decoder_heads"),
         (
             "mae",
             {"objectives": {"reconstruction": Reconstruction(norm_pix=False)}},
@@ -150,7 +150,9 @@ def test_settings_that_decide_nothing_of_a_score_are_no_matter_to_a_test(
     sounds: Path, starts: dict[str, Path], tmp_path: Path
 ) -> None:
     task = classification(
-        **{"pretrained": None, "size": "toy", "stride": (16, 16), "optimizer": "adamw"}
+        **{"pretrained": None, "size": "toy", "stride": (16, 16)},
+        optimizer="adamw",
+        schedule="cosine",
     )
     trainer = quiet_trainer(tmp_path, limit_test_batches=1)
     trainer.test(task, datamodule=data(sounds), ckpt_path=starts["adam"], weights_only=True)
@@ -168,7 +170,7 @@ def test_settings_that_decide_nothing_of_a_score_are_no_matter_to_a_test(
 def test_a_warm_up_longer_than_a_third_of_the_run_is_warned_of(
     sounds: Path, tmp_path: Path, kind: str, settings: dict[str, Any], key: str
 ) -> None:
-    with pytest.warns(UserWarning, match=rf"model\.init_args\.{key}` lets .* whole run has 1"):
+    with pytest.warns(UserWarning, match=rf"recipe\.init_args\.{key}` lets .* whole run has 1"):
         run(kind, sounds, tmp_path, None, 1, **settings)
 
 
@@ -178,7 +180,7 @@ def test_the_rate_is_in_the_log_and_the_line_of_every_epoch(
     """However few steps an epoch has: Lightning logs one of fifty."""
     lines: list[str] = []
     monkeypatch.setattr(progress, "rank_zero_info", lines.append)
-    task_class, given = TASKS["adam"]
+    make, given = TASKS["adam"]
     trainer = quiet_trainer(
         tmp_path,
         max_epochs=2,
@@ -188,7 +190,7 @@ def test_the_rate_is_in_the_log_and_the_line_of_every_epoch(
         log_every_n_steps=50,
         callbacks=[progress.EpochLine()],
     )
-    trainer.fit(task_class(**{"size": "toy", **given, "lr": 2e-3}), datamodule=data(sounds))
+    trainer.fit(make(**{"size": "toy", **given, "lr": 2e-3}), datamodule=data(sounds))
     (path,) = tmp_path.rglob("metrics.csv")
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]

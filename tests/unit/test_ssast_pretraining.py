@@ -19,6 +19,9 @@ from peas.data.mixture import Mixture
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.checkpoints import load_pretrained
 from peas.models.checkpoints.ssast import to_official
+from peas.objectives.composition import Losses
+from peas.plateau import Plateau
+from peas.recipes import SSASTPretrainingRecipe
 from peas.tasks import Pretraining
 
 FEW: dict[str, Any] = {"size": "toy", "masked": 20, "eval_masked": None, "warmup_steps": 0}
@@ -36,6 +39,11 @@ def built(**settings: Any) -> Pretraining:
     task._trainer = StandIn()  # type: ignore[assignment]
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     return task
+
+
+def plateau(task: Pretraining) -> Plateau:
+    assert isinstance(task.recipe, SSASTPretrainingRecipe)
+    return task.recipe.plateau
 
 
 def fit(
@@ -62,9 +70,9 @@ def fit(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"masked": 0}, r"model\.init_args\.masked`: 0 patches.*1 to 62"),
-        ({"masked": 64}, r"model\.init_args\.masked`: 64 patches.*8 x 8.*1 to 62"),
-        ({"eval_masked": 400}, r"eval_masked`: 400 patches.*null = as many as `masked`"),
+        ({"masked": 0}, r"model\.init_args\.masking`: .*count 0\b.*1 to 62"),
+        ({"masked": 64}, r"model\.init_args\.masking`: .*count 64\b.*8 x 8.*1 to 62"),
+        ({"eval_masked": 400}, r"eval_masking`: .*count 400\b.*null = as `masking`"),
         ({"sampler": "some"}, "unknown sampler 'some'"),
         ({"sides": (0,)}, "sides of clusters"),
         ({"frames": 100}, r"`frames` is 100, which is no multiple of the patch's 16 frames"),
@@ -80,13 +88,11 @@ def test_impossible_shapes_are_refused(settings: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "both"}, "objective` is 'both': choose one of joint"),
-        ({"nce_axis": "row"}, "nce_axis` is 'row': choose one of code, paper"),
-        ({"passes": 3}, "passes` is 3: choose one of 1, 2"),
-        ({"lr": 0.0}, r"lr` is 0\.0: it must be positive"),
-        ({"mse_weight": -1.0}, r"mse_weight` is -1\.0: give 0 or more"),
-        ({"plateau_every": 0}, "plateau_every` is 0: give 1 or more, or null"),
-        ({"plateau_factor": 0.0}, r"plateau_factor` is 0\.0"),
+        ({"nce_axis": "row"}, r"PatchContrast\.init_args\.axis` is 'row': .* code, paper"),
+        ({"lr": 0.0}, r"recipe\.init_args\.lr` is 0\.0: it must be positive"),
+        ({"mse_weight": -1.0}, r"objectives\.mse\.init_args\.weight` is -1\.0"),
+        ({"plateau_every": 0}, r"recipe\.init_args\.plateau_every` is 0: .*null"),
+        ({"plateau_factor": 0.0}, r"recipe\.init_args\.plateau_factor` is 0\.0"),
     ],
 )
 def test_impossible_settings_name_the_key(settings: dict[str, Any], message: str) -> None:
@@ -94,9 +100,17 @@ def test_impossible_settings_name_the_key(settings: dict[str, Any], message: str
         small(**settings)
 
 
-def test_unbiased_masks_may_hide_all_but_one() -> None:
-    assert built(masked=63, sampler="unbiased").samplers["val"].count == 63
-    assert built(patch=(128, 2), masked=63).samplers["train"].grid == (1, 64)
+def test_an_unknown_number_of_passes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"passes` is 'both': choose one of shared, separate"):
+        Pretraining(passes="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["eval_patch_masking", "patch_masking"])
+def test_unbiased_masks_may_hide_all_but_one(key: str) -> None:
+    for settings in ({"sampler": "unbiased"}, {"patch": (128, 2)}):
+        task = built(masked=63, **settings)
+        assert getattr(task, key).visible(task.model.grid) == 1
+    assert task.model.grid == (1, 64)
 
 
 def test_the_best_checkpoint_is_chosen_by_what_is_trained() -> None:
@@ -106,7 +120,7 @@ def test_the_best_checkpoint_is_chosen_by_what_is_trained() -> None:
 
 
 def test_masks_of_fine_tuning_are_refused(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.masked`"):
+    with pytest.raises(ConfigError, match=r"`masking` .*`model\.init_args\.masking`"):
         fit(sounds, tmp_path, SpecAugment(20, 24))
 
 
@@ -122,7 +136,7 @@ def test_the_rate_climbs_stairs_and_falls_on_plateaus() -> None:
             rate = step / 1000
         wanted.append(rate)
     assert [task.lr_factor(step, 0) for step in range(1200)] == pytest.approx(wanted, abs=1e-12)
-    task.plateau = task.plateau._replace(factor=0.25)
+    task.recipe.load_state_dict(plateau(task)._replace(factor=0.25)._asdict())
     assert task.lr_factor(5000, 9) == 0.25
 
 
@@ -130,13 +144,17 @@ def test_a_plateau_halves_the_rate(sounds: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"plateau_every": 2, "plateau_patience": 0, "val_check_interval": 2}
     # At a rate of nearly zero nothing gets better: the first of six evaluations stays the best.
     task, trainer = fit(sounds, tmp_path, max_epochs=3, lr=1e-12, **settings)
-    assert task.plateau.factor == 0.5**5
+    assert plateau(task).factor == 0.5**5
     assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-12 * 0.5**4
     task, _ = fit(sounds, tmp_path, max_epochs=3, lr=1e-12, **settings | {"plateau_every": None})
-    assert task.plateau.factor == 1.0
+    assert plateau(task).factor == 1.0
 
 
 # --- the pretext task ----------------------------------------------------------------------
+
+
+def masked_at(losses: Losses) -> torch.Tensor:
+    return losses.views["mse"].masked_at
 
 
 def test_two_passes_have_masks_of_their_own() -> None:
@@ -149,11 +167,11 @@ def test_two_passes_have_masks_of_their_own() -> None:
         return forward(log_mel, hidden)
 
     task.model.forward_features = spy  # type: ignore[method-assign, assignment]
-    task.pretext(batch, "train")
+    task.losses(batch, "train")
     assert len(seen) == 2
     assert not torch.equal(*seen)
-    task.hparams["passes"] = 1
-    task.pretext(batch, "train")
+    task.hparams["passes"] = "shared"
+    task.losses(batch, "train")
     assert len(seen) == 3
     assert torch.equal(seen[2], seen[1])
     assert all((hidden.sum(1) == 20).all() for hidden in seen)
@@ -162,43 +180,46 @@ def test_two_passes_have_masks_of_their_own() -> None:
 def test_the_loss_is_info_nce_and_ten_times_the_error() -> None:
     task = built()
     batch = heard(task, clips(4))
-    joint = task.pretext(batch, "train").values
-    torch.testing.assert_close(joint["loss"], joint["nce"] + 10 * joint["mse"])
-    for objective, key in (("discriminative", "nce"), ("generative", "mse")):
-        alone = built(objective=objective).pretext(batch, "train").values
-        torch.testing.assert_close(alone["loss"], joint[key])
-        torch.testing.assert_close(alone[key], joint[key])
+    joint = task.losses(batch, "train")
+    nce, mse = (joint.terms[key].loss for key in ("nce", "mse"))
+    torch.testing.assert_close(joint.total, nce + 10 * mse)
+    for objective, key, wanted in (("discriminative", "nce", nce), ("generative", "mse", mse)):
+        alone = built(objective=objective).losses(batch, "train")
+        assert alone.terms.keys() == {key}
+        torch.testing.assert_close(alone.total, wanted)
+        torch.testing.assert_close(alone.terms[key].loss, wanted)
 
 
 def test_hidden_patches_are_not_seen() -> None:
     task = built(passes=1)
     batch = heard(task, clips(2))
-    drawn = task.pretext(batch, "train").drawn
-    assert drawn is not None
-    hidden = torch.zeros(2, 64).scatter(1, drawn.ids, 1.0).view(2, 8, 8)
+    losses = task.losses(batch, "train")
+    rows = losses.terms["mse"].rows
+    assert rows is not None
+    hidden = torch.zeros(2, 64).scatter(1, masked_at(losses), 1.0).view(2, 8, 8)
     cells = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2).transpose(1, 2).bool()
     before = task.model.reconstruct(batch["log_mel"], hidden.flatten(1).bool())
     other = torch.where(cells, torch.randn_like(batch["log_mel"]), batch["log_mel"])
     after = task.model.reconstruct(other, hidden.flatten(1).bool())
     torch.testing.assert_close(before, after)
     wanted = (before - batch["log_mel"])[cells].square().mean()
-    torch.testing.assert_close(drawn.errors.mean(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows.errors.mean(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_masks_of_evaluation_belong_to_the_clip() -> None:
     task = built()
     whole = heard(task, clips(4))
-    ids = task.pretext(whole, "val").drawn.ids  # type: ignore[union-attr]
+    ids = masked_at(task.losses(whole, "val"))
     task.trainer.current_epoch = 7
     alone = heard(task, clips(4))
     for key in ("log_mel", "row"):
         alone[key] = alone[key][2:]  # type: ignore[literal-required]
     alone["id"] = alone["id"][2:]
-    assert torch.equal(task.pretext(alone, "val").drawn.ids, ids[2:])  # type: ignore[union-attr]
-    train = [task.pretext(whole, "train").drawn.ids for _ in range(2)]  # type: ignore[union-attr]
+    assert torch.equal(masked_at(task.losses(alone, "val")), ids[2:])
+    train = [masked_at(task.losses(whole, "train")) for _ in range(2)]
     assert torch.equal(*train)
     task.trainer.current_epoch = 8
-    assert not torch.equal(task.pretext(whole, "train").drawn.ids, train[0])  # type: ignore[union-attr]
+    assert not torch.equal(masked_at(task.losses(whole, "train")), train[0])
 
 
 @pytest.mark.parametrize("sampler", ["official", "batched", "unbiased"])
@@ -217,7 +238,7 @@ def test_it_learns_and_says_how_well(sounds: Path, tmp_path: Path) -> None:
     begun, trainer = fit(sounds, tmp_path, lr=1e-12)
     first = {key: float(value) for key, value in trainer.callback_metrics.items()}
     assert {f"val/{key}" for key in KEYS} <= first.keys()
-    assert {f"train/{key}" for key in ("loss", "nce", "accuracy", "mse")} <= first.keys()
+    assert {f"train/{key}" for key in ("loss", "nce", "nce_accuracy", "mse")} <= first.keys()
     assert first["val/nce"] == pytest.approx(np.log(20), abs=0.3)
     # The same clips with the same masks give the same figures.
     again = trainer.validate(begun, datamodule=data(sounds, eval_batch_size=3), verbose=False)[0]
@@ -261,8 +282,8 @@ def test_a_resumed_run_equals_the_unbroken_one(place: str, sounds: Path, tmp_pat
         sounds, tmp_path / "again", keeper(tmp_path / "again"), start=start, **settings
     )
     # The schedule has something to remember, or this would test nothing.
-    assert 0 < whole.plateau.factor < 1
-    assert again.plateau == whole.plateau
+    assert 0 < plateau(whole).factor < 1
+    assert plateau(again) == plateau(whole)
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
     for key, value in first.callback_metrics.items():
@@ -335,7 +356,7 @@ def test_a_head_that_was_not_trained_draws_nothing(sounds: Path, tmp_path: Path)
     load_pretrained(tuned, file)
     torch.testing.assert_close(tuned.encoder.norm.weight, task.model.encoder.norm.weight)
     for model in (task.model, tuned):
-        with pytest.raises(NoReconstruction, match="no trained generative head"):
+        with pytest.raises(NoReconstruction, match="no trained pixel head"):
             model.reconstruct(torch.randn(1, 64, 128))
     # It is trained as soon as an objective asks for it.
     _, trainer = fit(sounds, tmp_path, objective="generative", pretrained=str(file))
@@ -364,7 +385,8 @@ def test_checkpoints_of_other_tasks_are_refused(sounds: Path, tmp_path: Path) ->
     classifier = classification(pretrained=None, size="toy", stride=(16, 16))
     with pytest.raises(CheckpointError, match=r"no settings of Classification.*pretrained"):
         classifier.on_load_checkpoint(content)
-    with pytest.raises(CheckpointError, match=r"objective` is 'generative'.*pretrained"):
-        small(objective="generative").on_load_checkpoint(content)
-    with pytest.raises(CheckpointError, match="no settings of SSASTPretraining"):
-        small().on_load_checkpoint({"hyper_parameters": {**FACTS, "size": "toy"}})
+    with pytest.raises(CheckpointError, match=r"objectives\.nce` .*pretrained"):
+        fit(sounds, tmp_path, start=file, objective="generative")
+    for settings in (classifier.hparams, {**FACTS, "size": "toy"}):
+        with pytest.raises(CheckpointError, match="no settings of Pretraining"):
+            small().on_load_checkpoint({"hyper_parameters": dict(settings)})

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ class StandIn(SimpleNamespace):
             **{
                 "current_epoch": 0,
                 "max_epochs": 25,
+                "max_steps": -1,
+                "num_training_batches": 10,
                 "global_step": 0,
                 "world_size": 1,
                 "global_rank": 0,
@@ -116,12 +119,9 @@ def masked(strategy: MaskingStrategy, task: Classification, batch: Batch) -> Bat
     """A copy of a heard batch, augmented anew with the strategy's mask in its place."""
     batch = batch.copy()
     rolled: object = batch.pop("roll", None)
-    noise_roll, task.hparams["noise_roll"] = task.hparams["noise_roll"], rolled is not None
+    augmentation = replace(task.augmentation, noise_roll=rolled is not None)
     batch["log_mel"], batch["frames"], batch["valid"] = batch["clean"]
-    try:
-        augment(task, batch, strategy)
-    finally:
-        task.hparams["noise_roll"] = noise_roll
+    augment(task, batch, strategy, augmentation)
     return batch
 
 

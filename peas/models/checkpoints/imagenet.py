@@ -65,6 +65,9 @@ def load_imagenet(model: Encoder, source: str) -> ImportReport:
     encoder = model.get_submodule("encoder")
     _check_keys(encoder.state_dict(), new, where)
     encoder.load_state_dict(new, strict=False)
+    if model.num_classes:
+        # A classifier's pixel head was not trained with these weights.
+        model.reconstructs.fill_(False)
     report.used = [key for key in state if key not in report.ignored]
     report.missing = {
         key: "ImageNet has no such part: it starts fresh"
