@@ -61,6 +61,8 @@ def our_task(size: str) -> Pretraining:
     )
     module = SimpleNamespace(mixup=0.0, frames=FRAMES, teacher_rate=None)
     stand_in = {"current_epoch": 0, "global_step": 0, "training": True, "world_size": 1}
+    stand_in |= {"num_training_batches": 1, "accumulate_grad_batches": 1}
+    stand_in |= {"max_epochs": 1, "max_steps": -1}
     task._trainer = SimpleNamespace(datamodule=module, **stand_in)  # type: ignore[assignment]
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     task._prepare()

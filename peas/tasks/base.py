@@ -361,7 +361,9 @@ class BaseTask(SteppingModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimiser; `lr_factor` sets the rates."""
-        self.recipe.check(self.rate, self.length)
+        # Away from a trainer there is no run that the recipe could not fit.
+        if self._trainer is not None:
+            self.recipe.check(self.rate, self.length)
         return self.recipe.optimizer(self.model, self.trained_beside(), self.rate)
 
     def on_fit_start(self) -> None:
