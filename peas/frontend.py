@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peas.errors import ConfigError
 from peas.filter_bank import SILENCE, FilterBank, filter_bank, log_mel_energies
 from peas.parts import Part
 
@@ -206,6 +207,11 @@ class KaldiLogMel(FrontEnd):
             Spectrogram with T = `frames`. A clip shorter than one frame (25 ms) is padded with
             zeros to one.
         """
+        if self.setting("mean") is None or self.setting("std") is None:
+            raise ConfigError(
+                "the front end has no statistics yet: give `mean` and `std`, or `build` it with "
+                "the data's"
+            )
         batch, samples = waveform.shape
         device = waveform.device
         if length is None:

@@ -25,7 +25,7 @@ from peas.models.masked import Grid, check_grid, gather_tokens, other_geometry
 from peas.models.vit import SpectrogramTransformer
 
 STRIDE = (10, 10)
-"""Step between patches in fine-tuning."""
+"""Step between 16 x 16 patches in fine-tuning; patches of frames have a step of one frame."""
 
 
 class SSAST(Encoder):
@@ -96,7 +96,8 @@ class SSAST(Encoder):
                 "`norm_pix` of peas.objectives.Reconstruction is true, and SSAST's head predicts "
                 "log-mels as they are: set `norm_pix: false`"
             )
-        default = STRIDE if self.num_classes else self.patch
+        overlapping = STRIDE if self.patch == (16, 16) else (self.patch[0], 1)
+        default = overlapping if self.num_classes else self.patch
         given = self._given["stride"] or default
         stride = (given[0], given[1])
         self.settle(stride=stride)
