@@ -64,6 +64,7 @@ class Classification(BaseTask):
 
     shape_keys = ("reconstruction",)
     resume_keys = ("freeze",)
+    default_parts = {"encoder": SSAST, "front_end": KaldiLogMel, "recipe": SSASTRecipe}
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric

@@ -72,6 +72,12 @@ class Pretraining(BaseTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    default_parts = {
+        "encoder": AudioMAE,
+        "front_end": KaldiLogMel,
+        "masking": RandomPatches,
+        "recipe": AudioMAEPretrainingRecipe,
+    }
     objectives: nn.ModuleDict
     meters: LossMeters
 
