@@ -11,6 +11,7 @@ from peas.errors import ConfigError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ENCODER, FRONT_END = "model.init_args.encoder", "model.init_args.front_end"
+RECIPE, AUGMENTATION = "model.init_args.recipe", "model.init_args.augmentation"
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,14 @@ def test_the_nearest_class(wrong: str, right: str | None) -> None:
         (["--model.init_args.encoder.class_path", "peas.models.SSTA"], "peas.models.SSAST"),
         # Of the class that a task takes where none is named.
         (["--model.init_args.front_end.init_args.meen", "1"], f"`{FRONT_END}.init_args.mean`"),
-        (["--model.init_args.recipe.init_args.lr", "null"], "`model.init_args.recipe.init_args.lr`"),
-        (["--model.init_args.augmentation.noise_rol", "1"], "model.init_args.augmentation.noise_roll`"),
+        (
+            ["--model.init_args.recipe.init_args.lr", "null"],
+            "`model.init_args.recipe.init_args.lr`",
+        ),
+        (
+            ["--model.init_args.augmentation.noise_rol", "1"],
+            "model.init_args.augmentation.noise_roll`",
+        ),
         (["--masking.init_args.n_tiem", "2"], "`masking.init_args.n_time`"),
         (["--trainer.max_epoch", "3"], "`--trainer.max_epochs`"),
     ],
