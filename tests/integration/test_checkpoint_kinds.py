@@ -68,7 +68,7 @@ def verbs(config: Path, clip: Path, out: Path, path: Path) -> dict[str, list[obj
     # A run that goes on and one that begins do not share a folder.
     fresh = ["--config", config, "--trainer.default_root_dir", out / "fresh"]
     mae = "mae" in path.parent.parent.parent.name
-    family = ["--model.init_args.encoder=audiomae"] if mae else []
+    family = ["--model.init_args.encoder=peas.models.AudioMAE"] if mae else []
     return {
         "fit": ["fit", *run, "--ckpt_path", path],
         "pretrained": ["fit", *fresh, *quick, *family, "--model.init_args.pretrained", path],
@@ -82,7 +82,7 @@ def verbs(config: Path, clip: Path, out: Path, path: Path) -> dict[str, list[obj
 def test_every_verb_with_every_kind(
     trained: Run, mae: Path, write: Write, sounds: Path, tmp_path: Path
 ) -> None:
-    config = write(changes={"masking": None, "model.init_args.drop_path": 0.1})
+    config = write(changes={"masking": None, "model.init_args.encoder.init_args.drop_path": 0.1})
     clip = sorted(sounds.glob("audio/*.wav"))[0]
     for kind, path in kinds(tmp_path / "files", trained, mae).items():
         out = tmp_path / kind
@@ -132,10 +132,19 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
     "not a number": (_nan, "head.weight holds NaN"),
     "labels of numbers": (_set("hyper_parameters", "labels", value=[1, 2, 3]), "labels"),
     "fewer labels": (_set("hyper_parameters", "labels", value=["a"]), "labels"),
-    "no spread": (_set("hyper_parameters", "std", value=0.0), "std"),
-    "a mean of no number": (_set("hyper_parameters", "mean", value=float("inf")), "mean"),
-    "a mean of 400 digits": (_set("hyper_parameters", "mean", value=10**400), "mean"),
-    "another size": (_set("hyper_parameters", "size", value="large"), "size is large"),
+    "no spread": (_set("hyper_parameters", "front_end", "init_args", "std", value=0.0), "std"),
+    "a mean of no number": (
+        _set("hyper_parameters", "front_end", "init_args", "mean", value=float("inf")),
+        "mean",
+    ),
+    "a mean of 400 digits": (
+        _set("hyper_parameters", "front_end", "init_args", "mean", value=10**400),
+        "mean",
+    ),
+    "another size": (
+        _set("hyper_parameters", "encoder", "init_args", "size", value="large"),
+        "size is large",
+    ),
     "no geometry": (
         lambda content: content["state_dict"].pop("model.geometry"),
         "geometry is missing",
@@ -144,9 +153,18 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
         _set("state_dict", "model.head.weight", value=lambda w: (w * torch.nan).to(EIGHT_BITS)),
         "head.weight holds NaN",
     ),
-    "text frames": (_set("hyper_parameters", "frames", value="64"), "frames"),
-    "an unknown size": (_set("hyper_parameters", "size", value="huge"), "size"),
-    "a stride of 0": (_set("hyper_parameters", "stride", value=[0, 16]), "stride"),
+    "text frames": (
+        _set("hyper_parameters", "front_end", "init_args", "frames", value="64"),
+        "frames",
+    ),
+    "an unknown size": (
+        _set("hyper_parameters", "encoder", "init_args", "size", value="huge"),
+        "size",
+    ),
+    "a stride of 0": (
+        _set("hyper_parameters", "encoder", "init_args", "stride", value=[0, 16]),
+        "stride",
+    ),
     "no tensors": (_set("state_dict", value={"model.head.weight": "x"}), "head.weight"),
     "an expanded tensor": (
         _set("state_dict", "model.head.weight", value=torch.zeros(1).expand(10**12)),

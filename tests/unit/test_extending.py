@@ -23,14 +23,19 @@ def run(folder: Path, given: str, *argv: str) -> Path:
     config = {
         "trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 2},
         "model": {
-            "class_path": "peas.tasks.MaskedAudioModeling",
+            "class_path": "peas.tasks.Pretraining",
             "init_args": {
-                "size": "mini",
-                "decoder_width": 32,
-                "decoder_depth": 1,
-                "decoder_heads": 2,
-                "lr": 1e-3,
-                "warmup_epochs": 0,
+                "encoder": {
+                    "class_path": "peas.models.AudioMAE",
+                    "init_args": {
+                        **{"size": "mini", "decoder_width": 32},
+                        **{"decoder_depth": 1, "decoder_heads": 2},
+                    },
+                },
+                "recipe": {
+                    "class_path": "peas.recipes.AudioMAEPretrainingRecipe",
+                    "init_args": {"lr": 1e-3, "warmup_epochs": 0},
+                },
             },
         },
         "data": {

@@ -222,11 +222,11 @@ def arrived(check: CommandCheck, tmp_path: Path, name: str, value: Any) -> Any:
 
 def test_small_numbers_arrive(check: CommandCheck, tmp_path: Path) -> None:
     # The agent writes 1e-05; YAML would take that for a word.
-    assert arrived(check, tmp_path, "model.init_args.lr", 1e-5).model.init_args.lr == 1e-5
+    assert arrived(check, tmp_path, "model.init_args.recipe.init_args.lr", 1e-5).model.init_args.recipe.init_args.lr == 1e-5
     # What YAML took for a word in the file arrives as the number that it looks like.
-    assert arrived(check, tmp_path, "model.init_args.lr", "1e-5").model.init_args.lr == 1e-5
+    assert arrived(check, tmp_path, "model.init_args.recipe.init_args.lr", "1e-5").model.init_args.recipe.init_args.lr == 1e-5
     # The server makes whole numbers of 1.0.
-    assert arrived(check, tmp_path, "model.init_args.layer_decay", 1).model.init_args.lr == 1e-3
+    assert arrived(check, tmp_path, "model.init_args.recipe.init_args.layer_decay", 1).model.init_args.recipe.init_args.lr == 1e-3
 
 
 def test_a_fraction_is_no_number_of_epochs(check: CommandCheck, tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_nothing_is_the_text_null(check: CommandCheck, tmp_path: Path) -> None:
 
 
 def test_booleans_and_a_nested_group_arrive(check: CommandCheck, tmp_path: Path) -> None:
-    key = "model.init_args.noise_roll"
-    assert arrived(check, tmp_path, key, True).model.init_args.noise_roll is True
-    assert arrived(check, tmp_path, key, False).model.init_args.noise_roll is False
+    key = "model.init_args.augmentation.noise_roll"
+    assert arrived(check, tmp_path, key, True).model.init_args.augmentation.noise_roll is True
+    assert arrived(check, tmp_path, key, False).model.init_args.augmentation.noise_roll is False
     words = [*BASE["command"]]
     words[4] = "configs/finetune/audiomae_esc50.yaml"
     parameters = {
@@ -441,13 +441,13 @@ def test_two_points_run_once(
         "masking.init_args.n_time": {"value": 2},
     }
     file = write(tmp_path, command=words, parameters=parameters)
-    call = ["sweep", str(file), "--out", "out", "--model.init_args.lr=1e-4"]
+    call = ["sweep", str(file), "--out", "out", "--model.init_args.recipe.init_args.lr=1e-4"]
     assert main(call) == 0
     first = capsys.readouterr().out
 
     config = yaml.safe_load((tmp_path / "out/point001/config.yaml").read_text())
     assert config["masking"]["init_args"]["n_time"] == 2
-    assert config["model"]["init_args"]["lr"] == 1e-4
+    assert config["model"]["init_args"]["recipe"]["init_args"]["lr"] == 1e-4
     sweep = read_sweep(file)
     (offline,) = (tmp_path / "out/point001/wandb").glob("offline-run-*")
     assert offline.name.endswith(f"{sweep.local_id}-001")
@@ -462,7 +462,7 @@ def test_two_points_run_once(
     assert main(call) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*")} == before
     # The same folder is not taken for another sweep's.
-    assert main([*call, "--model.init_args.lr=1e-3"]) == 1
+    assert main([*call, "--model.init_args.recipe.init_args.lr=1e-3"]) == 1
     assert "choose another --out" in capsys.readouterr().err
 
 
