@@ -121,6 +121,8 @@ def _geometry(place: int, value: int) -> Callable[[State], None]:
 
 
 _nan = _set("state_dict", "model.head.weight", value=lambda w: torch.full_like(w, torch.nan))
+FRONT_END = ("hyper_parameters", "front_end", "init_args")
+ENCODER = ("hyper_parameters", "encoder", "init_args")
 EIGHT_BITS = torch.float8_e5m2
 CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
     "huge geometry": (_geometry(4, 10**9), "geometry"),
@@ -132,17 +134,17 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
     "not a number": (_nan, "head.weight holds NaN"),
     "labels of numbers": (_set("hyper_parameters", "labels", value=[1, 2, 3]), "labels"),
     "fewer labels": (_set("hyper_parameters", "labels", value=["a"]), "labels"),
-    "no spread": (_set("hyper_parameters", "front_end", "init_args", "std", value=0.0), "std"),
+    "no spread": (_set(*FRONT_END, "std", value=0.0), "std"),
     "a mean of no number": (
-        _set("hyper_parameters", "front_end", "init_args", "mean", value=float("inf")),
+        _set(*FRONT_END, "mean", value=float("inf")),
         "mean",
     ),
     "a mean of 400 digits": (
-        _set("hyper_parameters", "front_end", "init_args", "mean", value=10**400),
+        _set(*FRONT_END, "mean", value=10**400),
         "mean",
     ),
     "another size": (
-        _set("hyper_parameters", "encoder", "init_args", "size", value="large"),
+        _set(*ENCODER, "size", value="large"),
         "size is large",
     ),
     "no geometry": (
@@ -154,15 +156,15 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
         "head.weight holds NaN",
     ),
     "text frames": (
-        _set("hyper_parameters", "front_end", "init_args", "frames", value="64"),
+        _set(*FRONT_END, "frames", value="64"),
         "frames",
     ),
     "an unknown size": (
-        _set("hyper_parameters", "encoder", "init_args", "size", value="huge"),
+        _set(*ENCODER, "size", value="huge"),
         "size",
     ),
     "a stride of 0": (
-        _set("hyper_parameters", "encoder", "init_args", "stride", value=[0, 16]),
+        _set(*ENCODER, "stride", value=[0, 16]),
         "stride",
     ),
     "no tensors": (_set("state_dict", value={"model.head.weight": "x"}), "head.weight"),
@@ -330,7 +332,7 @@ def test_tag_hears_the_channels_that_trained_and_the_window_that_is_tested(
     first = "--data.init_args.channels=first"
     assert call("fit", *where, first, "--trainer.max_epochs=1").code == 0
     content = torch.load(run.last, weights_only=True)
-    assert content["hyper_parameters"]["channels"] == "first"
+    assert content["hyper_parameters"]["front_end"]["init_args"]["channels"] == "first"
     message = call("predict", *where, "--ckpt_path", run.last).message
     assert "data.init_args.channels" in message
     done = call("predict", *where, first, "--ckpt_path", run.last)
@@ -347,7 +349,7 @@ def test_tag_hears_the_channels_that_trained_and_the_window_that_is_tested(
         for tag in json.loads(line)["tags"]:
             assert tag["score"] == pytest.approx(float(row[tag["label"]]), abs=2e-6)
     # Checkpoints of before keep what they did.
-    del content["hyper_parameters"]["channels"]
+    del content["hyper_parameters"]["front_end"]["init_args"]["channels"]
     torch.save(content, tmp_path / "old.ckpt")
     done = call("tag", clips[1], "--checkpoint", tmp_path / "old.ckpt")
     assert done.code == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
 POISON = json.dumps({"class_path": "cli_recorder.Poison", "init_args": {"at": [1, 1]}})
 STOP = {"class_path": "cli_recorder.Signaller", "init_args": {"name": "SIGTERM", "at": [1, 1]}}
+SKIP = "--model.init_args.recipe.init_args.on_nonfinite=skip"
 TWO_EPOCHS = ("--trainer.max_epochs=2",)
 SUPMAM: dict[str, Any] = {
     "class_path": "peas.tasks.Pretraining",
@@ -80,7 +81,7 @@ def test_a_loss_that_is_no_number_is_left_out_and_counted(
     where = (
         "--trainer.default_root_dir",
         run,
-        "--model.init_args.recipe.init_args.on_nonfinite=skip",
+        SKIP,
     )
     argv = (*where, "--checkpoints.every_n_train_steps=1")
     done = call("fit", "--config", config, *argv, f"--trainer.callbacks+={POISON}")
@@ -109,7 +110,7 @@ def test_a_loss_that_is_no_number_is_left_out_and_counted(
 
 def test_a_skipped_step_leaves_weights_and_moments(write: Write, tmp_path: Path) -> None:
     argv = (
-        "--model.init_args.recipe.init_args.on_nonfinite=skip",
+        SKIP,
         "--checkpoints.every_n_train_steps=1",
     )
     ends = {}
@@ -156,9 +157,9 @@ def test_an_average_of_the_weights_is_kept_validated_and_gone_on_with(
         done = call("fit", *argv, "--trainer.default_root_dir", broken, "--ckpt_path=last")
         assert done.code == 0, done.err
         again = _state(broken / "checkpoints/last.ckpt")
-        for part in ("state_dict", "current_model_state"):
-            for name, value in last[part].items():
-                assert torch.equal(value, again[part][name]), (system, part, name)
+        for kept in ("state_dict", "current_model_state"):
+            for name, value in last[kept].items():
+                assert torch.equal(value, again[kept][name]), (system, kept, name)
 
 
 @pytest.mark.slow
