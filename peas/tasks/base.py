@@ -64,6 +64,8 @@ class BaseTask(SteppingModule):
     resume_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a run cannot change when it goes on: weights or moments of other
     settings would be read as if they fitted."""
+    default_parts: ClassVar[dict[str, type[Any]]] = {}
+    """Classes of the parts that are not given, or of which only settings are."""
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""
