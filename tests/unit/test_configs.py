@@ -257,6 +257,7 @@ def test_a_run_of_a_file_is_its_row(parse: Parse, name: str) -> None:
 
 
 TASKS = ("Classification", "Pretraining")
+DATA = "data: {class_path: peas.data.ESC50, init_args: {root: x}}\n"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -271,7 +272,7 @@ def test_settings_of_a_part_without_a_class_are_of_the_tasks_own(
         "recipe": ("lr", 3e-3),
     }[key]
     base, part = tmp_path / "base.yaml", tmp_path / "part.yaml"
-    base.write_text(f"model: {{class_path: peas.tasks.{task}, init_args: {{pretrained: null}}}}")
+    base.write_text(f"{DATA}model: {{class_path: peas.tasks.{task}, init_args: {{pretrained: x}}}}")
     given = {"model": {"init_args": {key: {"init_args": {setting: value}}}}}
     part.write_text(yaml.safe_dump(given))
     word = (f"--model.init_args.{key}.init_args.{setting}", value)
@@ -288,7 +289,7 @@ def test_a_class_has_its_own_defaults_and_not_those_of_the_tasks_own(
     parse: Parse, tmp_path: Path
 ) -> None:
     base = tmp_path / "base.yaml"
-    base.write_text("model: {class_path: peas.tasks.Classification, init_args: {pretrained: x}}")
+    base.write_text(f"{DATA}model: {{class_path: peas.tasks.Classification}}")
     key = "--model.init_args.recipe"
     over = tmp_path / "over.yaml"
     over.write_text("model: {init_args: {recipe: {class_path: peas.recipes.AudioMAERecipe}}}")
