@@ -9,11 +9,12 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
 KEY = re.compile(r"""Parser key "([^"]+)"(?: element \d+)?:(.*)""")
-OPTION = re.compile(r"(?:Option|does not accept option) '([^']+)'")
+OPTION = re.compile(r"(?:(?:Group '([^']+)' )?does not accept option|Option) '([^']+)'")
 UNKNOWN = re.compile(r"unrecognized arguments: (--[\w.-]+)")
 CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 BARE = re.compile(r"Expected a dot import path string: (\w+)$")
@@ -33,11 +34,15 @@ FRAME = (
     "a dict with",
     "a dict without",
     "Problem with given class_path",
+    "Expected a path but",
 )
 """Beginnings of lines that say nothing about the cause."""
 
 
-NAMED = ("peas.data", "peas.tasks", "peas.callbacks")
+NAMED = (
+    *("peas.data", "peas.tasks", "peas.callbacks"),
+    *("peas.models", "peas.recipes", "peas.masking", "peas.objectives"),
+)
 """Modules whose classes a config names."""
 INSTALLED = ("peas", "lightning")
 """Packages in which a config's classes lie, beside the user's own."""
@@ -56,17 +61,21 @@ def cause(message: str, known: Sequence[str] = ()) -> str:
     keys: list[str] = []
     said: list[str] = []
     expected: list[str] = []
-    given = class_path = ""
+    given = class_path = flag = ""
     for line in message.splitlines():
         text = line.strip().removeprefix("- ").strip()
         if found := KEY.match(text):
-            keys.append(found[1])
+            # Of a class inside a class both keys are told, the inner one's class after them.
+            keys, class_path = [*_inside(keys, class_path), found[1]], ""
             text = found[2].strip()
         if found := CLASS.match(text) or BARE.match(text):
             # A list's base class is tried after the class that was meant.
             class_path = class_path or found[1]
         if found := GIVEN.match(text):
-            given = given or found[1]
+            # The outermost one has the whole flag.
+            given, flag = given or found[1], found[1]
+        elif BARE.match(text):
+            continue
         elif found := EXPECTED.match(text):
             expected.append(_type(found[1]))
             given = given or (found[2] or "")
@@ -74,8 +83,19 @@ def cause(message: str, known: Sequence[str] = ()) -> str:
             said.append(text)
     if near := nearest_class(class_path):
         return f"`{_key(keys)}`: there is no class {class_path}; did you mean {near}?"
+    if class_path and "." not in class_path:
+        return f"`{_key(keys)}`: there is no class {class_path}: give MODULE.CLASS"
     known = _arguments(class_path) if class_path else known
-    return _sentence(keys, said, [e for e in expected if e != "NoneType"], given, known) or message
+    inside = _inside(keys, class_path)
+    expected = [kind for kind in expected if kind != "NoneType"]
+    return _sentence(keys, inside, said, expected, given, NESTED.match(flag), known) or message
+
+
+def _inside(keys: list[str], class_path: str) -> list[str]:
+    """Where the arguments of a key's class are."""
+    # An objective is named by the user, and the parser does not repeat that.
+    name = ["NAME"] if class_path and keys[-1:] == ["objectives"] else []
+    return [*keys, *name, *(["init_args"] if class_path and keys else [])]
 
 
 def nearest_class(path: str) -> str | None:
@@ -129,41 +149,54 @@ def _arguments(path: str) -> list[str]:
     for base in found.__mro__:
         parameters = inspect.signature(base.__init__).parameters.values()
         names += [parameter.name for parameter in parameters]
+        for parameter in parameters:
+            if is_dataclass(parameter.default):
+                names += [f"{parameter.name}.{field.name}" for field in fields(parameter.default)]
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return names
 
 
 def _sentence(
-    keys: list[str], said: list[str], expected: list[str], given: str, known: Sequence[str]
+    keys: list[str],
+    inside: list[str],
+    said: list[str],
+    expected: list[str],
+    given: str,
+    flag: re.Match[str] | None,
+    known: Sequence[str],
 ) -> str:
     """The cause, from its parts; empty where they do not tell it."""
     text = " ".join(said)
-    flag = NESTED.match(given)
-    if found := UNKNOWN.match(text) or OPTION.search(text):
+    whole = _key([keys[0], "init_args", flag[1]]) if flag and keys else ""
+    unknown = UNKNOWN.match(text)
+    if found := unknown or OPTION.search(text):
+        name = ".".join(filter(None, found.groups()))
+        # Of a command line's own keys they are part of the name.
+        dashes = "--" if unknown and not keys else ""
+        name = name.removeprefix("--")
+        wrong = whole or _key([*inside, dashes + name])
         advice = "`--help` lists the keys"
-        if near := _nearest_key(found[1].removeprefix("--"), known):
-            dashes = "--" if found[1].startswith("--") else ""
-            advice = f"did you mean `{_key([*keys, dashes + near])}`? {advice}"
+        if near := _nearest_key(name, known):
+            advice = f"did you mean `{wrong.removesuffix(name)}{near}`? {advice}"
         elif flag:
             advice = "is the flag behind the `--config` that names its class? " + advice
-        return f"`{_key([*keys, found[1]])}`: there is no such key; {advice}"
+        return f"`{wrong}`: there is no such key; {advice}"
     if found := REQUIRED.search(text):
         # Below a subcommand jsonargparse puts its name before the key.
         names = re.sub(r"\b(?:fit|validate|test|predict)\.", "", found[1])
-        missing = [_key([*keys, key]) for key in names.split(", ")]
+        missing = [_key([*inside, key]) for key in names.split(", ")]
         return f"`{'`, `'.join(missing)}` must be given"
     if said:
         return f"`{_key(keys)}`: {text}" if keys else text
     if keys and not flag and not expected and given.startswith("{"):
         return f"`{_key(keys)}`: nothing names its class: add `class_path` beside `init_args`"
-    if flag:
-        # The flag's own key is the last one; a key that the parser named is the same.
-        keys, given = [*keys[:1], flag[1]], flag[2]
+    if flag and NESTED.match(given):
+        given = flag[2].strip("'")
     if expected:
         wanted = " or ".join(dict.fromkeys(expected))
         given = "null" if given == "None" else given
-        return f"`{_key(keys)}` is {given}: give {wanted}"
+        return f"`{whole or _key(keys)}` is {given}: give {wanted}"
     return ""
 
 
@@ -178,12 +211,8 @@ def _nearest_key(key: str, known: Sequence[str]) -> str | None:
 
 
 def _key(keys: list[str]) -> str:
-    """Whole name of a key; below a class its arguments are in `init_args`."""
-    if not keys:
-        return "config"
-    first, *rest = keys
-    classes = first in ("model", "data", "masking") or first.endswith("callbacks")
-    return ".".join([first, *(["init_args"] if rest and classes else []), *rest])
+    """Whole name of a key."""
+    return ".".join(keys) or "config"
 
 
 def _type(text: str) -> str:

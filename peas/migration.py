@@ -120,7 +120,8 @@ def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[s
     flat = dict(settings)
     kind = flat.pop("encoder", None)
     optimizer, schedule = flat.pop("optimizer", None), flat.pop("schedule", None)
-    cosine = optimizer == "adamw" or (optimizer is None and schedule == "cosine")
+    # An overlay's schedule alone belongs to an optimiser that another file names.
+    cosine = optimizer == "adamw" or (not (whole or optimizer) and schedule == "cosine")
     if whole and (optimizer or schedule) and cosine != (schedule == "cosine"):
         raise ConfigError(
             f"`model.init_args` has `optimizer: {optimizer or 'adam'}` and `schedule: "

@@ -18,6 +18,7 @@ from peas.config_file import read_config
 from peas.errors import ConfigError
 from peas.migration import config as of_this_release
 from peas.migration import words
+from peas.parts import Part, class_path
 
 _load = get_loader("yaml")
 
@@ -39,13 +40,26 @@ class PeasParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._negative_number_matcher = NEGATIVE
         self._lightnings = False
+        self._default_parts: dict[str, type[Part]] = {}
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
         """Adds the arguments of a class."""
         # Lightning takes null for arguments whose types do not say so.
         self._lightnings = theclass.__module__.startswith("lightning.")
         added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
+        self._default_parts = getattr(theclass, "default_parts", {})
+        for action in self._actions:
+            if part := self._default_parts.get(action.dest):
+                # Of settings without a class.
+                action.default = Namespace(class_path=class_path(part))
         return added
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Defaults of all arguments; of a part null, or its settings would be another class's."""
+        defaults: Namespace = super().get_defaults(*args, **kwargs)
+        for key in self._default_parts:
+            defaults[key] = None
+        return defaults
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any

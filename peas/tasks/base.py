@@ -67,6 +67,8 @@ class BaseTask(SteppingModule):
     settings would be read as if they fitted."""
     own_keys: ClassVar[tuple[str, ...]] = ()
     """More hyperparameters that a checkpoint of this task has, and one of another has not."""
+    default_parts: ClassVar[dict[str, type[Any]]] = {}
+    """Classes of the parts that are not given, or of which only settings are."""
     resumes: bool = False
     """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
     the command line: Lightning tells a task only after `setup`."""

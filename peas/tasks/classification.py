@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -69,6 +69,11 @@ class Classification(BaseTask):
 
     shape_keys = ("reconstruction",)
     resume_keys = ("freeze",)
+    default_parts: ClassVar[dict[str, type[Any]]] = {
+        "encoder": SSAST,
+        "front_end": KaldiLogMel,
+        "recipe": SSASTRecipe,
+    }
     scores: ClipScores
     evaluation_loss: MeanMetric
     train_loss: MeanMetric
@@ -94,9 +99,9 @@ class Classification(BaseTask):
         super().__init__()
         self.save_hyperparameters(ignore=["encoder", "front_end", "recipe", "augmentation"])
         self.adopt(
-            made(encoder, Encoder) or SSAST(),
-            made(front_end, FrontEnd) or KaldiLogMel(),
-            made(recipe, Recipe) or SSASTRecipe(),
+            made(encoder, Encoder) or self.default_parts["encoder"](),
+            made(front_end, FrontEnd) or self.default_parts["front_end"](),
+            made(recipe, Recipe) or self.default_parts["recipe"](),
         )
         # A checkpoint's settings are plain.
         given: Any = augmentation

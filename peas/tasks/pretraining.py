@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -73,6 +73,12 @@ class Pretraining(BaseTask):
     """
 
     own_keys = ("objectives",)
+    default_parts: ClassVar[dict[str, type[Any]]] = {
+        "encoder": AudioMAE,
+        "front_end": KaldiLogMel,
+        "masking": RandomPatches,
+        "recipe": AudioMAEPretrainingRecipe,
+    }
     objectives: nn.ModuleDict
     meters: LossMeters
 
@@ -101,15 +107,15 @@ class Pretraining(BaseTask):
                 f"`model.init_args.passes` is {passes!r}: choose one of shared, separate"
             )
         self.adopt(
-            made(encoder, Encoder) or AudioMAE(),
-            made(front_end, FrontEnd) or KaldiLogMel(),
-            made(recipe, Recipe) or AudioMAEPretrainingRecipe(),
+            made(encoder, Encoder) or self.default_parts["encoder"](),
+            made(front_end, FrontEnd) or self.default_parts["front_end"](),
+            made(recipe, Recipe) or self.default_parts["recipe"](),
         )
         given = {"reconstruction": Reconstruction()} if objectives is None else objectives
         named = {name: made(part, Objective) for name, part in given.items()}
         chosen = {name: part for name, part in named.items() if part is not None}
         _require_possible(chosen, roll_gain)
-        self.patch_masking = made(masking, PatchMasking) or RandomPatches()
+        self.patch_masking = made(masking, PatchMasking) or self.default_parts["masking"]()
         self.eval_patch_masking = made(eval_masking, PatchMasking) or self.patch_masking
         self.hparams["masking"] = self.patch_masking.spec()
         other = self.eval_patch_masking is not self.patch_masking

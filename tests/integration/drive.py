@@ -43,13 +43,14 @@ BASE: dict[str, Any] = {
     "model": {
         "class_path": "peas.tasks.Classification",
         "init_args": {
-            "size": "mini",
             "pretrained": None,
-            "stride": [16, 16],
-            # Dropping blocks draws random numbers: a resumed run has to draw the same.
-            "drop_path": 0.1,
-            "lr": 5.0e-4,
-            "noise_roll": True,
+            "encoder": {
+                "class_path": "peas.models.SSAST",
+                # Dropping blocks draws random numbers: a resumed run has to draw the same.
+                "init_args": {"size": "mini", "stride": [16, 16], "drop_path": 0.1},
+            },
+            "recipe": {"class_path": "peas.recipes.SSASTRecipe", "init_args": {"lr": 5.0e-4}},
+            "augmentation": {"noise_roll": True},
         },
     },
     "data": {
@@ -128,6 +129,26 @@ def objectives(**settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def part(class_path: str, **settings: Any) -> dict[str, Any]:
+    """A part of a task, of `peas` by a path that begins there."""
+    return {"class_path": f"peas.{class_path}", "init_args": settings}
+
+
+SSAST: dict[str, Any] = {
+    "class_path": "peas.tasks.Pretraining",
+    "init_args": {
+        "encoder": part("models.SSAST", size="mini"),
+        "masking": part("masking.ClusteredPatches", count=16),
+        "objectives": {
+            "nce": part("objectives.PatchContrast", weight=1.0),
+            "mse": part("objectives.Reconstruction", weight=10.0, norm_pix=False),
+        },
+        "passes": "separate",
+        "recipe": part("recipes.SSASTPretrainingRecipe"),
+        "grad_norm_every": 0,
+    },
+}
+"""Pretraining of SSAST, as small as can be."""
 HALF = {"class_path": "peas.masking.RandomPatches", "init_args": {"ratio": 0.5}}
 """`masking` of half of the patches."""
 

@@ -305,7 +305,10 @@ def test_weights_only_stays_on(write: Write, trained: Run) -> None:
 
 
 def test_pretrained_weights_of_another_size(trained: Run, write: Write, tmp_path: Path) -> None:
-    argv = [f"--model.init_args.pretrained={trained.best}", "--model.init_args.size=small"]
+    argv = [
+        f"--model.init_args.pretrained={trained.best}",
+        "--model.init_args.encoder.init_args.size=small",
+    ]
     message = broken_fit(write, tmp_path, *argv)
     assert str(trained.best) in message
     assert "set size to mini" in message
@@ -353,7 +356,10 @@ SETTINGS = {
         ("PEAS.init_args.max_freq", "129", "128"),
     ),
     "no classes": ({"model.init_args.labels": []}, ("model.init_args.labels", "0 classes")),
-    "no learning rate": ({"model.init_args.lr": 0.0}, ("model.init_args.lr", "positive")),
+    "no learning rate": (
+        {"model.init_args.recipe.init_args.lr": 0.0},
+        ("model.init_args.recipe.init_args.lr", "positive"),
+    ),
     "no clips in a batch": (
         {"data.init_args.batch_size": 0},
         ("data.init_args.batch_size is 0",),

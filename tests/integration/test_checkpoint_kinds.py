@@ -68,7 +68,7 @@ def verbs(config: Path, clip: Path, out: Path, path: Path) -> dict[str, list[obj
     # A run that goes on and one that begins do not share a folder.
     fresh = ["--config", config, "--trainer.default_root_dir", out / "fresh"]
     mae = "mae" in path.parent.parent.parent.name
-    family = ["--model.init_args.encoder=audiomae"] if mae else []
+    family = ["--model.init_args.encoder=peas.models.AudioMAE"] if mae else []
     return {
         "fit": ["fit", *run, "--ckpt_path", path],
         "pretrained": ["fit", *fresh, *quick, *family, "--model.init_args.pretrained", path],
@@ -82,7 +82,7 @@ def verbs(config: Path, clip: Path, out: Path, path: Path) -> dict[str, list[obj
 def test_every_verb_with_every_kind(
     trained: Run, mae: Path, write: Write, sounds: Path, tmp_path: Path
 ) -> None:
-    config = write(changes={"masking": None, "model.init_args.drop_path": 0.1})
+    config = write(changes={"masking": None, "model.init_args.encoder.init_args.drop_path": 0.1})
     clip = sorted(sounds.glob("audio/*.wav"))[0]
     for kind, path in kinds(tmp_path / "files", trained, mae).items():
         out = tmp_path / kind
@@ -121,6 +121,8 @@ def _geometry(place: int, value: int) -> Callable[[State], None]:
 
 
 _nan = _set("state_dict", "model.head.weight", value=lambda w: torch.full_like(w, torch.nan))
+FRONT_END = ("hyper_parameters", "front_end", "init_args")
+ENCODER = ("hyper_parameters", "encoder", "init_args")
 EIGHT_BITS = torch.float8_e5m2
 CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
     "huge geometry": (_geometry(4, 10**9), "geometry"),
@@ -132,10 +134,19 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
     "not a number": (_nan, "head.weight holds NaN"),
     "labels of numbers": (_set("hyper_parameters", "labels", value=[1, 2, 3]), "labels"),
     "fewer labels": (_set("hyper_parameters", "labels", value=["a"]), "labels"),
-    "no spread": (_set("hyper_parameters", "std", value=0.0), "std"),
-    "a mean of no number": (_set("hyper_parameters", "mean", value=float("inf")), "mean"),
-    "a mean of 400 digits": (_set("hyper_parameters", "mean", value=10**400), "mean"),
-    "another size": (_set("hyper_parameters", "size", value="large"), "size is large"),
+    "no spread": (_set(*FRONT_END, "std", value=0.0), "std"),
+    "a mean of no number": (
+        _set(*FRONT_END, "mean", value=float("inf")),
+        "mean",
+    ),
+    "a mean of 400 digits": (
+        _set(*FRONT_END, "mean", value=10**400),
+        "mean",
+    ),
+    "another size": (
+        _set(*ENCODER, "size", value="large"),
+        "size is large",
+    ),
     "no geometry": (
         lambda content: content["state_dict"].pop("model.geometry"),
         "geometry is missing",
@@ -144,9 +155,18 @@ CHANGES: dict[str, tuple[Callable[[State], None], str]] = {
         _set("state_dict", "model.head.weight", value=lambda w: (w * torch.nan).to(EIGHT_BITS)),
         "head.weight holds NaN",
     ),
-    "text frames": (_set("hyper_parameters", "frames", value="64"), "frames"),
-    "an unknown size": (_set("hyper_parameters", "size", value="huge"), "size"),
-    "a stride of 0": (_set("hyper_parameters", "stride", value=[0, 16]), "stride"),
+    "text frames": (
+        _set(*FRONT_END, "frames", value="64"),
+        "frames",
+    ),
+    "an unknown size": (
+        _set(*ENCODER, "size", value="huge"),
+        "size",
+    ),
+    "a stride of 0": (
+        _set(*ENCODER, "stride", value=[0, 16]),
+        "stride",
+    ),
     "no tensors": (_set("state_dict", value={"model.head.weight": "x"}), "head.weight"),
     "an expanded tensor": (
         _set("state_dict", "model.head.weight", value=torch.zeros(1).expand(10**12)),
@@ -312,7 +332,7 @@ def test_tag_hears_the_channels_that_trained_and_the_window_that_is_tested(
     first = "--data.init_args.channels=first"
     assert call("fit", *where, first, "--trainer.max_epochs=1").code == 0
     content = torch.load(run.last, weights_only=True)
-    assert content["hyper_parameters"]["channels"] == "first"
+    assert content["hyper_parameters"]["front_end"]["init_args"]["channels"] == "first"
     message = call("predict", *where, "--ckpt_path", run.last).message
     assert "data.init_args.channels" in message
     done = call("predict", *where, first, "--ckpt_path", run.last)
@@ -329,7 +349,7 @@ def test_tag_hears_the_channels_that_trained_and_the_window_that_is_tested(
         for tag in json.loads(line)["tags"]:
             assert tag["score"] == pytest.approx(float(row[tag["label"]]), abs=2e-6)
     # Checkpoints of before keep what they did.
-    del content["hyper_parameters"]["channels"]
+    del content["hyper_parameters"]["front_end"]["init_args"]["channels"]
     torch.save(content, tmp_path / "old.ckpt")
     done = call("tag", clips[1], "--checkpoint", tmp_path / "old.ckpt")
     assert done.code == 0

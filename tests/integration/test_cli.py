@@ -352,7 +352,7 @@ def test_kfold_of_two_folds(write: Write, tmp_path: Path, request: pytest.Fixtur
     assert contents(tmp_path / "folds") == before
     assert again.out.splitlines()[-5:] == done.out.splitlines()[-5:]
     # Other settings belong into another folder.
-    refused = call(*argv, "--model.init_args.lr=0.1")
+    refused = call(*argv, "--model.init_args.recipe.init_args.lr=0.1")
     assert "--out" in refused.message
     assert contents(tmp_path / "folds") == before
 
@@ -405,7 +405,7 @@ def test_kfold_goes_on_and_keeps_what_is_done(
     assert went_on["ckpt_path"] == str(fold / "checkpoints" / "last.ckpt")
     # A job that has only begun is held to its settings, too.
     (fold / "done.json").unlink()
-    refused = call(*argv, "--folds", "2", "--model.init_args.lr=0.1")
+    refused = call(*argv, "--folds", "2", "--model.init_args.recipe.init_args.lr=0.1")
     assert str(fold) in refused.message
     assert len(in_this_process) == started + 1
 

@@ -40,7 +40,7 @@ def test_two_hosts_see_the_same_and_train_as_one(
     changes = {
         "masking": None,
         "trainer.max_epochs": 2,
-        "model.init_args.drop_path": 0.0,
+        "model.init_args.encoder.init_args.drop_path": 0.0,
     }
     one = write("one.yaml", changes=changes)
     both = {"trainer.devices": 1, "trainer.num_nodes": 2, "trainer.strategy": "ddp"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drive import BASE, HALF, changed, objectives
+from drive import BASE, HALF, SSAST, changed, objectives, part
 from forks import Forks, world_of
 
 from peas.data.synthetic import write_sounds
@@ -22,27 +22,26 @@ EPOCHS = 3
 GLOBAL_BATCH = 6
 
 MAE: dict[str, Any] = {
-    "class_path": "peas.tasks.MaskedAudioModeling",
+    "class_path": "peas.tasks.Pretraining",
     "init_args": {
-        "size": "mini",
+        "encoder": part(
+            "models.AudioMAE", size="mini", decoder_width=32, decoder_depth=2, decoder_heads=2
+        ),
         "masking": HALF,
         "objectives": objectives(reconstruction={}),
-        "decoder_width": 32,
-        "decoder_depth": 2,
-        "decoder_heads": 2,
         "grad_norm_every": 3,
-        "lr": 1.0e-3,
-        "lr_rule": "absolute",
-        "warmup_epochs": 1,
+        "recipe": part(
+            "recipes.AudioMAEPretrainingRecipe", lr=1.0e-3, lr_rule="absolute", warmup_epochs=1
+        ),
     },
 }
 # BatchNorm is each process's own.
 BRANCH = {"weight": 0.1, "hidden": 32, "norm": "none"}
 SYSTEMS: dict[str, Mapping[str, Any]] = {
-    "ssast": {
-        "class_path": "peas.tasks.SSASTPretraining",
-        "init_args": {"size": "mini", "masked": 8, "eval_masked": 8, "lr": 1.0e-3},
-    },
+    "ssast": changed(
+        SSAST,
+        {"init_args.masking.init_args.count": 8, "init_args.recipe.init_args.lr": 1.0e-3},
+    ),
     "audiomae": MAE,
     "mam_teacher": changed(
         MAE,
@@ -62,11 +61,10 @@ SYSTEMS: dict[str, Mapping[str, Any]] = {
     "peas": {
         "class_path": "peas.tasks.Classification",
         "init_args": {
-            "size": "mini",
             "pretrained": None,
-            "stride": [16, 16],
-            "lr": 5.0e-4,
-            "noise_roll": True,
+            "encoder": part("models.SSAST", size="mini", stride=[16, 16]),
+            "recipe": part("recipes.SSASTRecipe", lr=5.0e-4),
+            "augmentation": {"noise_roll": True},
         },
     },
 }

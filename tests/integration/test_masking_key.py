@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from cli_recorder import recorded
-from drive import BASE, Run, Write, call, changed, metrics, prepare
+from drive import BASE, SSAST, Run, Write, call, changed, metrics, prepare
 from torch import Tensor
 
 from peas.callbacks import MaskingStrategy
@@ -155,11 +155,7 @@ def test_a_run_with_its_strategy_in_the_list_resumes_under_the_key(
 
 
 def test_pretraining_takes_no_masks(write: Write, tmp_path: Path) -> None:
-    model = {
-        "class_path": "peas.tasks.SSASTPretraining",
-        "init_args": {"size": "mini", "masked": 16, "eval_masked": None},
-    }
-    config = write(changes={"model": model})
+    config = write(changes={"model": SSAST})
     done = call("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "run")
     assert "`masking`" in done.message
-    assert "`model.init_args.masked`" in done.message
+    assert "`model.init_args.masking`" in done.message

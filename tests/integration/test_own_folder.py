@@ -2,13 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
-from drive import call, metrics
+from drive import SSAST, call, metrics, part
 
 RATES = (8_000, 11_025, 11_127, 16_000, 22_050, 22_257, 44_100, 48_000)
 CLASSES = ("chainsaw", "crying_baby", "dog")
@@ -48,7 +49,7 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(path: Path, root: Path, task: str, **settings: object) -> Path:
+def config(path: Path, root: Path, model: dict[str, Any]) -> Path:
     """A small config of two epochs."""
     text = {
         "seed_everything": 0,
@@ -58,7 +59,7 @@ def config(path: Path, root: Path, task: str, **settings: object) -> Path:
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
         },
-        "model": {"class_path": f"peas.tasks.{task}", "init_args": {"size": "mini", **settings}},
+        "model": model,
         "data": {
             "class_path": "peas.data.AudioFolder",
             "init_args": {
@@ -70,7 +71,7 @@ def config(path: Path, root: Path, task: str, **settings: object) -> Path:
             },
         },
     }
-    if task == "Classification":
+    if model["class_path"].endswith("Classification"):
         peas = {"n_time": 1, "n_freq": 1, "max_time": 16, "max_freq": 48}
         text["masking"] = {"class_path": "peas.callbacks.PEAS", "init_args": peas}
     path.write_text(yaml.safe_dump(text))
@@ -82,25 +83,26 @@ def test_own_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     checked = call("data", "verify", "folder", folder, "--workers", 0)
     assert checked.code == 0, checked.out + checked.err
 
-    pretrain = config(
-        tmp_path / "pretrain.yaml", folder, "SSASTPretraining", masked=16, eval_masked=None
-    )
+    pretrain = config(tmp_path / "pretrain.yaml", folder, SSAST)
     done = call("fit", "--config", pretrain, "--trainer.default_root_dir", tmp_path / "pretrain")
     assert done.code == 0, done.err
 
     weights = tmp_path / "pretrain/checkpoints/last.ckpt"
+    settings = {
+        "pretrained": str(weights),
+        "encoder": part("models.SSAST", size="mini", stride=[16, 16]),
+        "recipe": part("recipes.SSASTRecipe", lr=1e-3, warmup_steps=0),
+    }
     finetune = config(
-        *(tmp_path / "peas.yaml", folder, "Classification"),
-        pretrained=str(weights),
-        stride=[16, 16],
-        warmup_steps=0,
-        lr=1e-3,
+        tmp_path / "peas.yaml",
+        folder,
+        {"class_path": "peas.tasks.Classification", "init_args": settings},
     )
     run = tmp_path / "run"
     argv = ["fit", "--config", finetune, "--trainer.default_root_dir", run, "--ckpt_path", "last"]
     done = call(*argv)
     assert done.code == 0, done.err
-    done = call(*argv, "--trainer.max_epochs", 3, "--model.init_args.lr", 5e-4)
+    done = call(*argv, "--trainer.max_epochs", 3, "--model.init_args.recipe.init_args.lr", 5e-4)
     assert done.code == 0, done.err
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert last["epoch"] == 2

@@ -176,18 +176,21 @@ def test_what_was_measured_stays_the_run_s_when_clips_are_added(
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before = _state(last)["hyper_parameters"]
     (audio / "clips.csv").write_text("\n".join([*lines, extra]) + "\n")
-    with pytest.warns(UserWarning, match="the run keeps `model.init_args.mean") as said:
+    with pytest.warns(
+        UserWarning, match="the run keeps `model.init_args.front_end.init_args.mean"
+    ) as said:
         done = call(*argv, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert done.code == 0, done.err
     assert any("1 clips added" in str(warning.message) for warning in said)
     after = _state(last)
+    assert after["hyper_parameters"]["front_end"] == before["front_end"]
     for key in ("mean", "std"):
-        assert after["hyper_parameters"][key] == before[key]
-        assert float(after["state_dict"][f"front_end.{key}"]) == pytest.approx(before[key])
+        saved = before["front_end"]["init_args"][key]
+        assert float(after["state_dict"][f"front_end.{key}"]) == pytest.approx(saved)
     # What a setting asks for is another matter.
     given = ("--data.init_args.mean=-5.0", "--data.init_args.std=4.0")
     message = call(*argv, "--trainer.max_epochs=3", "--ckpt_path=last", *given).message
-    assert "`model.init_args.mean` is -5.0" in message
+    assert "`model.init_args.front_end.init_args.mean` is -5.0" in message
 
 
 def test_a_metric_that_is_no_number_is_told_once(write: Write, tmp_path: Path) -> None:

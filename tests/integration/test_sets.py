@@ -65,7 +65,7 @@ def test_keyword_spotting_trains_and_is_tested(write: Write, words: Path, tmp_pa
     assert done.code == 0, done.err
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["hyper_parameters"]["labels"] == list(CLASSES)
-    assert state["hyper_parameters"]["mean"] == -6.702
+    assert state["hyper_parameters"]["front_end"]["init_args"]["mean"] == -6.702
     # 24 words and 2 silences, drawn anew: four batches of six.
     assert state["global_step"] == 4
     logits = np.load(folder / "logits" / "val_last.npz")
@@ -126,7 +126,8 @@ def test_a_mixture_trains(write: Write, sounds: Path, words: Path, tmp_path: Pat
     facts = state["hyper_parameters"]
     assert len(facts["labels"]) == 3 + 12
     assert facts["labels"][-12:] == list(CLASSES)
-    assert (facts["mean"], facts["frames"]) == (-5.0, 64)
+    front_end = facts["front_end"]["init_args"]
+    assert (front_end["mean"], front_end["frames"]) == (-5.0, 64)
     assert state["global_step"] == (CLIPS - FOLD + 13) // 6
     kept = contents(tmp_path / "run")["config.yaml"].decode()
     assert "peas.data.SpeechCommands" in kept

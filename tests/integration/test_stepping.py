@@ -7,24 +7,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from drive import BASE, HALF, Write, call, changed, metrics, objectives
+from drive import BASE, HALF, Write, call, changed, metrics, objectives, part
 from torch import Tensor
 
 OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
 POISON = json.dumps({"class_path": "cli_recorder.Poison", "init_args": {"at": [1, 1]}})
 STOP = {"class_path": "cli_recorder.Signaller", "init_args": {"name": "SIGTERM", "at": [1, 1]}}
+SKIP = "--model.init_args.recipe.init_args.on_nonfinite=skip"
 TWO_EPOCHS = ("--trainer.max_epochs=2",)
 SUPMAM: dict[str, Any] = {
-    "class_path": "peas.tasks.MaskedAudioModeling",
+    "class_path": "peas.tasks.Pretraining",
     "init_args": {
-        "size": "mini",
+        "encoder": part(
+            "models.AudioMAE", size="mini", decoder_width=32, decoder_depth=1, decoder_heads=2
+        ),
         "masking": HALF,
         "objectives": objectives(reconstruction={}, classification={"weight": 0.1, "hidden": 32}),
-        "decoder_width": 32,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
-        "lr": 1.0e-3,
-        "warmup_epochs": 0,
+        "recipe": part("recipes.AudioMAEPretrainingRecipe", lr=1.0e-3, warmup_epochs=0),
     },
 }
 
@@ -79,7 +78,11 @@ def test_a_loss_that_is_no_number_is_left_out_and_counted(
 ) -> None:
     config = write() if system == "finetuning" else _supmam(sounds, tmp_path)
     run = tmp_path / "run"
-    where = ("--trainer.default_root_dir", run, "--model.init_args.on_nonfinite=skip")
+    where = (
+        "--trainer.default_root_dir",
+        run,
+        SKIP,
+    )
     argv = (*where, "--checkpoints.every_n_train_steps=1")
     done = call("fit", "--config", config, *argv, f"--trainer.callbacks+={POISON}")
     assert done.code == 0, done.err
@@ -106,7 +109,10 @@ def test_a_loss_that_is_no_number_is_left_out_and_counted(
 
 
 def test_a_skipped_step_leaves_weights_and_moments(write: Write, tmp_path: Path) -> None:
-    argv = ("--model.init_args.on_nonfinite=skip", "--checkpoints.every_n_train_steps=1")
+    argv = (
+        SKIP,
+        "--checkpoints.every_n_train_steps=1",
+    )
     ends = {}
     for steps in (5, 6):
         run = tmp_path / str(steps)
@@ -151,15 +157,19 @@ def test_an_average_of_the_weights_is_kept_validated_and_gone_on_with(
         done = call("fit", *argv, "--trainer.default_root_dir", broken, "--ckpt_path=last")
         assert done.code == 0, done.err
         again = _state(broken / "checkpoints/last.ckpt")
-        for part in ("state_dict", "current_model_state"):
-            for name, value in last[part].items():
-                assert torch.equal(value, again[part][name]), (system, part, name)
+        for kept in ("state_dict", "current_model_state"):
+            for name, value in last[kept].items():
+                assert torch.equal(value, again[kept][name]), (system, kept, name)
 
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_and_keep_their_names(write: Write, tmp_path: Path) -> None:
     plain, fast = tmp_path / "plain", tmp_path / "fast"
-    size = ("--model.init_args.size=mini", "--trainer.max_steps=3", "--model.init_args.drop_path=0")
+    size = (
+        "--model.init_args.encoder.init_args.size=mini",
+        "--trainer.max_steps=3",
+        "--model.init_args.encoder.init_args.drop_path=0",
+    )
     for run, more in ((plain, ()), (fast, ("--config", OVERLAYS / "compile.yaml"))):
         argv = ("--config", write(), *more, *size, "--trainer.default_root_dir", run)
         done = call("fit", *argv, "--trainer.log_every_n_steps=1")

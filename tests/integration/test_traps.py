@@ -73,11 +73,18 @@ def test_the_command_line_wins_over_the_checkpoint(
     trained: Run, write: Write, tmp_path: Path
 ) -> None:
     config = write(changes={"masking": None})
-    argv = ["--config", config, "--ckpt_path", trained.best, "--model.init_args.lr", "0.5"]
+    argv = [
+        "--config",
+        config,
+        "--ckpt_path",
+        trained.best,
+        "--model.init_args.recipe.init_args.lr",
+        "0.5",
+    ]
     done = call("test", *argv, "--trainer.default_root_dir", tmp_path / "run")
     assert done.code == 0, done.err
     kept = yaml.safe_load((tmp_path / "run" / "config_test.yaml").read_text())
-    assert kept["model"]["init_args"]["lr"] == 0.5
+    assert kept["model"]["init_args"]["recipe"]["init_args"]["lr"] == 0.5
     logged = yaml.safe_load((tmp_path / "run" / "logs/version_0/hparams.yaml").read_text())
     assert logged["lr"] == 0.5
     # What the checkpoint knows and the command line left open does come from the checkpoint.
@@ -89,7 +96,7 @@ def test_a_resumed_run_says_which_settings_changed(copied: Run, tmp_path: Path) 
     argv = ["--config", copied.config, "--ckpt_path", copied.last]
     with pytest.warns(UserWarning, match="lr: 0.0005 → 0.5"):
         done = call(
-            *("fit", *argv, "--model.init_args.lr=0.5"),
+            *("fit", *argv, "--model.init_args.recipe.init_args.lr=0.5"),
             *("--trainer.default_root_dir", copied.folder),
         )
     assert done.code == 0, done.err
@@ -98,10 +105,10 @@ def test_a_resumed_run_says_which_settings_changed(copied: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value", "had"),
     [
-        ("size", "small", "mini"),
-        ("pooling", "cls", "mean"),
-        ("stride", "[8, 8]", "16"),
-        ("frames", "128", "64"),
+        ("encoder.init_args.size", "small", "mini"),
+        ("encoder.init_args.pooling", "cls", "mean"),
+        ("encoder.init_args.stride", "[8, 8]", "16"),
+        ("front_end.init_args.frames", "128", "64"),
         ("labels", "[a, b]", "tone"),
     ],
 )
@@ -120,7 +127,7 @@ def test_a_second_run_in_the_same_folder(copied: Run, write: Write) -> None:
     before = contents(copied.folder)
     first = (copied.folder / "run_id").read_text().strip()
     (copied.folder / "notes.txt").write_text("of the user")
-    config = write(changes={"model.init_args.lr": 1.0e-5})
+    config = write(changes={"model.init_args.recipe.init_args.lr": 1.0e-5})
     argv = ["--config", config, "--trainer.default_root_dir", copied.folder]
     message = call("fit", *argv, *QUICK).message
     assert "last.ckpt" in message
@@ -140,7 +147,7 @@ def test_a_second_run_in_the_same_folder(copied: Run, write: Write) -> None:
             assert after[f"earlier/{first}/{name}"] == content, name
     assert (copied.folder / "run_id").read_text().strip() != first
     kept = yaml.safe_load(after["config.yaml"])
-    assert kept["model"]["init_args"]["lr"] == 1.0e-5
+    assert kept["model"]["init_args"]["recipe"]["init_args"]["lr"] == 1.0e-5
     assert "new" not in kept
     own = {name for name in after if not name.startswith("earlier/")}
     assert "config.1.yaml" not in own
@@ -171,7 +178,7 @@ def test_a_short_flag_reaches_the_class(write: Write, tmp_path: Path, trained: R
     )
     assert done.code == 0, done.err
     kept = yaml.safe_load((tmp_path / "run" / "config_test.yaml").read_text())
-    assert kept["model"]["init_args"]["lr"] == 0.25
+    assert kept["model"]["init_args"]["recipe"]["init_args"]["lr"] == 0.25
     assert kept["data"]["init_args"]["eval_batch_size"] == 3
     assert kept["masking"]["init_args"]["n_time"] == 1
 
@@ -212,11 +219,15 @@ PARSED: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
         ("`masking`", "class_path"),
     ),
     "number": ({"trainer.max_epochs": "many"}, [], ("`trainer.max_epochs` is many", "int")),
-    "type": ({"model.init_args.lr": "fast"}, [], ("`model.init_args.lr` is fast", "float")),
+    "type": (
+        {"model.init_args.recipe.init_args.lr": "fast"},
+        [],
+        ("`model.init_args.recipe.init_args.lr` is fast", "float"),
+    ),
     "choice": (
         {},
-        ["--model.init_args.size=huge"],
-        ("`model.init_args.size` is huge", "'tiny', 'small', 'base'"),
+        ["--model.init_args.encoder.init_args.size=huge"],
+        ("`model.init_args.encoder.init_args.size` is huge", "'tiny', 'small', 'base'"),
     ),
     "class": ({"model.class_path": "peas.tasks.Nosuch"}, [], ("`model`", "Nosuch")),
     "required": ({"data.init_args.root-": None}, [], ("`data.init_args.root`", "give")),
@@ -237,9 +248,9 @@ def test_a_wrong_key_is_one_line(
 
 
 def test_flags_before_the_config_are_explained(write: Write) -> None:
-    done = call("fit", "--model.init_args.lr=1", "--config", write())
+    done = call("fit", "--model.init_args.recipe.init_args.lr=1", "--config", write())
     assert "behind the `--config`" in done.message
-    assert "`model.init_args.lr`" in done.message
+    assert "`model.init_args.recipe.init_args.lr`" in done.message
 
 
 def test_a_config_that_is_not_there_or_no_yaml(tmp_path: Path) -> None:

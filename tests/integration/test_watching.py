@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from drive import BASE, CLASSES, CLIPS, call, changed, metrics, objectives
+from drive import BASE, CLASSES, CLIPS, call, changed, metrics, objectives, part
 from forks import Forks
 
 EPOCHS = 2
@@ -43,15 +43,21 @@ def pretraining(tmp_path: Path, sounds: Path, **changes: Any) -> Path:
             "masking": None,
             "trainer.callbacks": callbacks(tmp_path / "labelled"),
             "model": {
-                "class_path": "peas.tasks.MaskedAudioModeling",
+                "class_path": "peas.tasks.Pretraining",
                 "init_args": {
-                    "size": "mini",
-                    "decoder_width": 32,
-                    "decoder_depth": 1,
-                    "decoder_heads": 2,
-                    "lr": 1.0e-3,
-                    "lr_rule": "absolute",
-                    "warmup_epochs": 0,
+                    "encoder": part(
+                        "models.AudioMAE",
+                        size="mini",
+                        decoder_width=32,
+                        decoder_depth=1,
+                        decoder_heads=2,
+                    ),
+                    "recipe": part(
+                        "recipes.AudioMAEPretrainingRecipe",
+                        lr=1.0e-3,
+                        lr_rule="absolute",
+                        warmup_epochs=0,
+                    ),
                 },
             },
             "data.init_args.root": str(sounds),
@@ -70,7 +76,7 @@ def fine_tuning(tmp_path: Path, sounds: Path, pretrained: Path, **changes: Any) 
         {
             "trainer.max_epochs": 1,
             "model.init_args.pretrained": str(pretrained),
-            "model.init_args.encoder": "audiomae",
+            "model.init_args.encoder.class_path": "peas.models.AudioMAE",
             "model.init_args.reconstruction": "probe",
             "data.init_args.root": str(sounds),
             **changes,
@@ -138,7 +144,7 @@ def test_two_processes_share_the_work(forks: Forks, sounds: Path, tmp_path: Path
         return run
 
     # A rate too small to matter: the weights stay those of the seed.
-    still = {"model.init_args.lr": 1e-12, "trainer.max_epochs": 1}
+    still = {"model.init_args.recipe.init_args.lr": 1e-12, "trainer.max_epochs": 1}
     config = pretraining(tmp_path, sounds, **still)
     one, two = fit(config, "one", 1), fit(config, "two", 2)
     assert accuracies(one) == pytest.approx(accuracies(two))

@@ -22,7 +22,7 @@ sys.path[:0] = [str(TESTS / "integration"), str(TESTS.parent)]
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from drive import BASE, changed  # noqa: E402
+from drive import BASE, changed, part  # noqa: E402
 from forks import Call, Forks  # noqa: E402
 from test_ddp import SYSTEMS, _maps  # noqa: E402
 
@@ -39,13 +39,16 @@ def masks(name: str, **settings: Any) -> dict[str, Any]:
 
 BLOCKS = {"n_time": 1, "n_freq": 1, "max_time": 16, "max_freq": 24}
 MAE_FINETUNE = {
-    "model.init_args.encoder": "audiomae",
-    "model.init_args.stride-": None,
-    "model.init_args.optimizer": "adamw",
-    "model.init_args.layer_decay": 0.75,
-    "model.init_args.betas": [0.9, 0.95],
-    "model.init_args.schedule": "cosine",
-    "model.init_args.warmup_epochs": 1.0,
+    "model.init_args.encoder": part("models.AudioMAE", size="mini", drop_path=0.1),
+    "model.init_args.recipe": part(
+        "recipes.AudioMAERecipe",
+        lr=5.0e-4,
+        lr_rule="absolute",
+        layer_decay=0.75,
+        weight_decay=5e-7,
+        betas=[0.9, 0.95],
+        warmup_epochs=1.0,
+    ),
 }
 
 
@@ -69,7 +72,7 @@ def runs(clips: Path, cache: Path, work: Path) -> dict[str, dict[str, Any]]:
     found["probe"] = changed(base, {"model.init_args.reconstruction": "probe"})
     found["frozen"] = changed(base, {"model.init_args.freeze": "encoder", "masking": None})
     found["mixup_noise"] = changed(
-        base, {"data.init_args.mixup": 0.6, "model.init_args.roll_gain": "official"}
+        base, {"data.init_args.mixup": 0.6, "model.init_args.augmentation.roll_gain": "official"}
     )
     found["two_processes"] = changed(
         base,

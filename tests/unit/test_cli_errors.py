@@ -10,6 +10,8 @@ from peas.commands.kfold import has_folds
 from peas.errors import ConfigError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+ENCODER, FRONT_END = "model.init_args.encoder", "model.init_args.front_end"
+RECIPE, AUGMENTATION = "model.init_args.recipe", "model.init_args.augmentation"
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
         ("pees.tasks.Classification", "peas.tasks.Classification"),
         ("peas.data.folder.AudioFoldr", "peas.data.AudioFolder"),
         ("ESC51", "peas.data.ESC50"),
+        ("AudioMAERecip", "peas.recipes.AudioMAERecipe"),
         ("peas.data.AudioFolder", None),
         ("somebodys.Own", None),
         ("peas.data.Zzzzzz", None),
@@ -38,7 +41,19 @@ def test_the_nearest_class(wrong: str, right: str | None) -> None:
         (["--data.init_args.batchsize", "3"], "`data.init_args.batch_size`"),
         # Of a base class that gets what the class does not know.
         (["--data.init_args.num_worker", "3"], "`data.init_args.num_workers`"),
-        (["--model.init_args.szie", "mini"], "`model.init_args.size`"),
+        (["--model.init_args.encoder.init_args.szie", "mini"], f"`{ENCODER}.init_args.size`"),
+        (["--model.init_args.encoder", "SSTA"], "peas.models.SSAST"),
+        (["--model.init_args.encoder.class_path", "peas.models.SSTA"], "peas.models.SSAST"),
+        # Of the class that a task takes where none is named.
+        (["--model.init_args.front_end.init_args.meen", "1"], f"`{FRONT_END}.init_args.mean`"),
+        (
+            ["--model.init_args.recipe.init_args.lr", "null"],
+            "`model.init_args.recipe.init_args.lr`",
+        ),
+        (
+            ["--model.init_args.augmentation.noise_rol", "1"],
+            "model.init_args.augmentation.noise_roll`",
+        ),
         (["--masking.init_args.n_tiem", "2"], "`masking.init_args.n_time`"),
         (["--trainer.max_epoch", "3"], "`--trainer.max_epochs`"),
     ],
@@ -67,6 +82,18 @@ def test_a_key_that_is_like_none_gets_no_advice(capsys: pytest.CaptureFixture[st
             "data.init_args.root`",
         ),
         ("data: {class_path: peas.data.AudioFoldr}", "peas.data.AudioFolder?"),
+        (
+            "model: {init_args: {encoder: {init_args: {szie: mini}}}}",
+            "model.init_args.encoder.init_args.size`",
+        ),
+        (
+            "model: {init_args: {recipe: {class_path: peas.recipes.SSASTRecip}}}",
+            "peas.recipes.SSASTRecipe?",
+        ),
+        (
+            "model: {init_args: {augmentation: {noise_rol: true}}}",
+            "model.init_args.augmentation.noise_roll`",
+        ),
     ],
 )
 def test_a_config_with_a_slip_names_what_was_meant(

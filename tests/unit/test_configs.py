@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from jsonargparse import Namespace
-from made import masked_task
+from made import parts
 from toys import data, quiet_trainer
 
+from peas import tasks
+from peas.commands.paper_row import differences
 from peas.optim import global_lr
+from peas.parts import class_path
+from peas.recipes import AudioMAERecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -207,6 +211,23 @@ def finetune(name: str) -> Path:
     return CONFIGS / "finetune" / f"{name}.yaml"
 
 
+def parts_of(config: Namespace, encoder: str, recipe: str) -> tuple[Any, Any, Any]:
+    """Settings of the task, its encoder and its recipe, which are of these classes."""
+    model = config.model.init_args
+    assert model.encoder.class_path == f"peas.models.{encoder}"
+    assert model.recipe.class_path == f"peas.recipes.{recipe}"
+    return model, model.encoder.init_args, model.recipe.init_args
+
+
+def flat(settings: Any, where: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in vars(settings).items():
+        inner = flat(value, f"{where}{key}.") if isinstance(value, Namespace) else None
+        found |= {f"{where}{key}": value} if inner is None else inner
+    return found
+
+
 def at(settings: Any, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split("."):
@@ -216,6 +237,79 @@ def at(settings: Any, key: str) -> Any:
 
 def overlay(name: str) -> Path:
     return CONFIGS / "overlays" / f"{name}.yaml"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (CONFIGS / "finetune").glob("*.yaml"))
+)
+def test_a_run_of_a_file_is_its_row(parse: Parse, name: str) -> None:
+    """What `paper.requires` names is in the config of a run, where it has every default."""
+    config = parse("--config", finetune(name)).as_dict()
+    if (required := config["paper"]["requires"]) is None:
+        return
+    assert differences(config, required.get("clips", 0)) == []
+    for key in required.keys() - {"clips"}:
+        at(config, key)
+    size = config["model"]["init_args"]["encoder"]["init_args"]
+    size["size"] = "mini"
+    (told,) = differences(config, required.get("clips", 0))
+    assert "model.init_args.encoder.init_args.size" in told
+
+
+TASKS = ("Classification", "Pretraining")
+DATA = "data: {class_path: peas.data.ESC50, init_args: {root: x}}\n"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("key", ["encoder", "front_end", "recipe"])
+def test_settings_of_a_part_without_a_class_are_of_the_tasks_own(
+    parse: Parse, tmp_path: Path, task: str, key: str
+) -> None:
+    cls = getattr(tasks, task)
+    setting, value = {
+        "encoder": ("size", "mini"),
+        "front_end": ("mean", -4.2),
+        "recipe": ("lr", 3e-3),
+    }[key]
+    base, part = tmp_path / "base.yaml", tmp_path / "part.yaml"
+    base.write_text(f"{DATA}model: {{class_path: peas.tasks.{task}, init_args: {{pretrained: x}}}}")
+    given = {"model": {"init_args": {key: {"init_args": {setting: value}}}}}
+    part.write_text(yaml.safe_dump(given))
+    word = (f"--model.init_args.{key}.init_args.{setting}", value)
+    for words in (("--config", part), word, (f"{word[0]}={value}",)):
+        found = parse("--config", base, *words).model.init_args[key]
+        assert found.class_path == class_path(cls.default_parts[key])
+        assert found.init_args[setting] == value
+    # Nobody has asked for the others.
+    others = {"encoder", "front_end", "recipe"} - {key}
+    assert not any(parse("--config", base, *word).model.init_args[other] for other in others)
+
+
+def test_a_class_has_its_own_defaults_and_not_those_of_the_tasks_own(
+    parse: Parse, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(f"{DATA}model: {{class_path: peas.tasks.Classification}}")
+    key = "--model.init_args.recipe"
+    over = tmp_path / "over.yaml"
+    over.write_text("model: {init_args: {recipe: {class_path: peas.recipes.AudioMAERecipe}}}")
+    for words in (
+        (key, "AudioMAERecipe"),
+        (f"{key}.class_path", "peas.recipes.AudioMAERecipe"),
+        ("--config", over),
+    ):
+        found = parse("--config", base, *words).model.init_args.recipe
+        assert found.class_path == "peas.recipes.AudioMAERecipe"
+        given = AudioMAERecipe().spec()["init_args"]
+        assert {k: _plain(value) for k, value in vars(found.init_args).items()} == given
+
+
+def test_every_file_is_read(parse: Parse) -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        if path.parent.name not in ("overlays", "sweeps"):
+            model = parse("--config", path).model
+            assert model.class_path in ("peas.tasks.Classification", "peas.tasks.Pretraining")
+            assert model.init_args.encoder.class_path.startswith("peas.models."), path
 
 
 def test_no_row_is_missing_and_none_is_too_many() -> None:
@@ -246,14 +340,14 @@ def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
     assert config.data.init_args.batch_size == setup.batch_size
     assert config.data.init_args.mixup == setup.mixup
     assert config.data.init_args.frames == setup.frames
-    model = config.model.init_args
-    assert (model.size, model.lr, model.loss) == ("base", setup.lr, setup.loss)
+    model, encoder, recipe = parts_of(config, "SSAST", "SSASTRecipe")
+    assert (encoder.size, recipe.lr, model.loss) == ("base", setup.lr, setup.loss)
     assert model.pretrained == "SSAST-Base-Patch-400.pth"
-    assert (model.patch, model.stride) == ((16, 16), (10, 10))
-    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
-    assert (model.warmup_steps, model.decay_start) == (setup.warmup_steps, setup.decay_start)
-    assert (model.decay_factor, model.head_lr_factor) == (0.85, 1.0)
-    assert model.noise_roll
+    assert (encoder.patch, encoder.stride) == ((16, 16), (10, 10))
+    assert (recipe.betas, recipe.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (recipe.warmup_steps, recipe.decay_start) == (setup.warmup_steps, setup.decay_start)
+    assert (recipe.decay_factor, recipe.head_lr_factor) == (0.85, 1.0)
+    assert model.augmentation.noise_roll
 
     mask = config.masking
     assert mask.class_path.split(".")[-1] == STRATEGIES[row.partition("_")[0]]
@@ -289,24 +383,26 @@ def test_keyword_spotting_is_the_same_recipe_on_other_clips(parse: Parse, row: s
 def test_audioset_has_the_recipe_of_ssast(parse: Parse, subset: str) -> None:
     config = parse("--config", finetune(f"audioset_{subset}_conventional"))
     lr, epochs, draws = AUDIOSET[subset]
-    data, model = config.data.init_args, config.model.init_args
+    data = config.data.init_args
+    model, encoder, recipe = parts_of(config, "SSAST", "SSASTRecipe")
     assert config.data.class_path.split(".")[-1] == "AudioSet"
     assert (data.subset, data.epoch_clips) == (f"as{subset}", draws)
     assert data.sampling == ("uniform" if draws is None else "balanced")
     assert (data.batch_size, data.mixup, data.frames) == (12, 0.5, 1024)
     assert (data.mean, data.std) == (-4.2677393, 4.5689974)
-    assert (model.lr, model.loss, config.trainer.max_epochs) == (lr, "bce", epochs)
-    assert (model.patch, model.stride, model.pooling) == ((16, 16), (10, 10), "mean")
-    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
-    assert (model.warmup_steps, model.noise_roll) == (0, False)
+    assert (recipe.lr, model.loss, config.trainer.max_epochs) == (lr, "bce", epochs)
+    assert (encoder.patch, encoder.stride, encoder.pooling) == ((16, 16), (10, 10), "mean")
+    assert (recipe.betas, recipe.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (recipe.warmup_steps, model.augmentation.noise_roll) == (0, False)
     mask = config.masking
     assert mask.class_path.split(".")[-1] == "SpecAugment"
     assert (mask.init_args.max_time, mask.init_args.max_freq) == (192, 48)
 
 
 def test_the_rate_of_audioset_halves_every_five_epochs(parse: Parse) -> None:
-    model = parse("--config", finetune("audioset_20k_conventional")).model.init_args
-    settings = (model.decay_start, model.decay_factor, model.decay_every)
+    config = parse("--config", finetune("audioset_20k_conventional"))
+    _, _, recipe = parts_of(config, "SSAST", "SSASTRecipe")
+    settings = (recipe.decay_start, recipe.decay_factor, recipe.decay_every)
     assert settings == (10, 0.5, 5)
 
 
@@ -332,17 +428,19 @@ def test_audiomaes_recipe_and_both_readings_of_supmam_clap(
         setup.mixup,
         setup.frames,
     )
-    model = config.model.init_args
-    assert (model.encoder, model.size, model.pooling) == ("audiomae", "base", "mean")
-    assert (model.patch, model.stride) == ((16, 16), (16, 16))
+    model, encoder, recipe = parts_of(config, "AudioMAE", "AudioMAERecipe")
+    assert (encoder.size, encoder.pooling) == ("base", "mean")
+    assert (encoder.patch, encoder.stride) == ((16, 16), (16, 16))
     assert model.pretrained == pretrained
-    assert (model.lr, model.lr_rule, model.loss) == (setup.lr, "batch256", setup.loss)
-    assert global_lr(model.lr, model.lr_rule, clips.batch_size) == pytest.approx(setup.rate)
-    assert (model.optimizer, model.layer_decay, model.drop_path) == ("adamw", 0.75, 0.1)
-    assert (model.betas, model.weight_decay) == ((0.9, 0.999), setup.weight_decay)
+    assert (recipe.lr, recipe.lr_rule, model.loss) == (setup.lr, "batch256", setup.loss)
+    assert global_lr(recipe.lr, recipe.lr_rule, clips.batch_size) == pytest.approx(setup.rate)
+    assert (recipe.layer_decay, encoder.drop_path) == (0.75, 0.1)
+    assert (recipe.betas, recipe.weight_decay) == ((0.9, 0.999), setup.weight_decay)
     assert model.label_smoothing == setup.label_smoothing
-    assert (model.schedule, model.warmup_epochs, model.min_lr) == ("cosine", setup.warmup, 1e-6)
-    assert (model.freeze, model.noise_roll, model.roll_gain) == (None, False, setup.roll_gain)
+    assert (recipe.warmup_epochs, recipe.min_lr) == (setup.warmup, 1e-6)
+    augmentation = model.augmentation
+    assert (augmentation.noise_roll, augmentation.roll_gain) == (False, setup.roll_gain)
+    assert model.freeze is None
 
     others, mask = config.trainer.callbacks, config.masking
     assert mask.class_path.split(".")[-1] == "SpecAugment"
@@ -390,18 +488,19 @@ def test_ast_is_asts_recipe_from_imagenet(parse: Parse, data: str) -> None:
         "speech_commands_v1_12": (30, 2.5e-4, 128, 0.6, 0, 5, 0.85, 1, True),
     }[data]
     assert config.paper.row == "AST"
-    model, clips = config.model.init_args, config.data.init_args
+    clips = config.data.init_args
+    model, encoder, recipe = parts_of(config, "SSAST", "SSASTRecipe")
     assert model.pretrained == "timm:deit_base_distilled_patch16_384.fb_in1k"
-    assert (model.encoder, model.pooling, model.stride) == ("ssast", "cls", (10, 10))
-    assert (config.trainer.max_epochs, model.lr, model.loss) == (
+    assert (encoder.pooling, encoder.stride) == ("cls", (10, 10))
+    assert (config.trainer.max_epochs, recipe.lr, model.loss) == (
         epochs,
         lr,
         MAE_SETUPS[data].loss,
     )
     assert (clips.batch_size, clips.mixup) == (batch, mixup)
-    assert (model.warmup_steps, model.decay_start) == (warmup, start)
-    assert (model.decay_factor, model.decay_every, model.noise_roll) == (factor, every, noise)
-    assert (model.optimizer, model.schedule, model.lr_rule) == ("adam", "staircase", "absolute")
+    assert (recipe.warmup_steps, recipe.decay_start) == (warmup, start)
+    assert (recipe.decay_factor, recipe.decay_every) == (factor, every)
+    assert (model.augmentation.noise_roll, recipe.lr_rule) == (noise, "absolute")
     mask = config.masking.init_args
     assert (mask.max_time, mask.max_freq) == MAE_SETUPS[data].masks
 
@@ -441,19 +540,23 @@ def test_from_nothing_is_the_same_recipe_without_weights(parse: Parse, data: str
     config = parse("--config", finetune(f"scratch_{data}"))
     row = parse("--config", finetune(f"audiomae_{data}"))
     assert (config.data, config.trainer, config.masking) == (row.data, row.trainer, row.masking)
-    ours, theirs = vars(config.model.init_args), vars(row.model.init_args)
-    assert {key for key in ours if ours[key] != theirs[key]} == {"pretrained", "layer_decay"}
-    assert (ours["pretrained"], ours["layer_decay"]) == (None, 1.0)
+    ours, theirs = flat(config.model.init_args), flat(row.model.init_args)
+    assert ours.keys() == theirs.keys()
+    decay = "recipe.init_args.layer_decay"
+    assert {key for key in ours if ours[key] != theirs[key]} == {"pretrained", decay}
+    assert (ours["pretrained"], ours[decay]) == (None, 1.0)
 
 
 def test_linear_probe_trains_the_classifier_on_clips_as_they_are(parse: Parse) -> None:
     config = parse("--config", finetune("linear_probe_esc50"))
-    model = config.model.init_args
-    assert (model.freeze, model.drop_path, model.weight_decay) == ("encoder", 0.0, 0.0)
-    assert (model.noise_roll, model.roll_gain, config.data.init_args.mixup) == (False, "none", 0.0)
+    model, encoder, recipe = parts_of(config, "AudioMAE", "AudioMAERecipe")
+    assert (model.freeze, encoder.drop_path, recipe.weight_decay) == ("encoder", 0.0, 0.0)
+    augmentation = model.augmentation
+    assert (augmentation.noise_roll, augmentation.roll_gain) == (False, "none")
+    assert config.data.init_args.mixup == 0.0
     assert not config.trainer.callbacks
     assert config.masking is None
-    assert (model.lr_rule, model.layer_decay) == ("absolute", 1.0)
+    assert (recipe.lr_rule, recipe.layer_decay) == ("absolute", 1.0)
 
 
 @pytest.mark.parametrize("data", SETUPS)
@@ -474,15 +577,23 @@ def test_pretraining_is_read(parse: Parse, name: str) -> None:
 def test_pretraining_has_the_recipe_of_ssast(parse: Parse, name: str) -> None:
     size, patch, clips, lr, every = SSAST_PRETRAINING[name]
     config = parse("--config", CONFIGS / "pretrain" / f"{name}.yaml")
-    model, clip_sets = config.model.init_args, config.data.init_args
-    assert config.model.class_path.split(".")[-1] == "SSASTPretraining"
-    assert (model.size, model.patch, model.lr) == (size, patch, lr)
-    assert (model.masked, model.eval_masked, model.sides) == (400, 400, (3, 4, 5))
-    assert (model.objective, model.mse_weight) == ("joint", 10.0)
-    assert (model.nce_axis, model.passes, model.pretrained) == ("code", 2, None)
-    assert (model.betas, model.weight_decay) == ((0.95, 0.999), 5e-7)
-    assert (model.warmup_steps, model.plateau_factor, model.plateau_patience) == (1000, 0.5, 2)
-    assert model.plateau_every == config.trainer.val_check_interval == every
+    clip_sets = config.data.init_args
+    assert config.model.class_path == "peas.tasks.Pretraining"
+    model, encoder, recipe = parts_of(config, "SSAST", "SSASTPretrainingRecipe")
+    assert (encoder.size, encoder.patch, recipe.lr) == (size, patch, lr)
+    for masking in (model.masking, model.eval_masking):
+        assert masking.class_path == "peas.masking.ClusteredPatches"
+        assert (masking.init_args.count, masking.init_args.sides) == (400, (3, 4, 5))
+        assert masking.init_args.law == "batched"
+    nce, mse = model.objectives["nce"], model.objectives["mse"]
+    assert (nce.class_path, nce.init_args.weight) == ("peas.objectives.PatchContrast", 1.0)
+    assert (mse.class_path, mse.init_args.weight) == ("peas.objectives.Reconstruction", 10.0)
+    assert (nce.init_args.axis, mse.init_args.norm_pix) == ("code", False)
+    assert (len(model.objectives), model.passes, model.pretrained) == (2, "separate", None)
+    assert (recipe.betas, recipe.weight_decay) == ((0.95, 0.999), 5e-7)
+    assert (recipe.warmup_steps, recipe.plateau_factor, recipe.plateau_patience) == (1000, 0.5, 2)
+    assert recipe.monitor == "nce_accuracy"
+    assert recipe.plateau_every == config.trainer.val_check_interval == every
     assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (10, None)
     assert (clip_sets.batch_size, clip_sets.mixup) == (clips, 0.0)
     sets = [one.class_path.split(".")[-1] for one in clip_sets.sets]
@@ -491,16 +602,19 @@ def test_pretraining_has_the_recipe_of_ssast(parse: Parse, name: str) -> None:
 
 def test_rows_of_ssasts_pretraining_are_overrides(parse: Parse) -> None:
     base = ("--config", CONFIGS / "pretrain" / "ssast.yaml")
-    for flag, key, value in (
-        ("masked=250", "masked", 250),
-        ("masked=100", "masked", 100),
-        ("objective=discriminative", "objective", "discriminative"),
-        ("objective=generative", "objective", "generative"),
-        ("patch=[128,2]", "patch", (128, 2)),
-        ("passes=1", "passes", 1),
+    for key, value in (
+        ("masking.init_args.count", 250),
+        ("masking.init_args.count", 100),
+        ("objectives.mse", None),
+        ("objectives.nce", None),
+        ("encoder.init_args.patch", [128, 2]),
+        ("passes", "shared"),
     ):
-        model = parse(*base, f"--model.init_args.{flag}").model.init_args
-        assert model[key] == value
+        word = f"--model.init_args.{key}={yaml.safe_dump(value, default_flow_style=True)}"
+        model = parse(*base, word.removesuffix("...\n").strip()).model.init_args
+        assert _plain(at(model, key)) == value
+        # What stands beside it stays.
+        assert model.objectives.keys() == {"nce", "mse"}
 
 
 def pretrain(name: str) -> Path:
@@ -519,24 +633,25 @@ def test_masked_audio_modeling_has_the_papers_numbers(parse: Parse, name: str) -
     assert config.paper.table == "SupMAM-CLAP 1"
     assert config.paper.row == f"{row.row}, pretraining"
     assert config.paper.preset == "likely"
-    assert config.model.class_path.split(".")[-1] == "MaskedAudioModeling"
-    model, clips = config.model.init_args, config.data.init_args
+    assert config.model.class_path == "peas.tasks.Pretraining"
+    model, encoder, recipe = parts_of(config, "AudioMAE", "AudioMAEPretrainingRecipe")
+    clips = config.data.init_args
     parts = {key: part.init_args for key, part in model.objectives.items()}
     assert {key: part.weight for key, part in parts.items()} == row.weights
-    assert (model.size, model.patch, model.pretrained) == ("base", (16, 16), None)
+    assert (encoder.size, encoder.patch, model.pretrained) == ("base", (16, 16), None)
     assert model.masking.class_path == "peas.masking.RandomPatches"
     assert model.masking.init_args.ratio == row.mask_ratio
-    decoder = (model.decoder, model.decoder_width, model.decoder_depth, model.decoder_heads)
-    assert decoder == row.decoder
-    assert (config.trainer.max_epochs, model.warmup_epochs) == (row.epochs, row.warmup)
+    sizes = (encoder.decoder_width, encoder.decoder_depth, encoder.decoder_heads)
+    assert (encoder.decoder, *sizes) == row.decoder
+    assert (config.trainer.max_epochs, recipe.warmup_epochs) == (row.epochs, row.warmup)
     assert (clips.batch_size, clips.mixup) == (row.batch_size, 0.0)
-    assert global_lr(model.lr, model.lr_rule, row.batch_size) == pytest.approx(row.rate)
-    assert model.min_lr == 0.0
+    assert global_lr(recipe.lr, recipe.lr_rule, row.batch_size) == pytest.approx(row.rate)
+    assert recipe.min_lr == 0.0
     # The papers' own runs have AudioMAE's optimiser, and its augmentation is AudioMAE's alone.
     if name not in ("mae_ast", "maskspec"):
-        assert (model.betas, model.weight_decay) == ((0.9, 0.95), 1e-4)
+        assert (recipe.betas, recipe.weight_decay) == ((0.9, 0.95), 1e-4)
     assert model.roll_gain == ("official" if name == "audiomae" else "none")
-    assert model.positions == ("geometric" if row.decoder[0] == "global" else None)
+    assert encoder.positions == ("geometric" if row.decoder[0] == "global" else None)
     if part := parts.get("distillation"):
         assert part.teacher.class_path.split(".")[-1] == "LaionClapTeacher"
         assert part.teacher.init_args.checkpoint == "630k-audioset-best.pt"
@@ -553,10 +668,9 @@ def test_a_recipe_trains_a_small_model_on_small_sounds(
     parse: Parse, name: str, sounds: Path, tmp_path: Path
 ) -> None:
     config = parse("--config", pretrain(name))
-    recipe = config.model.init_args.as_dict()
-    made_parts = {key: made(recipe.pop(key)) for key in ("objectives", "masking")}
-    shape: dict[str, Any] = {"size": "mini", "decoder_width": 96}
-    task = masked_task(**{**recipe, **made_parts, **shape})
+    settings = config.model.init_args.as_dict()
+    settings["encoder"]["init_args"] |= {"size": "mini", "decoder_width": 96}
+    task = tasks.Pretraining(**parts(settings))
     trainer = quiet_trainer(tmp_path, max_epochs=config.trainer.max_epochs, max_steps=2)
     trainer.fit(task, datamodule=data(sounds))
     trained = {key for key in trainer.callback_metrics if key.startswith("train/")}
@@ -583,7 +697,8 @@ def test_every_row_of_the_papers_ablations_is_an_override(parse: Parse) -> None:
             if "objectives" in model:
                 weights = {k: part.init_args.weight for k, part in model.objectives.items() if part}
                 named = (weights.get(k, 0.0) for k in ("reconstruction", "classification"))
-                figures = (model.masking.init_args.ratio, *named)
+                ratio = getattr(model.masking.init_args, "ratio", None)
+                figures = (ratio, *named)
                 found.setdefault(file.removeprefix("pretrain/"), set()).add(figures)
     assert {ratio for ratio, *_ in found["mam_clap.yaml"]} == {0.1, 0.2, 0.3, 0.4}
     supmam = found["supmam.yaml"]
@@ -613,8 +728,10 @@ def test_presets_of_supmam(parse: Parse, name: str) -> None:
         for preset in ("", "likely", "literal")
     )
     assert _plain(row) == _plain(likely)
-    different = {key for key in vars(likely) if _plain(likely[key]) != _plain(literal[key])}
-    assert different == {"decoder_first_shift", "lr_rule", "objectives"}
+    ours, theirs = flat(likely), flat(literal)
+    different = {key for key in ours if _plain(ours[key]) != _plain(theirs[key])}
+    shift, rule = "encoder.init_args.decoder_first_shift", "recipe.init_args.lr_rule"
+    assert different == {shift, rule, "objectives"}
     keys = {
         f"{objective}.{key}"
         for objective, part in likely.objectives.items()
@@ -625,7 +742,8 @@ def test_presets_of_supmam(parse: Parse, name: str) -> None:
     of_branch = {"classification.loss"}
     wanted = {"mam_clap": of_clap, "supmam": of_branch, "supmam_clap": of_clap | of_branch}[name]
     assert keys - {"reconstruction.norm_pix"} == wanted
-    assert global_lr(literal.lr, literal.lr_rule, 128) == 2e-4
+    recipe = literal.recipe.init_args
+    assert global_lr(recipe.lr, recipe.lr_rule, 128) == 2e-4
 
 
 def test_targets_in_the_place_of_the_teacher(parse: Parse) -> None:
@@ -668,7 +786,10 @@ def test_an_overlay_lies_over_a_row(parse: Parse, name: str) -> None:
             check(one, other, name)
     check(given, config, name)
     assert config.data.class_path == row.data.class_path
-    assert config.model.init_args.lr == row.model.init_args.lr
+    ours, theirs = config.model.init_args.recipe, row.model.init_args.recipe
+    assert (ours.class_path, ours.init_args.lr) == (theirs.class_path, theirs.init_args.lr)
+    encoder = config.model.init_args.encoder
+    assert encoder.class_path == row.model.init_args.encoder.class_path
     assert config.data.init_args.batch_size == row.data.init_args.batch_size
 
 
@@ -696,12 +817,14 @@ def test_flags_that_scripts_rely_on(parse: Parse) -> None:
     config = parse(
         *("--config", finetune("esc50_peas_2x2")),
         *("--data.init_args.root=elsewhere", "--data.init_args.fold=3"),
-        *("--data.init_args.batch_size=4", "--model.init_args.size=tiny"),
+        *("--data.init_args.batch_size=4", "--model.init_args.encoder.init_args.size=tiny"),
         *("--model.init_args.pretrained=null", "--trainer.default_root_dir=here"),
         *("--masking.init_args.n_time=3", "--trainer.limit_train_batches=1"),
     )
     assert (config.data.init_args.root, config.data.init_args.fold) == ("elsewhere", 3)
-    assert (config.data.init_args.batch_size, config.model.init_args.size) == (4, "tiny")
+    encoder = config.model.init_args.encoder
+    assert encoder.class_path == "peas.models.SSAST"
+    assert (config.data.init_args.batch_size, encoder.init_args.size) == (4, "tiny")
     assert config.model.init_args.pretrained is None
     assert config.trainer.default_root_dir == "here"
     assert config.masking.init_args.n_time == 3

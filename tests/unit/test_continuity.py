@@ -11,10 +11,13 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from toys import StandIn
 
+from peas import recipes
 from peas.callbacks import PEAS
 from peas.callbacks.continuity import Continuity, changes, flat
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
+from peas.frontend import KaldiLogMel
+from peas.models import SSAST, AudioMAE
 from peas.tasks import Classification, Pretraining
 
 DOCS = Path(__file__).parents[2] / "docs" / "running.md"
@@ -232,7 +235,15 @@ ROW = re.compile(r"^\| (`.+?) \| (applied|refused|not read) \|", re.MULTILINE)
 TABLE: dict[str, set[str]] = {}
 for _keys, _what in ROW.findall(DOCS.read_text()):
     TABLE.setdefault(_what, set()).update(KEY.findall(_keys))
-TASKS = (Classification, Pretraining, Pretraining)
+TASKS = (Classification, Pretraining)
+PARTS: dict[str, list[type]] = {
+    "encoder": [SSAST, AudioMAE],
+    "front_end": [KaldiLogMel],
+    "recipe": [
+        *(recipes.SSASTRecipe, recipes.AudioMAERecipe),
+        *(recipes.SSASTPretrainingRecipe, recipes.AudioMAEPretrainingRecipe),
+    ],
+}
 
 
 def test_the_table_of_the_docs_has_every_key_of_the_tasks_and_of_the_data() -> None:
@@ -241,6 +252,12 @@ def test_the_table_of_the_docs_has_every_key_of_the_tasks_and_of_the_data() -> N
         for name in inspect.signature(task.__init__).parameters:
             if name != "self":
                 assert f"model.init_args.{name}" in told, name
+    for key, classes in PARTS.items():
+        for cls in classes:
+            for name in inspect.signature(cls.__init__).parameters:
+                # Those of the filter bank are of the class: a checkpoint of others is another.
+                if name not in ("self", "rate", "n_mels"):
+                    assert f"model.init_args.{key}.init_args.{name}" in told, (key, name)
     for name in inspect.signature(ClipDataModule.__init__).parameters:
         # The last three are facts, which the task has by the same names.
         if name not in ("self", "mean", "std", "frames"):
@@ -253,7 +270,9 @@ def test_what_the_table_calls_refused_is_what_the_tasks_refuse() -> None:
     }
     theirs = {key for task in TASKS for key in (*task.facts_keys, *task.shape_keys)}
     # Their names and classes.
-    theirs |= {"objectives"}
+    theirs |= {"objectives", *PARTS}
+    for key in ("encoder", "front_end"):
+        theirs |= {f"{key}.init_args.{name}" for cls in PARTS[key] for name in cls.fixed}
     assert refused == theirs | {key for task in TASKS for key in task.resume_keys}
 
 

@@ -129,7 +129,7 @@ def test_tables(tmp_path: Path) -> None:
 FINETUNE = Path(__file__).parents[2] / "configs" / "finetune"
 OTHER_WORK = {
     "data.class_path": "peas.data.AudioFolder",
-    "model.init_args.size": "mini",
+    "model.init_args.encoder.init_args.size": "mini",
     "model.init_args.pretrained": None,
     "trainer.max_epochs": 2,
     "trainer.limit_train_batches": 1,

@@ -14,18 +14,42 @@ from lightning.pytorch import Callback
 
 import peas.callbacks
 import peas.data
+import peas.masking
+import peas.objectives
+import peas.recipes
 from peas.__main__ import OWN_VERBS, main
 from peas.config_file import read_config
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
+from peas.frontend import FrontEnd, KaldiLogMel
+from peas.masking import PatchMasking
+from peas.models import SSAST, AudioMAE, Encoder
 from peas.models.clap import LaionClapTeacher, Teacher
+from peas.objectives import Objective
 from peas.parser import PeasParser
+from peas.recipes import Recipe
 from peas.tasks import Classification, Pretraining
 from peas.tasks.base import BaseTask
 
 KINDS: dict[str, type] = {"model": BaseTask, "data": ClipDataModule, "callback": Callback}
+# Parts of a task, and the tasks that have them.
+PARTS: dict[str, tuple[type, list[type]]] = {
+    "encoder": (Encoder, [SSAST, AudioMAE]),
+    "front_end": (FrontEnd, [KaldiLogMel]),
+    "recipe": (Recipe, [getattr(peas.recipes, name) for name in peas.recipes.__all__]),
+    "masking": (PatchMasking, [getattr(peas.masking, name) for name in peas.masking.__all__]),
+    "eval_masking": (PatchMasking, [peas.masking.ClusteredPatches]),
+    "objectives.a": (Objective, [getattr(peas.objectives, n) for n in peas.objectives.__all__]),
+}
+OF_PARTS = [
+    pytest.param(task, key, one, id=f"{task.__name__}-{key}-{one.__name__}")
+    for task, keys_ in ((Classification, ["encoder", "front_end", "recipe"]), (Pretraining, PARTS))
+    for key in keys_
+    for one in PARTS[key][1]
+    if inspect.isclass(one) and issubclass(one, PARTS[key][0]) and not inspect.isabstract(one)
+]
 CLASSES: dict[str, list[type]] = {
-    "model": [Classification, Pretraining, Pretraining],
+    "model": [Classification, Pretraining],
     "data": [getattr(peas.data, name) for name in peas.data.__all__],
     "callback": [getattr(peas.callbacks, name) for name in peas.callbacks.__all__],
 }
@@ -118,7 +142,7 @@ def test_every_choice_is_taken(parser: PeasParser, kind: str, one: type) -> None
 
 
 def nested(parser: PeasParser, *words: str) -> Namespace:
-    model = "peas.tasks.MaskedAudioModeling"
+    model = "peas.tasks.Pretraining"
     found: Namespace = parser.parse_args(["--model", model, *words]).model.init_args
     return found
 
@@ -144,9 +168,58 @@ def test_null_inside_a_class_inside_a_class(parser: PeasParser) -> None:
             assert got[key] is None, key
 
 
+@pytest.mark.parametrize(("task", "key", "one"), OF_PARTS)
+def test_null_and_choices_of_a_part(parser: PeasParser, task: type, key: str, one: type) -> None:
+    """Dotted, with and without `init_args`, and in a file."""
+    types, path = keys(one), f"{one.__module__}.{one.__name__}"
+    base = ["--model", f"peas.tasks.{task.__name__}", f"--model.init_args.{key}", path]
+    nullable = [name for name, kind in types.items() if NoneType in options(kind)]
+
+    def read(*words: str) -> Any:
+        found: Any = parser.parse_args([*base, *words]).model.init_args
+        for name in key.split("."):
+            found = found[name]
+        return found.init_args
+
+    for inner in ("init_args.", ""):
+        where = f"--model.init_args.{key}.{inner}"
+        got = read(*(word for name in nullable for word in (f"{where}{name}", "null")))
+        assert all(got[name] is None for name in nullable)
+    choices = {
+        name: get_args(kind)[-1] for name, kind in types.items() if get_origin(kind) is Literal
+    }
+    where = f"--model.init_args.{key}.init_args."
+    got = read(*(f"{where}{name}={value}" for name, value in choices.items()))
+    assert {name: got[name] for name in choices} == choices
+    part = {"class_path": path, "init_args": dict.fromkeys(nullable)}
+    *outer, last = key.split(".")
+    settings = {outer[0]: {last: part}} if outer else {last: part}
+    text = yaml.safe_dump(
+        {"model": {"class_path": f"peas.tasks.{task.__name__}", "init_args": settings}}
+    )
+    found: Any = parser.parse_string(text).model.init_args
+    for name in key.split("."):
+        found = found[name]
+    assert all(found.init_args[name] is None for name in nullable)
+    plain = [name for name in types if name not in nullable and types[name] is not Any]
+    if plain:
+        with pytest.raises(ConfigError, match=plain[0]):
+            read(f"{where}{plain[0]}", "null")
+
+
+@pytest.mark.parametrize("key", ["encoder", "front_end", "recipe", "masking", "eval_masking"])
+def test_a_part_may_be_null(parser: PeasParser, key: str) -> None:
+    word, one = f"--model.init_args.{key}", PARTS[key][1][-1]
+    for null in ([word, "null"], [f"{word}=null"]):
+        named = f"{one.__module__}.{one.__name__}"
+        assert nested(parser, word, named, *null)[key] is None
+    assert nested(parser, "--model.init_args.objectives.a", "null").objectives == {"a": None}
+
+
 def test_a_negative_number_is_a_value(parser: PeasParser) -> None:
     for text in ("-1e-3", "-.5", "-2"):
-        assert nested(parser, "--model.init_args.lr", text).lr == float(text)
+        word = "--model.init_args.front_end.init_args.mean"
+        assert nested(parser, word, text).front_end.init_args.mean == float(text)
 
 
 @pytest.mark.parametrize(

@@ -221,12 +221,17 @@ def arrived(check: CommandCheck, tmp_path: Path, name: str, value: Any) -> Any:
 
 
 def test_small_numbers_arrive(check: CommandCheck, tmp_path: Path) -> None:
+    key = "model.init_args.recipe.init_args"
+
+    def rate(name: str, value: Any) -> Any:
+        return arrived(check, tmp_path, f"{key}.{name}", value).model.init_args.recipe.init_args.lr
+
     # The agent writes 1e-05; YAML would take that for a word.
-    assert arrived(check, tmp_path, "model.init_args.lr", 1e-5).model.init_args.lr == 1e-5
+    assert rate("lr", 1e-5) == 1e-5
     # What YAML took for a word in the file arrives as the number that it looks like.
-    assert arrived(check, tmp_path, "model.init_args.lr", "1e-5").model.init_args.lr == 1e-5
+    assert rate("lr", "1e-5") == 1e-5
     # The server makes whole numbers of 1.0.
-    assert arrived(check, tmp_path, "model.init_args.layer_decay", 1).model.init_args.lr == 1e-3
+    assert rate("layer_decay", 1) == 1e-3
 
 
 def test_a_fraction_is_no_number_of_epochs(check: CommandCheck, tmp_path: Path) -> None:
@@ -245,21 +250,22 @@ def test_nothing_is_the_text_null(check: CommandCheck, tmp_path: Path) -> None:
 
 
 def test_booleans_and_a_nested_group_arrive(check: CommandCheck, tmp_path: Path) -> None:
-    key = "model.init_args.noise_roll"
-    assert arrived(check, tmp_path, key, True).model.init_args.noise_roll is True
-    assert arrived(check, tmp_path, key, False).model.init_args.noise_roll is False
+    key = "model.init_args.augmentation.noise_roll"
+    assert arrived(check, tmp_path, key, True).model.init_args.augmentation.noise_roll is True
+    assert arrived(check, tmp_path, key, False).model.init_args.augmentation.noise_roll is False
     words = [*BASE["command"]]
     words[4] = "configs/finetune/audiomae_esc50.yaml"
+    group = {"recipe": {"parameters": {"init_args": {"parameters": {"lr": {"value": 0.5}}}}}}
     parameters = {
         "data.init_args.split": {"value": "3/1/1"},
-        "model": {"parameters": {"init_args": {"parameters": {"lr": {"value": 0.5}}}}},
+        "model": {"parameters": {"init_args": {"parameters": group}}},
     }
     sweep = read_sweep(write(tmp_path, command=words, parameters=parameters))
     args = sweep.points(None)[0]
     # One word for the whole group: the reason why shipped files name each key.
-    assert args["model"] == {"value": {"init_args": {"lr": 0.5}}}
-    model = check(sweep.command(args)).model.init_args
-    assert (model.lr, model.layer_decay) == (0.5, 0.75)
+    assert args["model"] == {"value": {"init_args": {"recipe": {"init_args": {"lr": 0.5}}}}}
+    recipe = check(sweep.command(args)).model.init_args.recipe.init_args
+    assert (recipe.lr, recipe.layer_decay) == (0.5, 0.75)
 
 
 # --- wrong files -----------------------------------------------------------------------------
@@ -441,13 +447,13 @@ def test_two_points_run_once(
         "masking.init_args.n_time": {"value": 2},
     }
     file = write(tmp_path, command=words, parameters=parameters)
-    call = ["sweep", str(file), "--out", "out", "--model.init_args.lr=1e-4"]
+    call = ["sweep", str(file), "--out", "out", "--model.init_args.recipe.init_args.lr=1e-4"]
     assert main(call) == 0
     first = capsys.readouterr().out
 
     config = yaml.safe_load((tmp_path / "out/point001/config.yaml").read_text())
     assert config["masking"]["init_args"]["n_time"] == 2
-    assert config["model"]["init_args"]["lr"] == 1e-4
+    assert config["model"]["init_args"]["recipe"]["init_args"]["lr"] == 1e-4
     sweep = read_sweep(file)
     (offline,) = (tmp_path / "out/point001/wandb").glob("offline-run-*")
     assert offline.name.endswith(f"{sweep.local_id}-001")
@@ -462,7 +468,7 @@ def test_two_points_run_once(
     assert main(call) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*")} == before
     # The same folder is not taken for another sweep's.
-    assert main([*call, "--model.init_args.lr=1e-3"]) == 1
+    assert main([*call, "--model.init_args.recipe.init_args.lr=1e-3"]) == 1
     assert "choose another --out" in capsys.readouterr().err
 
 
