@@ -329,7 +329,7 @@ def weights(state: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-KEY = "--model.init_args."
+KEY, SHORT = "--model.init_args.", "--model."
 _WORDS = {
     **{key: f"{place}.{key}" for key, place in PLACES.items()},
     "masked": "masking.init_args.count",
@@ -350,8 +350,10 @@ def words(argv: Sequence[str]) -> list[str]:
             told.append(following.get(word, word))
             following = None
             continue
-        name, sign, value = word.removeprefix(KEY).partition("=")
-        if not word.startswith(KEY) or name not in (*_WORDS, *_CLASSES):
+        # The parser takes `--model.lr` for `--model.init_args.lr`.
+        start = KEY if word.startswith(KEY) else SHORT
+        name, sign, value = word.removeprefix(start).partition("=")
+        if not word.startswith(start) or name not in (*_WORDS, *_CLASSES):
             told.append(word)
             continue
         key = {"optimizer": "recipe"}.get(name, _WORDS.get(name, name))

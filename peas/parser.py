@@ -51,7 +51,7 @@ class PeasParser(LightningArgumentParser):
         for action in self._actions:
             if part := self._default_parts.get(action.dest):
                 # Of settings without a class.
-                action.default = Namespace(class_path=class_path(part))
+                action.default = {"class_path": class_path(part)}
         return added
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:

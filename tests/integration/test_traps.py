@@ -86,7 +86,7 @@ def test_the_command_line_wins_over_the_checkpoint(
     kept = yaml.safe_load((tmp_path / "run" / "config_test.yaml").read_text())
     assert kept["model"]["init_args"]["recipe"]["init_args"]["lr"] == 0.5
     logged = yaml.safe_load((tmp_path / "run" / "logs/version_0/hparams.yaml").read_text())
-    assert logged["lr"] == 0.5
+    assert logged["recipe"]["init_args"]["lr"] == 0.5
     # What the checkpoint knows and the command line left open does come from the checkpoint.
     logits = np.load(tmp_path / "run" / "logits" / "test.npz")
     assert list(logits["labels"]) == ["tone", "up_chirp", "down_chirp"]
@@ -173,7 +173,7 @@ def test_a_second_run_in_the_same_folder(copied: Run, write: Write) -> None:
 def test_a_short_flag_reaches_the_class(write: Write, tmp_path: Path, trained: Run) -> None:
     argv = ["--config", write(), "--ckpt_path", trained.best, "--trainer.limit_test_batches=1"]
     done = call(
-        *("test", *argv, "--model.lr", "0.25", "--data.eval_batch_size", "3"),
+        *("test", *argv, "--model.recipe.lr", "0.25", "--data.eval_batch_size", "3"),
         *("--masking.n_time", "1", "--trainer.default_root_dir", tmp_path / "run"),
     )
     assert done.code == 0, done.err

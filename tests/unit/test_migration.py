@@ -236,6 +236,7 @@ def test_words_of_a_command_line(key: str) -> None:
     # The value is the next word, and the one behind it is its own.
     behind = ["--trainer.max_epochs", value]
     assert migration.words([*around, old, value, *behind]) == [*around, now, told, *behind]
+    assert migration.words([f"--model.{key}={value}", "x"]) == [f"{now}={told}", "x"]
     # Today's pass through.
     for words in ([*around, f"{now}={told}"], [*around, now, told]):
         assert migration.words(words) == words
