@@ -29,7 +29,6 @@ from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.orders import Weighted, clip_weights
 from peas.data.packed.encoding import Coding, encode
 from peas.data.packed.facts import manifest_of, recipe_of
 from peas.data.packed.journal import Done, Journal, write_text
@@ -38,6 +37,7 @@ from peas.data.packed.module import PackedSet
 from peas.data.packed.opening import open_part
 from peas.data.packed.packing import pack
 from peas.data.packed.shards import SCHEMA, ShardWriter, shard_name, stored
+from peas.data.samplers import Weighted, clip_weights
 from peas.data.sounds import SoundFiles, Source
 from peas.data.statistics import Moments
 

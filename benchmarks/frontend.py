@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from peas.audio import load
-from peas.filter_bank import kaldi_fbank
+from peas.audio.decode import load
+from peas.audio.filter_bank import kaldi_fbank
 
 RATE = 16_000
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from peas import audio
+from peas.audio import decode as audio
+from peas.audio.frontend import KaldiLogMel
 from peas.data.batch import Batch
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipDataset, ClipTable
@@ -33,7 +34,6 @@ from peas.data.packed.encoding import Coding
 from peas.data.packed.opening import open_split
 from peas.data.packed.packing import pack
 from peas.data.sounds import SoundFiles
-from peas.frontend import KaldiLogMel
 
 RATE = 16_000
 MEAN, STD = -4.2677393, 4.5689974

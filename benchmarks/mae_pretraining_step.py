@@ -33,20 +33,20 @@ from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
 
-from peas.allocator import keep_freed_memory
+from peas.audio.frontend import KaldiLogMel
 from peas.data.columns import Strings
-from peas.data.targets.manifest import Recipe
-from peas.data.targets.writing import Block, ids_sum, write_targets
-from peas.frontend import KaldiLogMel
 from peas.masking import PatchMasking, RandomPatches
 from peas.models import AudioMAE
-from peas.models.checkpoints import load_pretrained
-from peas.models.clap import TransformersClapTeacher
-from peas.models.masked import visible_places
+from peas.models.patches import visible_places
 from peas.models.vit import SIZES
+from peas.models.weights import load_pretrained
 from peas.objectives import FeatureDistillation, Objective, Reconstruction, masked_patch_error
 from peas.recipes import AudioMAEPretrainingRecipe
 from peas.tasks import Pretraining
+from peas.teachers import TransformersClapTeacher
+from peas.teachers.manifest import Recipe
+from peas.teachers.writing import Block, ids_sum, write_targets
+from peas.training.memory import keep_freed_memory
 
 FRAMES, MELS, RATIO = 1024, 128, 0.8
 GRID = (8, 64)

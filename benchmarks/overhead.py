@@ -25,9 +25,9 @@ from peas.callbacks.checkpoints import AtomicCheckpointIO
 from peas.data.synthetic import SyntheticSounds
 from peas.models import AudioMAE
 from peas.recipes import AudioMAEPretrainingRecipe
-from peas.run_checkpoints import is_whole
 from peas.tasks import Pretraining
-from peas.tasks.finite import finite_gradients
+from peas.training.nonfinite import finite_gradients
+from peas.training.run_checkpoints import is_whole
 
 GOAL = 0.03
 """Share of an hour."""

@@ -21,14 +21,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from peer import resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 
-from peas.allocator import keep_freed_memory
+from peas.audio.frontend import KaldiLogMel
 from peas.callbacks import PEAS, SpecAugment
 from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
-from peas.frontend import KaldiLogMel
 from peas.models import SSAST
 from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
+from peas.training.memory import keep_freed_memory
 
 CLASSES, SAMPLES = 50, 80_000
 EPOCHS = 25

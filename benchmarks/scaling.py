@@ -18,11 +18,11 @@ import timing
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from peas.audio import load
+from peas.audio.decode import load
+from peas.masking.sampling import random_patches
 from peas.models import AudioMAE
-from peas.models.clap import TransformersClapTeacher
-from peas.models.masked import visible_places
-from peas.models.patch_masking import random_patches
+from peas.models.patches import visible_places
+from peas.teachers import TransformersClapTeacher
 
 CLIPS = 1_912_024
 """AudioMAE's AS-2M as its paper counts it."""

@@ -26,17 +26,17 @@ from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
 
-from peas.allocator import keep_freed_memory
-from peas.frontend import KaldiLogMel
+from peas.audio.frontend import KaldiLogMel
 from peas.masking import ClusteredPatches
+from peas.masking.sampling import official_clusters
 from peas.models import SSAST
-from peas.models.checkpoints import load_pretrained
 from peas.models.encoder import Encoder
-from peas.models.masked import gather_tokens, visible_places
-from peas.models.patch_masking import official_clusters
+from peas.models.patches import gather_tokens, visible_places
+from peas.models.weights import load_pretrained
 from peas.objectives import PatchContrast, Reconstruction, info_nce, patch_errors
 from peas.recipes import SSASTPretrainingRecipe
 from peas.tasks import Pretraining
+from peas.training.memory import keep_freed_memory
 
 FRAMES, MELS, MASKED = 1024, 128, 400
 GRID = (8, 64)

@@ -154,7 +154,7 @@ def main() -> None:
     from fault_run import config
 
     import peas.callbacks
-    import peas.cli
+    import peas.cli.main
     import peas.data
     import peas.tasks  # noqa: F401
     from peas.data.synthetic import write_sounds

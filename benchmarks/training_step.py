@@ -25,13 +25,13 @@ from peer import Peer, require_checkout, resident_peak
 from timing import add_common, heading, interleaved, prepare, quotients, seconds_of, table
 from torch import Tensor
 
-from peas.allocator import keep_freed_memory
-from peas.frontend import KaldiLogMel
+from peas.audio.frontend import KaldiLogMel
 from peas.models import SSAST
-from peas.models.checkpoints import load_pretrained
 from peas.models.vit import SIZES
+from peas.models.weights import load_pretrained
 from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
+from peas.training.memory import keep_freed_memory
 
 CLASSES, FRAMES, MELS = 50, 512, 128
 

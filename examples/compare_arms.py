@@ -4,8 +4,9 @@ Each arm is the folder of a `peas kfold` run. Runs are paired: the same seeds, f
 settings that differ in the masking strategy alone, not in its widths. The last epoch counts, so
 that nothing was chosen by the clips that are scored. The tables hold, in this order,
 
-1. the smallest detectable gap of each comparison (`peas.comparison.detectable_gap`): printed first,
-   since what lies below it could not have been shown, whichever way the results fell;
+1. the smallest detectable gap of each comparison
+   (`peas.evaluation.comparison.detectable_gap`): printed first, since what lies below it could not
+   have been shown, whichever way the results fell;
 2. each arm's accuracy, mean ± standard deviation over the seeds;
 3. each arm against the baseline: difference, 95 % bootstrap interval over clusters of clips,
    p-value (exact sign-flip test over clusters), Holm's p-value over all comparisons, verdict.
@@ -32,11 +33,11 @@ from pathlib import Path
 import numpy as np
 
 from peas.callbacks.run_files import config_hash
-from peas.clustered import smallest_p
-from peas.commands.kfold_arms import Arm, read_arm, require_pairs
-from peas.comparison import Comparison, compare
-from peas.data.listing import some
+from peas.cli.kfold_arms import Arm, read_arm, require_pairs
 from peas.errors import DataError, PeasError
+from peas.evaluation.comparison import Comparison, compare
+from peas.evaluation.significance import smallest_p
+from peas.utils.text import some
 
 CLUSTERS = {
     "esc": (re.compile(r"\d+-(\d+)-[A-Z]+-\d+\.\w+"), "source recordings"),
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> None:
     add("arms", nargs="+", metavar="NAME=FOLDER", help="arms, and the --out of their kfold runs")
     add("--cluster", choices=list(CLUSTERS), required=True, help="what clips are clustered by")
     add("--baseline", default="random", help="arm that others are compared with (default random)")
-    add("--test", choices=["sign-flip", "t"], default="sign-flip", help="see peas.comparison")
+    add("--test", choices=["sign-flip", "t"], default="sign-flip", help="see peas.evaluation")
     example = "model.init_args.recipe.init_args.lr"
     add("--may-differ", nargs="+", default=[], metavar="KEY", help=f"such as {example}")
     add("--out", type=Path, help="file for the tables, beside printing them")

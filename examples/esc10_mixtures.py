@@ -38,7 +38,7 @@ from peas.data.esc50 import ESC50
 from peas.data.inventory import Inventory
 from peas.data.module import RATE
 from peas.errors import PeasError
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 LOUDER = 5.0
 """Largest difference of the two clips' loudness in dB."""

@@ -40,19 +40,19 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from peas import migration
+from peas.audio.frontend import KaldiLogMel
 from peas.data.checks.clips import Checks
 from peas.data.checks.comparisons import of_two_sets
 from peas.data.esc50 import ESC50
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
-from peas.frontend import KaldiLogMel
 from peas.models import SSAST, AudioMAE
-from peas.models.checkpoints import load_pretrained, read_state
-from peas.models.checkpoints.audiomae_keys import is_audiomae
 from peas.models.encoder import Encoder
+from peas.models.weights import load_pretrained, read_state
+from peas.models.weights.audiomae_keys import is_audiomae
+from peas.utils import migration
+from peas.utils.text import some
 
 Features = NDArray[np.float64]
 Classifier = Callable[[Features, NDArray[Any], Features], NDArray[Any]]

@@ -1,9 +1,9 @@
 """A linear model on statistics of the log-mel: what a data set gives away without any learning.
 
-For each clip the mean and the standard deviation of each of the 128 log-mel bands (`peas.frontend`:
-16 kHz, natural logarithms, not normalised) over its frames: those inside the clip, up to
-`--frames`, without digital silence. The 256 numbers are standardised by the training clips and
-classified by multinomial logistic regression (scikit-learn's, L2 with C = `--c`, lbfgs, at most
+For each clip the mean and the standard deviation of each of the 128 log-mel bands
+(`peas.audio.frontend`: 16 kHz, natural logarithms, not normalised) over its frames: those
+inside the clip, up to `--frames`, without digital silence. The 256 numbers are
+standardised by the training clips and classified by multinomial logistic regression (scikit-learn's, L2 with C = `--c`, lbfgs, at most
 5,000 iterations; for multi-label sets one regression a class, scored by macro mAP). It knows
 nothing of the order of sounds in time.
 
@@ -29,10 +29,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from peas.commands.data.sets import SetParser
-from peas.commands.kfold import numbers
+from peas.audio.frontend import KaldiLogMel
+from peas.cli.data.sets import SetParser
+from peas.cli.kfold import numbers
 from peas.errors import PeasError
-from peas.frontend import KaldiLogMel
 
 if TYPE_CHECKING:
     from peas.data.clips import ClipTable

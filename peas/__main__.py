@@ -1,7 +1,7 @@
 """Entry of the `peas` command: the verbs, and errors in one clear message.
 
-Lightning's verbs go to `peas.verbs`, the others to one module each. A module is imported when its
-verb is called, so `peas --version` answers at once.
+Lightning's verbs go to `peas.cli.verbs`, the others to one module each. A module is imported when
+its verb is called, so `peas --version` answers at once.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from peas import __version__
-from peas.boundary import UNEXPECTED, known
-from peas.children import end_with_launcher
+from peas.cli.boundary import UNEXPECTED, known
 from peas.errors import say
-from peas.noise import be_harmless
+from peas.utils.children import end_with_launcher
+from peas.utils.quiet import be_harmless
 
 LIGHTNING_VERBS = {
     "fit": "train a model from a config; --ckpt_path goes on with the same run",
@@ -47,11 +47,11 @@ def dispatch(argv: Sequence[str]) -> int:
     verb = argv[0]
     if verb in LIGHTNING_VERBS:
         end_with_launcher()
-        from peas.verbs import run
+        from peas.cli.verbs import run
 
         run(argv)
         return 0
-    module = importlib.import_module(f"peas.commands.{'import_' if verb == 'import' else verb}")
+    module = importlib.import_module(f"peas.cli.{'import_' if verb == 'import' else verb}")
     # The module may have imported Lightning.
     be_harmless()
     # A verb that has already said what is wrong returns 1; others return nothing, or raise.

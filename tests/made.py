@@ -3,14 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-from peas import migration
-from peas.frontend import FrontEnd
+from peas.audio.frontend import FrontEnd
 from peas.masking import PatchMasking
 from peas.models import SSAST, AudioMAE, Encoder
 from peas.objectives import Objective
 from peas.parts import Part
 from peas.recipes import Recipe
 from peas.tasks import Classification, Pretraining
+from peas.utils import migration
 
 BASES: dict[str, type[Part]] = {
     "encoder": Encoder,

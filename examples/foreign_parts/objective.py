@@ -6,9 +6,9 @@ from timm.layers import Mlp
 from torch import Tensor
 from torch.nn import functional
 
+from peas.evaluation.baselines import AgainstTrivial
 from peas.models import Encoder
 from peas.objectives import BuildInfo, Objective, Rows, Term, View
-from peas.trivial import AgainstTrivial
 
 
 class ClipFromPatches(Objective):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from peas.models.clap import Teacher
-from peas.models.target_grid import Extent
+from peas.teachers import Teacher
+from peas.teachers.grid import Extent
 
 SAMPLES = 320
 """Samples of a column of the map: 20 ms at 16 kHz."""

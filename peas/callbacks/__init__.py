@@ -1,7 +1,8 @@
 """What happens around the training step. Names are resolved when first used."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from peas.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from peas.callbacks.knn import KNN
@@ -27,22 +28,19 @@ __all__ = [
     "WeightAverage",
 ]
 
-_ROOMS = {
-    "BlockMasking": "peas.callbacks.spec_augment",
-    "KNN": "peas.callbacks.knn",
-    "MaskingContext": "peas.callbacks.masking",
-    "MaskingStrategy": "peas.callbacks.masking",
-    "PEAS": "peas.callbacks.peas",
-    "PatchDropping": "peas.callbacks.patch_dropping",
-    "Pictures": "peas.callbacks.pictures",
-    "RandomMasking": "peas.callbacks.spec_augment",
-    "Reconstructions": "peas.callbacks.reconstructions",
-    "SpecAugment": "peas.callbacks.spec_augment",
-    "WeightAverage": "peas.callbacks.weight_average",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(importlib.import_module(_ROOMS[name]), name)
-    raise AttributeError(f"module 'peas.callbacks' has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "BlockMasking": "peas.callbacks.spec_augment",
+        "KNN": "peas.callbacks.knn",
+        "MaskingContext": "peas.callbacks.masking",
+        "MaskingStrategy": "peas.callbacks.masking",
+        "PEAS": "peas.callbacks.peas",
+        "PatchDropping": "peas.callbacks.patch_dropping",
+        "Pictures": "peas.callbacks.pictures",
+        "RandomMasking": "peas.callbacks.spec_augment",
+        "Reconstructions": "peas.callbacks.reconstructions",
+        "SpecAugment": "peas.callbacks.spec_augment",
+        "WeightAverage": "peas.callbacks.weight_average",
+    },
+)

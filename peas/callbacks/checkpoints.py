@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from peas.errors import ConfigError, PeasError
-from peas.models.checkpoints import read_state
-from peas.models.checkpoints.checking import check_run
-from peas.models.checkpoints.writing import save, to_disk
-from peas.run_checkpoints import Record, is_whole, write_record
-from peas.run_folder import remedy
+from peas.models.weights import read_state
+from peas.models.weights.checking import check_run
+from peas.models.weights.writing import save, to_disk
+from peas.training.run_checkpoints import Record, is_whole, write_record
+from peas.training.run_folder import remedy
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 """Files of the best validation, and of the end of the run so far."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peas.data.listing import some
-from peas.metrics import class_scores
+from peas.evaluation.metrics import class_scores
+from peas.utils.text import some
 
 _SHOWN = 3
 

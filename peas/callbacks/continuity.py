@@ -7,12 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from peas.callbacks.error_cache import ErrorCache
 from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.siblings import siblings
 from peas.errors import CheckpointError
-from peas.randomness import run_seed
+from peas.masking.peas.error_cache import ErrorCache
 from peas.tasks.base import SETTINGS
+from peas.training.randomness import run_seed
 
 SEED = "seed_everything"
 ACCUMULATE = "trainer.accumulate_grad_batches"

@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from peas.augment.blocks import AxisPlan
+from peas.masking.peas.selector import AxisPlan
 
 if TYPE_CHECKING:
     from peas.callbacks.pictures import ClipView

@@ -14,9 +14,9 @@ from peas.data.columns import Rows
 from peas.data.loader import ClipLoader
 from peas.data.module import SPLITS, ClipDataModule
 from peas.errors import ConfigError
-from peas.neighbours import nearest_classes
-from peas.processes import gather
+from peas.evaluation.knn import nearest_classes
 from peas.tasks.base import BaseTask
+from peas.training.distributed import gather
 
 
 class KNN(Callback):
@@ -24,7 +24,7 @@ class KNN(Callback):
 
     Every clip of a labelled set is embedded (`embedding`: mean of the patch tokens after the
     encoder's last norm) in evaluation mode, with the pretraining run's statistics and the labelled
-    set's own length, and classified by `peas.neighbours.nearest_classes`. Processes share the
+    set's own length, and classified by `peas.evaluation.knn.nearest_classes`. Processes share the
     clips. The run itself does not change: neither its weights nor its random numbers.
 
     The figure is for watching. A run that is to be reported with it must not be chosen by it, and

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from peas.processes import gather, is_first
+from peas.training.distributed import gather, is_first
 
 
 class EpochMeans:

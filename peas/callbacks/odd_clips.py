@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from peas.data.module import ClipDataModule
-from peas.processes import gather
+from peas.training.distributed import gather
 
 
 class OddClipCount(Callback):

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.class_table import class_rows, summary, write_class_table
 from peas.callbacks.clip_origins import ORIGIN, ClipOrigins
-from peas.processes import gather
 from peas.tasks.base import BaseTask
+from peas.training.distributed import gather
 
 
 class ClipOutputs(Callback):

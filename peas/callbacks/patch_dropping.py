@@ -8,8 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
+from peas.masking.sampling import times_and_bands
 from peas.models.encoder import Encoder
-from peas.models.patch_masking import times_and_bands
 from peas.tasks.base import BaseTask
 
 

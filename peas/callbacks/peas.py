@@ -6,21 +6,27 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from peas.augment.blocks import AxisPlan, BlockWidth, Placement, Selection, adaptive_blocks
-from peas.augment.diagnostics import touching
-from peas.augment.masks import Overlap
-from peas.augment.peas import ErrorNorm, Score
-from peas.augment.schedule import Ramp, Rounding, adaptive_count, adaptive_level
 from peas.augment.spectrogram import roll_time
-from peas.augment.windows import Marginals, Select
-from peas.callbacks.auxiliary import AuxiliaryModel
-from peas.callbacks.error_cache import ErrorCache, due
 from peas.callbacks.masking import MaskingContext
-from peas.callbacks.scoring import Scoring
+from peas.callbacks.scoring import AuxiliaryModel, Scoring
 from peas.callbacks.selector_log import SelectorLog
 from peas.callbacks.spec_augment import RandomMasking
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.masking.peas.diagnostics import touching
+from peas.masking.peas.error_cache import ErrorCache, due
+from peas.masking.peas.schedule import Ramp, Rounding, adaptive_count, adaptive_level
+from peas.masking.peas.scores import ErrorNorm, Score
+from peas.masking.peas.selector import (
+    AxisPlan,
+    BlockWidth,
+    Marginals,
+    Placement,
+    Select,
+    Selection,
+    adaptive_blocks,
+)
+from peas.masking.spec_augment import Overlap
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 

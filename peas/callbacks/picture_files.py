@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
-from peas.audio import is_sound
+from peas.audio.decode import is_sound
 
 _LONGEST = 120
 """Bytes of a clip's part of a file name: epoch, kind and ending stay below the usual 255."""

@@ -7,11 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from peas.augment.blocks import DRAWS, AxisPlan, Selection, random_plan
-from peas.augment.masks import blocks_to_mask, cross
-from peas.augment.peas import error_maps
 from peas.augment.spectrogram import roll_time
-from peas.augment.windows import marginals, window_scores
 from peas.callbacks.figure import draw
 from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.callbacks.picture_files import save_picture
@@ -19,11 +15,21 @@ from peas.callbacks.progress import DrawsInSteps
 from peas.callbacks.siblings import siblings
 from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
-from peas.data.listing import some
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
-from peas.randomness import run_seed
+from peas.masking.peas.scores import error_maps
+from peas.masking.peas.selector import (
+    DRAWS,
+    AxisPlan,
+    Selection,
+    marginals,
+    random_plan,
+    window_scores,
+)
+from peas.masking.spec_augment import blocks_to_mask, cross
 from peas.tasks.base import BaseTask
+from peas.training.randomness import run_seed
+from peas.utils.text import some
 
 
 class ClipView(NamedTuple):

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from peas.audio.filter_bank import LOW_FREQUENCY
 from peas.callbacks.figure import FRAME_SECONDS
-from peas.filter_bank import LOW_FREQUENCY
 
 if TYPE_CHECKING:
     from peas.callbacks.reconstructions import FeatureView, ReconstructionView

@@ -11,13 +11,13 @@ from torch.nn import functional
 from peas.callbacks.picture_files import save_picture
 from peas.callbacks.reconstruction_figure import draw
 from peas.data.batch import Batch
-from peas.data.listing import some
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.models.grid import fold_average
+from peas.models.patches import fold_average
 from peas.objectives import FeatureDistillation, Reconstruction, Term
 from peas.tasks.pretraining import Pretraining
+from peas.utils.text import some
 
 
 class FeatureView(NamedTuple):

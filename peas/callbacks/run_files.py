@@ -22,9 +22,9 @@ from peas import __version__
 from peas.callbacks.wandb_run import tell
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
-from peas.processes import gather
-from peas.run_checkpoints import run_id
-from peas.run_folder import writing
+from peas.training.distributed import gather
+from peas.training.run_checkpoints import run_id
+from peas.training.run_folder import writing
 
 PACKAGES = (
     "torch",

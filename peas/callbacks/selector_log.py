@@ -8,12 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from peas.augment.blocks import AxisPlan
-from peas.augment.diagnostics import spearman
-from peas.augment.peas import complementary, error_maps, squared_error
-from peas.augment.windows import marginals, window_scores
-from peas.processes import gather, is_first
+from peas.masking.peas.diagnostics import spearman
+from peas.masking.peas.scores import complementary, error_maps, squared_error
+from peas.masking.peas.selector import AxisPlan, marginals, window_scores
 from peas.tasks.base import BaseTask
+from peas.training.distributed import gather, is_first
 
 CLIPS = 4
 PASSES = 4

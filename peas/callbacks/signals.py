@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from peas.callbacks.checkpoints import LastCheckpoint, pause_follows, write_held
-from peas.children import STOPPING
+from peas.utils.children import STOPPING
 
 _AGAIN = 1.0
 """Seconds after which another Ctrl-C is one: `timeout` sends each signal twice at once."""

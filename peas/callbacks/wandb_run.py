@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from peas.errors import ConfigError
-from peas.run_folder import wandb_id
+from peas.training.run_folder import wandb_id
 
 VARIABLES = ("WANDB_RUN_ID", "WANDB_DIR")
 """Of the environment, which `place` sets where they are not."""

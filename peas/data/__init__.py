@@ -1,9 +1,8 @@
 """Data sets as Lightning data modules: waveforms, targets and the facts about them."""
 
-from __future__ import annotations
-
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from peas.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from peas.data.audioset.module import AudioSet
@@ -34,25 +33,21 @@ __all__ = [
     "Targets",
 ]
 
-_HOMES = {
-    "AudioFolder": "peas.data.folder.module",
-    "AudioSet": "peas.data.audioset.module",
-    "ClipDataModule": "peas.data.module",
-    "ClipTable": "peas.data.clips",
-    "ESC50": "peas.data.esc50",
-    "LibriSpeech": "peas.data.librispeech",
-    "Mixture": "peas.data.mixture",
-    "PackedSet": "peas.data.packed.module",
-    "SPLITS": "peas.data.module",
-    "SpeechCommands": "peas.data.speech_commands.module",
-    "Split": "peas.data.module",
-    "SyntheticSounds": "peas.data.synthetic",
-    "Targets": "peas.data.columns",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a data set when it is first asked for: Lightning takes seconds to import."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "AudioFolder": "peas.data.folder.module",
+        "AudioSet": "peas.data.audioset.module",
+        "ClipDataModule": "peas.data.module",
+        "ClipTable": "peas.data.clips",
+        "ESC50": "peas.data.esc50",
+        "LibriSpeech": "peas.data.librispeech",
+        "Mixture": "peas.data.mixture",
+        "PackedSet": "peas.data.packed.module",
+        "SPLITS": "peas.data.module",
+        "SpeechCommands": "peas.data.speech_commands.module",
+        "Split": "peas.data.module",
+        "SyntheticSounds": "peas.data.synthetic",
+        "Targets": "peas.data.columns",
+    },
+)

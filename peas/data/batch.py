@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from peas.augment.blocks import AxisPlan
-from peas.frontend import Spectrogram
+from peas.audio.frontend import Spectrogram
+from peas.masking.peas.selector import AxisPlan
 
 
 class Batch(TypedDict, total=False):

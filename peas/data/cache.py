@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peas import audio
+from peas.audio import decode as audio
 
 log = logging.getLogger(__name__)
 

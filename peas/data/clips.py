@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peas.augment.waveform import mix
+from peas.augment.mixup import mix
 from peas.data.batch import Broken, Item
 from peas.data.columns import Strings, Targets
 from peas.data.samplers import ClipKey
 from peas.data.sounds import JoinedSounds, Sounds
 from peas.errors import AudioError
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 # Shorter clips do not fill one frame of the front end.
 FRAME_SECONDS = 0.025

@@ -14,9 +14,9 @@ from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
-from peas.data.listing import some
 from peas.data.module import ClipDataModule, Split
 from peas.errors import ConfigError, DataError
+from peas.utils.text import some
 
 FOLDS = range(1, 6)
 # Fold, Freesound id, take, target: `1-100032-A-0.wav`.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Targets
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 
 def chosen_rows(targets: Targets, classes: int, fraction: float, seed: int) -> Rows:

@@ -15,10 +15,10 @@ from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.fetch.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule, Split
 from peas.data.walk import walk
 from peas.errors import DataError
+from peas.utils.text import some
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from peas.children import CONTEXT, kill_workers, why_killed
 from peas.data.batch import Batch, Broken, Item, collate
 from peas.data.clips import ClipDataset
 from peas.data.fingerprint import hash_strings
 from peas.data.samplers import ClipKey, TrainSampler
 from peas.errors import AudioError, ConfigError, DataError
+from peas.utils.children import CONTEXT, kill_workers, why_killed
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import ClipDataModule, Facts, Split
-from peas.data.orders import Order, Repeated
+from peas.data.samplers import Order, Repeated
 from peas.errors import ConfigError, DataError
+from peas.utils.text import some
 
 
 class Mixture(ClipDataModule):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.audio import MAX_SAMPLES
+from peas.audio.decode import MAX_SAMPLES
 from peas.data.cache import ResampledCache, default_folder
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
@@ -20,12 +20,18 @@ from peas.data.fingerprint import Fingerprint
 from peas.data.inventory import Inventory
 from peas.data.label_fraction import chosen_rows, count_line
 from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
-from peas.data.orders import EachOnce, Order, Weighted, clip_weights
-from peas.data.samplers import EvaluationSampler, TrainSampler
+from peas.data.samplers import (
+    EachOnce,
+    EvaluationSampler,
+    Order,
+    TrainSampler,
+    Weighted,
+    clip_weights,
+)
 from peas.data.sounds import SoundFiles
 from peas.data.walk import is_utf8
 from peas.errors import ConfigError
-from peas.randomness import run_seed
+from peas.training.randomness import run_seed
 
 RATE = 16_000
 """Sampling rate in Hz of both papers' models, and so of every waveform in a batch."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from peas.audio.frontend import LogMel
 from peas.data.clips import ClipTable
 from peas.data.module import RATE
 from peas.data.workers import WorkerDied, default_workers, in_order
 from peas.errors import AudioError, DataError
-from peas.frontend import LogMel
 
 CHUNK = 64
 """Clips that a process measures at once."""

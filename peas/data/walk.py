@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas import ffmpeg
-from peas.audio import SOUND_ENDINGS
-from peas.data.listing import some
+from peas.audio import ffmpeg
+from peas.audio.decode import SOUND_ENDINGS
 from peas.errors import DataError
+from peas.utils.text import some
 
 FOREIGN = "files that only ffmpeg decodes"
 HIDDEN = "hidden files and folders"

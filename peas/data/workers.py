@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from peas.children import CONTEXT
 from peas.errors import ConfigError, DataError, PeasError
+from peas.utils.children import CONTEXT
 
 Result = TypeVar("Result")
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.models.grid import Pair
-from peas.models.patch_masking import SIDES, random_patches, times_and_bands
-from peas.models.patch_sampler import PatchSampler, SamplerName
+from peas.masking.sampling import SIDES, PatchSampler, SamplerName, random_patches, times_and_bands
+from peas.models.patches import Pair
 from peas.parts import Part
 
 OWN = "drawn"

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.grid import Pair
-from peas.models.masked import gather_tokens, visible_places
+from peas.models.local_attention import LocalBlock
+from peas.models.patches import Pair, gather_tokens, visible_places
 from peas.models.reconstructor import Reconstructor
 from peas.parts import Part
 
@@ -223,7 +224,7 @@ class Encoder(Part, Reconstructor, ABC):
         Raises:
             CheckpointError: The weights cannot be used. The model is then unchanged.
         """
-        from peas.models.checkpoints.own import load_own
+        from peas.models.weights.own import load_own
 
         return load_own(self, state, where)
 
@@ -246,3 +247,17 @@ class Encoder(Part, Reconstructor, ABC):
 def drop(tokens: Tensor, masked: Tensor | None) -> Tensor:
     """Leaves masked patches out: `[B, N, D]` and `[B, N]` bool to `[B, V, D]`."""
     return tokens if masked is None else gather_tokens(tokens, visible_places(masked))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block of a model in its place, so that no key changes its name.
+
+    The blocks of a model share their code, and so one graph: a whole model would take as much
+    longer to compile as it has blocks, and be broken up by what lies between them.
+
+    Args:
+        model: The model.
+    """
+    for part in model.modules():
+        if isinstance(part, Block | LocalBlock):
+            part.compile()

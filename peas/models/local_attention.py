@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peas.models.grid import Pair
+from peas.models.patches import Pair
 
 MASKED = -100.0
 """Added to the logits of two tokens that a window must keep apart, as Swin has it."""

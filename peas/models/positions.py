@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from peas.models.grid import Pair
+from peas.models.patches import Pair
 
 Raster = Literal["stored", "geometric"]
 """`stored`: AudioMAE's released tables. Its tokens run over 64 x 8 patches (time x frequency), its

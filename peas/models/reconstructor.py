@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import NoReconstruction
-from peas.models.grid import (
+from peas.models.patches import (
+    Grid,
     Pair,
+    check_grid,
     covered,
     fold_average,
     grid_shape,
     pad_to_patch,
     unpatchify,
 )
-from peas.models.masked import Grid, check_grid
 from peas.models.pixel_probe import PixelProbe
 
 

@@ -10,18 +10,21 @@ from torch.nn import functional
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder, Need, Pretext, drop
-from peas.models.grid import (
+from peas.models.patches import (
+    Grid,
     Pair,
+    check_grid,
     covered,
     fold_average,
+    gather_tokens,
     grid_shape,
+    other_geometry,
     pad_to_patch,
     patchify,
     resize_positions,
     sample_positions,
     unpatchify,
 )
-from peas.models.masked import Grid, check_grid, gather_tokens, other_geometry
 from peas.models.vit import SpectrogramTransformer
 
 STRIDE = (10, 10)
@@ -208,13 +211,13 @@ class SSAST(Encoder):
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official SSAST file or a checkpoint of ours."""
-        from peas.models.checkpoints.ssast import load_pretrained
+        from peas.models.weights.ssast import load_pretrained
 
         return load_pretrained(self, where, state)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
         """AST's start: positions of the picture, cut or interpolated; two special tokens."""
-        from peas.models.checkpoints.imagenet import tokens_of_ssast
+        from peas.models.weights.imagenet import tokens_of_ssast
 
         return tokens_of_ssast(self, state, report)
 

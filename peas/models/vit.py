@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peas.errors import ConfigError
-from peas.models.grid import Pair, grid_shape
+from peas.models.patches import Pair, grid_shape
 
 
 class Size(NamedTuple):

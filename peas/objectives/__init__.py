@@ -1,30 +1,26 @@
 """Losses as pure functions of tensors, and the objectives of pretraining that are made of them."""
 
 from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.classification import (
-    ClassificationLoss,
-    as_soft,
-    classification_loss,
-    soft_cross_entropy,
-)
-from peas.objectives.contrastive import (
-    InfoNCE,
-    NCEAxis,
-    info_nce,
-    masked_mse,
-    patch_errors,
-    take_patches,
-)
 from peas.objectives.feature_distillation import FeatureDistillation
 from peas.objectives.label_classification import LabelClassification
-from peas.objectives.masked import (
+from peas.objectives.losses import (
+    ClassificationLoss,
     FeatureLoss,
+    InfoNCE,
     LabelLoss,
+    NCEAxis,
     TargetNorm,
+    as_soft,
+    classification_loss,
     feature_loss,
     feature_targets,
+    info_nce,
     label_loss,
+    masked_mse,
     masked_patch_error,
+    patch_errors,
+    soft_cross_entropy,
+    take_patches,
 )
 from peas.objectives.patch_contrast import PatchContrast
 from peas.objectives.reconstruction import Reconstruction

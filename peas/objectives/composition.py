@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from peas.data.batch import Batch
+from peas.evaluation.baselines import valid_patches
+from peas.masking.sampling import hidden_ids
 from peas.models.encoder import Encoder
-from peas.models.masked import visible_places
-from peas.models.patch_masking import hidden_ids
+from peas.models.patches import visible_places
 from peas.objectives.base import Objective, Term, View
-from peas.trivial import valid_patches
 
 
 class Losses(NamedTuple):

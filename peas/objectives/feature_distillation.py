@@ -7,15 +7,14 @@ from torch import Tensor
 
 from peas.data.batch import Batch
 from peas.errors import ConfigError
-from peas.models.clap import Teacher
+from peas.evaluation.baselines import AgainstTrivial
 from peas.models.encoder import Need
-from peas.models.mam_heads import FeatureHead
-from peas.models.target_grid import TargetGrid
+from peas.models.heads import FeatureHead
 from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.contrastive import patch_errors
-from peas.objectives.masked import FeatureLoss, TargetNorm, feature_loss
+from peas.objectives.losses import FeatureLoss, TargetNorm, feature_loss, patch_errors
 from peas.objectives.teacher_targets import FeatureTargets
-from peas.trivial import AgainstTrivial
+from peas.teachers import Teacher
+from peas.teachers.grid import TargetGrid
 
 
 class FeatureDistillation(Objective):
@@ -28,7 +27,7 @@ class FeatureDistillation(Objective):
         teacher: Runs on every batch. Null with `targets`.
         targets: Folder of maps written by `peas data targets`, in the place of a live teacher.
             With both, the cache must be that teacher's.
-        grid: How patches find the teacher's cells, see `peas.models.target_grid`.
+        grid: How patches find the teacher's cells, see `peas.teachers.grid`.
         norm: Of a target: `l2` (unit length), `layer`, or `none`.
         loss: `mse`, `l2`, `frobenius` (the printed norm), `cosine` or `smooth_l1`.
         visible_path: Y of visible patches: `direct`, from the encoder's output through the

@@ -5,14 +5,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
+from peas.evaluation.baselines import LabelPrior
+from peas.masking.sampling import random_patches
 from peas.models.encoder import Need
-from peas.models.mam_heads import LabelBranch, LabelNorm
-from peas.models.masked import gather_tokens, visible_places
-from peas.models.patch_masking import random_patches
+from peas.models.heads import LabelBranch, LabelNorm
+from peas.models.patches import gather_tokens, visible_places
 from peas.objectives.base import BuildInfo, Objective, Term, View
-from peas.objectives.classification import as_soft
-from peas.objectives.masked import LabelLoss, label_loss
-from peas.trivial import LabelPrior
+from peas.objectives.losses import LabelLoss, as_soft, label_loss
 
 
 class LabelClassification(Objective):

@@ -6,9 +6,9 @@ from torch import nn
 
 from peas.errors import ConfigError
 from peas.models.encoder import Need
-from peas.models.masked import gather_tokens
+from peas.models.patches import gather_tokens
 from peas.objectives.base import BuildInfo, Objective, Term, View
-from peas.objectives.contrastive import NCEAxis, info_nce
+from peas.objectives.losses import NCEAxis, info_nce
 
 
 class PatchContrast(Objective):

@@ -4,12 +4,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from peas.evaluation.baselines import AgainstTrivial
 from peas.models.encoder import Need
-from peas.models.masked import gather_tokens
+from peas.models.patches import gather_tokens
 from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.contrastive import patch_errors
-from peas.objectives.masked import masked_patch_error
-from peas.trivial import AgainstTrivial
+from peas.objectives.losses import masked_patch_error, patch_errors
 
 
 class Reconstruction(Objective):

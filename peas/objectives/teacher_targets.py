@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from peas.data.batch import Batch
-from peas.data.targets import TargetCache
 from peas.errors import ConfigError, DataError
-from peas.models.clap import Teacher
 from peas.models.encoder import Encoder
-from peas.models.target_grid import Extent, TargetGrid, target_matrix
-from peas.objectives.masked import TargetNorm, feature_targets
+from peas.objectives.losses import TargetNorm, feature_targets
+from peas.teachers import Teacher
+from peas.teachers.cache import TargetCache
+from peas.teachers.grid import Extent, TargetGrid, target_matrix
 
 if TYPE_CHECKING:
     from peas.data.module import ClipDataModule
@@ -48,7 +48,7 @@ class FeatureTargets:
             raise ConfigError(
                 "`model.init_args.objectives` has a FeatureDistillation with nothing to distil: "
                 "set its `targets` to a folder of `peas data targets`, or its `teacher` to one "
-                "such as peas.models.clap.LaionClapTeacher"
+                "such as peas.teachers.LaionClapTeacher"
             )
         self.teacher, self.grid, self.norm = teacher, grid, norm
         self.cache = None if folder is None else TargetCache(folder)
@@ -94,7 +94,7 @@ class FeatureTargets:
                 "as they are: set it to 0"
             )
         from peas.data.module import SPLITS
-        from peas.data.targets.teaching import heard_samples
+        from peas.teachers.teaching import heard_samples
 
         if self.cache is None:
             assert self.teacher is not None

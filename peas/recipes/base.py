@@ -3,17 +3,17 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.optim import LrRule
 from peas.parts import Part
 
 OnNonFinite = Literal["stop", "skip"]
+LrRule = Literal["absolute", "batch256"]
 
 
 class RunLength(NamedTuple):
@@ -113,3 +113,31 @@ class Recipe(Part, ABC):
 def key(name: str) -> str:
     """Name of a setting in messages."""
     return f"`model.init_args.recipe.init_args.{name}`"
+
+
+def global_lr(lr: float, rule: LrRule, global_batch: int | None) -> float:
+    """Learning rate of a run, from the rate that its recipe states.
+
+    Args:
+        lr: The recipe's rate.
+        rule: `absolute` takes it as it is; `batch256` as the rate of a batch of 256 clips, which
+            grows in proportion to the batch (AudioMAE: `blr * batch / 256`).
+        global_batch: Clips of one optimiser step: those of a batch, times processes, times
+            accumulated batches. None = not known.
+
+    Raises:
+        ConfigError: The rule is unknown, or needs a batch size that nobody knows.
+    """
+    if rule == "absolute":
+        return lr
+    if rule != "batch256":
+        raise ConfigError(
+            f"`model.init_args.recipe.init_args.lr_rule` is {rule!r}: use one of "
+            f"{', '.join(get_args(LrRule))}"
+        )
+    if global_batch is None:
+        raise ConfigError(
+            "`model.init_args.recipe.init_args.lr_rule: batch256` needs the data module's batch "
+            "size, which is not known: give `data`, or use `absolute`"
+        )
+    return lr * global_batch / 256

@@ -1,7 +1,8 @@
 """SSAST's recipes, which PEAS shares: Adam, a staircase of warm-up, decay by epochs or plateaus."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -9,9 +10,7 @@ from torch.optim import Optimizer
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.optim import LrRule, head_groups, staircase_warmup, step_decay
-from peas.plateau import Plateau, next_plateau
-from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
+from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
 
 CLASSIFIER = ("fc_norm", "head")
 
@@ -171,3 +170,99 @@ class SSASTPretrainingRecipe(Recipe):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         self.plateau = Plateau(**state)
+
+
+class Plateau(NamedTuple):
+    """Where a plateau schedule stands.
+
+    Attributes:
+        best: Best value so far.
+        bad: Evaluations since then that were no better.
+        factor: Factor of the learning rate.
+        step: Optimiser step of the latest evaluation that counted.
+    """
+
+    best: float = -math.inf
+    bad: int = 0
+    factor: float = 1.0
+    step: int = 0
+
+
+def next_plateau(
+    state: Plateau, value: float, step: int, *, factor: float, patience: int, every: int
+) -> Plateau:
+    """State after one evaluation; the rules are those of PyTorch's `ReduceLROnPlateau`.
+
+    The first evaluation at or after each multiple of `every` steps counts. Better is what exceeds
+    the best by one part in ten thousand of it: so of negative values, such as an error's negative,
+    one that is worse by less than that counts as better too, as in the official run.
+
+    Args:
+        state: State before it.
+        value: What was evaluated; more is better.
+        step: Optimiser steps so far.
+        factor: What the rate is multiplied by after more than `patience` evaluations in a row
+            that were no better.
+        patience: Number of such evaluations that are borne.
+        every: Steps from one evaluation that counts to the next.
+    """
+    if step // every <= state.step // every:
+        return state
+    if value > state.best * (1 + 1e-4):
+        return Plateau(value, 0, state.factor, step)
+    if state.bad + 1 > patience:
+        return Plateau(state.best, 0, state.factor * factor, step)
+    return Plateau(state.best, state.bad + 1, state.factor, step)
+
+
+def head_groups(
+    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_factor: float
+) -> list[dict[str, Any]]:
+    """Two parameter groups: the encoder, and the head at `lr * head_lr_factor`.
+
+    Args:
+        model: Its parameters without gradient are left out.
+        head_names: Prefixes of the head's parameter names, such as `head` and `fc_norm`.
+        lr: Learning rate of the encoder.
+        head_lr_factor: The official code's `head_lr`.
+    """
+    prefixes = tuple(f"{name}." for name in head_names)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    body = [p for name, p in named if not name.startswith(prefixes)]
+    head = [p for name, p in named if name.startswith(prefixes)]
+    return [
+        {"params": body, "lr": lr, "base_lr": lr, "name": "encoder"},
+        {"params": head, "lr": lr * head_lr_factor, "base_lr": lr * head_lr_factor, "name": "head"},
+    ]
+
+
+def staircase_warmup(step: int, steps: int, every: int = 50) -> float:
+    """Warm-up of the official SSAST code: a rising staircase that starts at zero.
+
+    The rate is updated at every 50th step to `step / steps`, so the first 50 steps train at zero.
+
+    Args:
+        step: Optimiser step, from 0.
+        steps: Length of the warm-up; 0 switches it off.
+        every: Width of one stair.
+    """
+    if steps <= 0 or step >= steps:
+        return 1.0
+    return (step // every) * every / steps
+
+
+def step_decay(epoch: int, start: int | None, gamma: float, every: int = 1) -> float:
+    """Decay by `gamma` every so many epochs from `start` on (`MultiStepLR` with such milestones).
+
+    Epochs 0 … start-1 run at the full rate, epoch `start` at `gamma`, `every` epochs later at
+    `gamma²`.
+
+    Args:
+        epoch: Epoch, from 0.
+        start: First epoch of the decay; `None` switches it off.
+        gamma: Factor of one decay, 0.85 in SSAST's recipes for ESC-50 and Speech Commands.
+        every: Epochs from one decay to the next; 5 in its recipe for AudioSet's balanced part.
+    """
+    if start is None or epoch < start:
+        return 1.0
+    return float(gamma ** ((epoch - start) // every + 1))

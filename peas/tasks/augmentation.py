@@ -6,10 +6,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from peas.augment.masks import fill_masked
+from peas.audio.frontend import Spectrogram
 from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.data.batch import Batch
-from peas.frontend import Spectrogram
+from peas.masking.spec_augment import fill_masked
 from peas.tasks.base import BaseTask
 
 Stage = Literal["after_noise", "before_noise"]

@@ -8,21 +8,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from peas import migration, randomness
-from peas.allocator import keep_freed_memory
-from peas.augment.waveform import ROLL_GAIN_DRAWS, roll_and_gain
+from peas.audio.frontend import FrontEnd
+from peas.augment.mixup import ROLL_GAIN_DRAWS, roll_and_gain
 from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
 from peas.errors import CheckpointError, ConfigError
-from peas.frontend import FrontEnd
-from peas.models.encoder import Encoder
-from peas.models.masked import compile_blocks
+from peas.models.encoder import Encoder, compile_blocks
 from peas.parts import plain
-from peas.processes import is_first
 from peas.recipes.base import Recipe
-from peas.tasks import run_clips
-from peas.tasks.running_means import forget_sums
 from peas.tasks.stepping import SteppingModule
+from peas.training import randomness, run_clips
+from peas.training.distributed import is_first
+from peas.training.memory import keep_freed_memory
+from peas.training.running_means import forget_sums
+from peas.utils import migration
 
 if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
@@ -349,7 +348,10 @@ class BaseTask(SteppingModule):
         batch["waveform"] = roll_and_gain(waveform, length, u, roll=roll)
 
     def draws(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
-        """Uniform draws of this batch's clips, `[B, *shape]` on the CPU; see `peas.randomness`."""
+        """Uniform random numbers of this batch's clips, `[B, *shape]`, on the CPU.
+
+        See `peas.training.randomness`.
+        """
         source = randomness.generator(
             randomness.run_seed(), stream, self.trainer.current_epoch, batch["step"]
         )

@@ -10,22 +10,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from peas.augment.peas import error_maps
+from peas.audio.frontend import FrontEnd, KaldiLogMel
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
-from peas.frontend import FrontEnd, KaldiLogMel
-from peas.metrics import ClipScores
+from peas.evaluation.metrics import ClipScores
+from peas.masking.peas.scores import error_maps
 from peas.models import SSAST, Encoder
-from peas.models.checkpoints import load_pretrained
-from peas.models.checkpoints.imagenet import PREFIX, load_imagenet
+from peas.models.weights import load_pretrained
+from peas.models.weights.imagenet import PREFIX, load_imagenet
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
 from peas.parts import made
 from peas.recipes import Recipe, SSASTRecipe
 from peas.recipes.ssast import CLASSIFIER
 from peas.tasks.augmentation import Augmentation, augment
 from peas.tasks.base import BaseTask, MetricNames
-from peas.tasks.finite import counted
 from peas.tasks.pixel_probe import fit_pixel_probe
+from peas.training.nonfinite import counted
 
 SCORES = {"mAP", "AUC", "d_prime", "classes", "clips", "loss"}
 """Metrics of evaluation; `accuracy` too where a clip has one class."""
@@ -45,7 +45,7 @@ class Classification(BaseTask):
             hub, `timm:FILE` from a file of such weights. Null starts from random weights and must
             be typed: the default, an empty string, is refused when a run starts.
         encoder: Such as `peas.models.SSAST` (default) or `peas.models.AudioMAE`.
-        front_end: Such as `peas.frontend.KaldiLogMel` (default).
+        front_end: Such as `peas.audio.KaldiLogMel` (default).
         recipe: Such as `peas.recipes.SSASTRecipe` (default) or `AudioMAERecipe`.
         augmentation: Noise, roll, gain, and the fill of masked cells.
         loss: `ce` with true soft targets, or `bce`.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from peas.objectives.composition import Losses
-from peas.tasks.finite import counted
+from peas.training.nonfinite import counted
 
 
 class LossMeters(nn.Module):

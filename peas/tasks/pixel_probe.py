@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
-from peas.models.masked import Grid
+from peas.models.patches import Grid
 from peas.models.pixel_probe import RIDGE, FittedProbe, ProbeSums
-from peas.processes import are_several
 from peas.tasks.base import BaseTask
+from peas.training.distributed import are_several
 
 CLIPS = 4096
 """Training clips, spread evenly over the set, that are enough for a linear layer."""

@@ -10,21 +10,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from peas.audio.frontend import FrontEnd, KaldiLogMel
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, ConfigError
-from peas.frontend import FrontEnd, KaldiLogMel
 from peas.masking import PatchMasking, RandomPatches
 from peas.masking.patches import OWN
 from peas.models import AudioMAE, Encoder
-from peas.models.checkpoints import load_pretrained
+from peas.models.weights import load_pretrained
 from peas.objectives import Objective, Reconstruction
 from peas.objectives.base import BuildInfo, View
 from peas.objectives.composition import Losses, compose, encode
 from peas.parts import made
-from peas.randomness import run_seed, uniform_by_name
 from peas.recipes import AudioMAEPretrainingRecipe, Recipe
 from peas.tasks.base import BaseTask, MetricNames
 from peas.tasks.loss_meters import LossMeters
+from peas.training.randomness import run_seed, uniform_by_name
 
 Stage = Literal["train", "val"]
 
@@ -49,7 +49,7 @@ class Pretraining(BaseTask):
         pretrained: File of weights to go on from: an official file of the encoder's family or a
             checkpoint of `peas`. Null starts from random weights.
         encoder: Such as `peas.models.AudioMAE` (default) or `peas.models.SSAST`.
-        front_end: Such as `peas.frontend.KaldiLogMel` (default).
+        front_end: Such as `peas.audio.KaldiLogMel` (default).
         masking: Which patches are masked, such as `peas.masking.RandomPatches` (default).
         eval_masking: The same in evaluation; null = `masking`. SSAST's official code masks 400
             there whatever it trains with.

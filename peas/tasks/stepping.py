@@ -11,13 +11,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from peas import randomness
 from peas.data.batch import Batch
 from peas.errors import CheckpointError, PeasError
-from peas.optim import global_lr
-from peas.recipes.base import Recipe, RunLength
-from peas.tasks.finite import RunningStatistics, Skipped, finite_gradients
-from peas.tasks.running_means import save_sums
+from peas.recipes.base import Recipe, RunLength, global_lr
+from peas.training import randomness
+from peas.training.nonfinite import RunningStatistics, Skipped, finite_gradients
+from peas.training.running_means import save_sums
 
 
 class SteppingModule(L.LightningModule):

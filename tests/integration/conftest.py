@@ -21,7 +21,7 @@ def _one_thread() -> Iterator[None]:
     """Small tensors only: more threads would wait for each other."""
     # Imported now, while the standard streams are those of the whole session: Lightning's log
     # handler keeps the stream that it finds.
-    import peas.cli  # noqa: F401
+    import peas.cli.main  # noqa: F401
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

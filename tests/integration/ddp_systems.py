@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from peas.models.clap.teacher import Teacher
-from peas.models.target_grid import Extent
+from peas.teachers.base import Teacher
+from peas.teachers.grid import Extent
 
 
 class Losses(Callback):

@@ -139,7 +139,7 @@ def main() -> None:
     # Before the children are there; nothing may run in threads in their parent.
     torch.set_num_threads(1)
     import peas.callbacks
-    import peas.cli
+    import peas.cli.main
     import peas.data
     import peas.tasks  # noqa: F401
 

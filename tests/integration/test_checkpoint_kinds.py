@@ -15,8 +15,8 @@ from made import built_ssast
 from test_stepping import SUPMAM
 
 from peas.errors import CheckpointError
-from peas.models.checkpoints import ssast
-from peas.models.checkpoints.checking import check_run
+from peas.models.weights import ssast
+from peas.models.weights.checking import check_run
 
 State = dict[str, Any]
 GOOD = {
@@ -381,7 +381,7 @@ def test_a_full_disk_behind_standard_output(
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    from peas.commands import tag
+    from peas.cli import tag
     from peas.errors import PeasError
 
     clip = sorted(sounds.glob("audio/*.wav"))[0]

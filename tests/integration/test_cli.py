@@ -287,7 +287,7 @@ def test_export_and_import_give_the_same_scores(sounds: Path, tmp_path: Path) ->
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Jobs of `peas kfold` run here, which saves each its imports. Holds their commands."""
-    from peas.commands import kfold
+    from peas.cli import kfold
 
     started: list[list[str]] = []
 

@@ -12,8 +12,8 @@ import torch
 from cli_recorder import recorded
 from drive import Run, Write, call, fit, prepare
 
-from peas.cli import _new_run_dir
-from peas.run_checkpoints import read_record
+from peas.cli.main import _new_run_dir
+from peas.training.run_checkpoints import read_record
 
 VERBS = ("fit", "validate", "test", "predict")
 

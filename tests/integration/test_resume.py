@@ -14,7 +14,7 @@ from cli_recorder import recorded
 from drive import Outcome, Run, Write, call, fit, metrics, prepare
 from forks import Call, Forks
 
-from peas.run_checkpoints import newest_whole
+from peas.training.run_checkpoints import newest_whole
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

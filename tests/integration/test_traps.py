@@ -53,7 +53,7 @@ def test_a_limit_of_one_batch_in_evaluation(
 def test_fractions_and_whole_epochs_are_told_apart(write: Write) -> None:
     from jsonargparse import ArgumentParser
 
-    from peas.trainer import PeasTrainer
+    from peas.training.trainer import PeasTrainer
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PeasTrainer, "trainer")

@@ -9,10 +9,10 @@ import torch
 from made import built_audiomae
 from test_ssast_golden import rule, sound
 
-from peas.models.checkpoints import load_pretrained, read_state
-from peas.models.checkpoints.audiomae import to_official
-from peas.models.mae_decoder import DecoderShape
+from peas.models.audiomae_decoder import DecoderShape
 from peas.models.positions import position_table, raster_of
+from peas.models.weights import load_pretrained, read_state
+from peas.models.weights.audiomae import to_official
 from peas.objectives import masked_patch_error
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}

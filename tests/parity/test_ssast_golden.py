@@ -9,8 +9,8 @@ import torch
 from made import built_ssast
 from torch.nn import functional
 
-from peas.models.checkpoints.ssast import load_pretrained, to_official
-from peas.models.grid import patchify
+from peas.models.patches import patchify
+from peas.models.weights.ssast import load_pretrained, to_official
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 SHAPES = {"patch": (16, 16), "frame": (128, 2)}

@@ -10,8 +10,8 @@ import torch
 from made import built_ssast, ssast_task
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
-from peas.models.checkpoints.ssast import load_pretrained, to_official
-from peas.models.patch_masking import official_clusters, official_frames
+from peas.masking.sampling import official_clusters, official_frames
+from peas.models.weights.ssast import load_pretrained, to_official
 from peas.objectives import masked_mse
 
 GRADIENTS = sorted(

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from peas.data.columns import Strings
-from peas.data.targets.manifest import Recipe
-from peas.data.targets.writing import Block, ids_sum, write_targets
 from peas.errors import CheckpointError
-from peas.models.clap.teacher import Teacher
-from peas.models.target_grid import Extent
+from peas.teachers.base import Teacher
+from peas.teachers.grid import Extent
+from peas.teachers.manifest import Recipe
+from peas.teachers.writing import Block, ids_sum, write_targets
 
 SHAPE = (2, 5, 3)
 EXTENT = {"first_centre": 0.1, "step": 0.2, "freq_edges": [0.0, 1000.0, 8000.0]}

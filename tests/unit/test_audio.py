@@ -10,8 +10,8 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from peas import resampling
-from peas.audio import RESAMPLER, SOUND_ENDINGS, AudioInfo, is_sound, load, probe
+from peas.audio import resampling
+from peas.audio.decode import RESAMPLER, SOUND_ENDINGS, AudioInfo, is_sound, load, probe
 from peas.errors import AudioError
 
 RATE = 16_000

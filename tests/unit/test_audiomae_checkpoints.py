@@ -9,12 +9,12 @@ import torch
 import toys  # noqa: F401 - the size `toy`
 from made import built_audiomae, built_ssast, classification
 
-from peas.commands import export, import_
+from peas.cli import export, import_
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.checkpoints import load_pretrained, read_state
-from peas.models.checkpoints.audiomae import describe, to_official, unwrap
-from peas.models.mae_decoder import DecoderShape
+from peas.models.audiomae_decoder import DecoderShape
 from peas.models.positions import position_table
+from peas.models.weights import load_pretrained, read_state
+from peas.models.weights.audiomae import describe, to_official, unwrap
 from peas.tasks import Classification
 
 LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 16)
@@ -257,7 +257,7 @@ def test_the_other_familys_files_are_refused_by_name(tmp_path, file):
         match=r"holds AudioMAE weights.*encoder\.class_path: peas\.models\.AudioMAE`",
     ):
         load_pretrained(ssast, file)
-    from peas.models.checkpoints.ssast import to_official as ssasts
+    from peas.models.weights.ssast import to_official as ssasts
 
     for state in (ssasts(ssast.state_dict()), {"state_dict": ssast.state_dict()}):
         path = save(tmp_path, state, "ssast.pth")

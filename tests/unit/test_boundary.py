@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSum
 from made import classification
 
 import peas.__main__ as entry
-from peas.boundary import known
 from peas.callbacks.monitors import RequireMonitors
 from peas.callbacks.summary import SizeSummary
+from peas.cli.boundary import known
 from peas.data.cache import ResampledCache, default_folder
 from peas.errors import ConfigError, DataError
 

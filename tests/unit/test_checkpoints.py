@@ -9,9 +9,9 @@ from made import built_ssast
 from torch import nn
 
 from peas.errors import CheckpointError, NoReconstruction
-from peas.models.checkpoints import ImportReport, read_state
-from peas.models.checkpoints.ssast import describe, load_pretrained, to_official, to_ours
-from peas.models.grid import resize_positions
+from peas.models.patches import resize_positions
+from peas.models.weights import ImportReport, read_state
+from peas.models.weights.ssast import describe, load_pretrained, to_official, to_ours
 
 FRAMES = 64
 

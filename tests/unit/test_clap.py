@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from peas.errors import CheckpointError, ConfigError, DataError
-from peas.models.checkpoints.clap import ClapWeights, read_clap
-from peas.models.checkpoints.clap_keys import to_hub, to_laion
-from peas.models.clap import LaionClapTeacher, Teacher, TransformersClapTeacher, front_end
-from peas.models.clap.front_end import clap_log_mel, window_count, windows
-from peas.models.clap.laion import build_tower
-from peas.models.target_grid import target_matrix
+from peas.models.weights.clap import ClapWeights, read_clap
+from peas.models.weights.clap_keys import to_hub, to_laion
+from peas.teachers import LaionClapTeacher, Teacher, TransformersClapTeacher, front_end
+from peas.teachers.front_end import clap_log_mel, window_count, windows
+from peas.teachers.grid import target_matrix
+from peas.teachers.laion import build_tower
 
 CELL = 32 * 1000 / 1023 * 0.01
 
@@ -363,7 +363,7 @@ def test_sound_that_is_not_finite(hub):
 def test_is_made_from_plain_settings(kind):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--teacher", type=Teacher | None)
-    node = {"class_path": f"peas.models.clap.{kind.__name__}", "init_args": {"space": "joint"}}
+    node = {"class_path": f"peas.teachers.{kind.__name__}", "init_args": {"space": "joint"}}
     for checkpoint, told in ((None, "checkpoint is not given"), ("no.pt", r"no\.pt: no such file")):
         if checkpoint is not None:
             node["init_args"]["checkpoint"] = checkpoint
@@ -387,7 +387,7 @@ def test_laions_tower_is_built_without_its_package():
         socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
         warnings.simplefilter("ignore")
         start = time.monotonic()
-        from peas.models.clap import LaionClapTeacher
+        from peas.teachers import LaionClapTeacher
 
         LaionClapTeacher(None).to("cpu")
         assert time.monotonic() - start < 60

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from peas.callbacks.class_table import class_rows, summary, write_class_table
-from peas.metrics import ClipScores
+from peas.evaluation.metrics import ClipScores
 
 LABELS = [f"class {number}" for number in range(8)]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from peas.__main__ import main
-from peas.cli_errors import nearest_class
-from peas.commands.kfold import has_folds
+from peas.cli.errors import nearest_class
+from peas.cli.kfold import has_folds
 from peas.errors import ConfigError
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from peas.commands.cluster_report import CLOCK, Report, disagreements, ranks, table
+from peas.cli.cluster_report import CLOCK, Report, disagreements, ranks, table
 
 
 @pytest.fixture

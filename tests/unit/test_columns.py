@@ -4,7 +4,7 @@ import pytest
 import soundfile
 import torch
 
-from peas import audio
+from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets

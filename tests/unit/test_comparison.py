@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peas.clustered import (
+from peas.errors import ConfigError, DataError
+from peas.evaluation.comparison import compare
+from peas.evaluation.significance import (
     bootstrap_interval,
     cluster_sums,
     detectable_gap,
@@ -18,8 +20,6 @@ from peas.clustered import (
     student_quantile,
     student_tails,
 )
-from peas.comparison import compare
-from peas.errors import ConfigError, DataError
 
 
 def test_sums_of_clusters():

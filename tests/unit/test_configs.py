@@ -12,10 +12,10 @@ from made import parts
 from toys import data, quiet_trainer
 
 from peas import tasks
-from peas.commands.paper_row import differences
-from peas.optim import global_lr
+from peas.cli.paper_row import differences
 from peas.parts import class_path
 from peas.recipes import AudioMAERecipe
+from peas.recipes.base import global_lr
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -188,7 +188,7 @@ class _Built(Exception):
 @pytest.fixture(scope="module")
 def parse() -> Parse:
     """The real parser of `peas fit`; nothing is instantiated. Building it is the slow part."""
-    from peas.cli import SETTINGS, PeasCLI
+    from peas.cli.main import SETTINGS, PeasCLI
 
     class Reader(PeasCLI):
         """Stops where LightningCLI would read its arguments and go on to run them."""
@@ -514,8 +514,8 @@ def test_ssasts_own_rows_are_peas_conventional_ones_with_its_batch_and_epochs(
     assert (ours.paper.table, ours.paper.row) == ("SupMAM-CLAP 1", "SS-AST")
     epochs, batch = {"esc50": (50, 48), "speech_commands": (30, 128)}[data]
     assert (ours.trainer.max_epochs, ours.data.init_args.batch_size) == (epochs, batch)
-    peas.trainer.max_epochs, peas.data.init_args.batch_size = epochs, batch
-    assert (ours.model, ours.trainer, ours.data) == (peas.model, peas.trainer, peas.data)
+    peas.training.trainer.max_epochs, peas.data.init_args.batch_size = epochs, batch
+    assert (ours.model, ours.trainer, ours.data) == (peas.model, peas.training.trainer, peas.data)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from peas import audio
-from peas.audio import load, probe
-from peas.containers import UNCHECKED
+from peas.audio import decode as audio
+from peas.audio.containers import UNCHECKED
+from peas.audio.decode import load, probe
 from peas.errors import AudioError
 
 RATE = 16_000

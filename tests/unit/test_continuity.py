@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from toys import StandIn
 
 from peas import recipes
+from peas.audio.frontend import KaldiLogMel
 from peas.callbacks import PEAS
 from peas.callbacks.continuity import Continuity, changes, flat
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
-from peas.frontend import KaldiLogMel
 from peas.models import SSAST, AudioMAE
 from peas.tasks import Classification, Pretraining
 

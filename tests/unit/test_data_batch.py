@@ -1,6 +1,6 @@
 import torch
 
-from peas.augment.waveform import mix
+from peas.augment.mixup import mix
 from peas.data.batch import Broken, Item, collate
 
 

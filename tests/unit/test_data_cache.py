@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from peas import audio
+from peas.audio import decode as audio
 from peas.data.cache import ResampledCache, default_folder, file_state
 from peas.errors import AudioError
 

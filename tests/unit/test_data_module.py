@@ -9,13 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import peas.data
+from peas.audio.frontend import LogMel
 from peas.data.clips import ClipDataset, input_samples
 from peas.data.columns import Targets
 from peas.data.loader import OddClips
 from peas.data.module import ClipDataModule
 from peas.data.samplers import ClipKey
 from peas.errors import AudioError, ConfigError, DataError
-from peas.frontend import LogMel
 
 
 class Tones(ClipDataModule):

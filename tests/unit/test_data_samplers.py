@@ -1,7 +1,6 @@
 import pytest
 
-from peas.data.orders import EachOnce
-from peas.data.samplers import EvaluationSampler, TrainSampler
+from peas.data.samplers import EachOnce, EvaluationSampler, TrainSampler
 from peas.errors import DataError
 
 

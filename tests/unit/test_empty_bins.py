@@ -10,15 +10,15 @@ from matplotlib.patches import Patch
 from torch import Tensor
 from toys import StandIn, clips, heard, make_task, masked
 
-from peas.audio import load
-from peas.augment.windows import marginals
+from peas.audio.decode import load
+from peas.audio.frontend import LogMel
 from peas.callbacks import progress
 from peas.callbacks.figure import EMPTY, draw
 from peas.callbacks.peas import PEAS
 from peas.callbacks.pictures import _view
 from peas.callbacks.progress import EpochLine
 from peas.data.batch import Batch
-from peas.frontend import LogMel
+from peas.masking.peas.selector import marginals
 from peas.tasks import Classification
 
 SHARED: dict[str, Any] = {"n_time": 1, "n_freq": 1, "max_time": 32, "max_freq": 24, "ramp": "off"}

@@ -31,7 +31,7 @@ class _Built(Exception):
 @pytest.fixture(scope="module")
 def parse() -> Parse:
     """The real parser of `peas fit`; nothing is instantiated."""
-    from peas.cli import SETTINGS, PeasCLI
+    from peas.cli.main import SETTINGS, PeasCLI
 
     class Reader(PeasCLI):
         """Stops where LightningCLI would read its arguments and go on to run them."""

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from peas import ffmpeg
-from peas.audio import load, probe
+from peas.audio import ffmpeg
+from peas.audio.decode import load, probe
 from peas.errors import AudioError
 
 RATE = 22_050

@@ -12,8 +12,9 @@ import soundfile
 import torch
 import yaml
 
-from peas import verbs
+from peas.audio.frontend import LogMel
 from peas.callbacks.run_files import label_map
+from peas.cli import verbs
 from peas.data.columns import Strings, Targets
 from peas.data.fingerprint import Fingerprint
 from peas.data.folder.class_order import read_order
@@ -21,7 +22,6 @@ from peas.data.folder.holdout import draw_parts
 from peas.data.folder.module import AudioFolder
 from peas.data.module import SPLITS
 from peas.errors import AudioError, ConfigError, DataError
-from peas.frontend import LogMel
 
 KNOWN = {"mean": -6.0, "std": 5.0, "cache_dir": "", "num_workers": 0}
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from peas.audio import load
-from peas.filter_bank import SILENCE, kaldi_fbank
-from peas.frontend import LogMel, Spectrogram
+from peas.audio.decode import load
+from peas.audio.filter_bank import SILENCE, kaldi_fbank
+from peas.audio.frontend import LogMel, Spectrogram
 
 ESC50 = {"mean": -6.6268077, "std": 5.358466, "frames": 512}
 SPEECH_COMMANDS = {"mean": -6.845978, "std": 5.5654526, "frames": 128}

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from peas.errors import ConfigError
-from peas.models.grid import (
+from peas.models.patches import (
     covered,
     fold_average,
     grid_shape,

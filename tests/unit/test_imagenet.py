@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from toys import fit
 
 from peas.errors import CheckpointError, NoReconstruction
-from peas.models.checkpoints.imagenet import load_imagenet
+from peas.models.weights.imagenet import load_imagenet
 
 
 def picture_model(kind: type[VisionTransformer] = VisionTransformer, **settings: Any) -> Any:

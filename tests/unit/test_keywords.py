@@ -26,7 +26,7 @@ from peas.data.speech_commands.keywords import (
 )
 from peas.data.speech_commands.module import SpeechCommands
 from peas.errors import AudioError, ConfigError, DataError
-from peas.randomness import generator
+from peas.training.randomness import generator
 
 V2_WORDS = sorted(read_labels("speech_commands_v2"))
 V1_WORDS = [w for w in V2_WORDS if w not in {"backward", "follow", "forward", "learn", "visual"}]

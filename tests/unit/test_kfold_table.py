@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from peas.commands.kfold import has_folds, numbers
-from peas.commands.kfold_table import Result, read_result, spread, summarise, write_tables
-from peas.commands.paper_row import differences
+from peas.cli.kfold import has_folds, numbers
+from peas.cli.kfold_table import Result, read_result, spread, summarise, write_tables
+from peas.cli.paper_row import differences
 from peas.errors import ConfigError, PeasError
 
 

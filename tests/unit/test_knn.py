@@ -10,13 +10,13 @@ from lightning.pytorch import Trainer
 from made import masked_task, ssast_task
 from toys import StandIn, data, quiet_trainer
 
+from peas.audio.frontend import LogMel
 from peas.callbacks import KNN
 from peas.callbacks.progress import EpochLine
 from peas.data import AudioFolder
 from peas.data.synthetic import write_sounds
 from peas.errors import ConfigError, DataError
-from peas.frontend import LogMel
-from peas.neighbours import nearest_classes
+from peas.evaluation.knn import nearest_classes
 from peas.tasks import Pretraining
 from peas.tasks.base import BaseTask
 

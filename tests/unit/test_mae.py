@@ -7,10 +7,10 @@ from made import built_audiomae
 from torch.nn import functional
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.mae import decoder_of, normalised
-from peas.models.mae_decoder import DecoderShape
-from peas.models.masked import visible_places
-from peas.models.patch_masking import random_patches, times_and_bands
+from peas.masking.sampling import random_patches, times_and_bands
+from peas.models.audiomae import decoder_of, normalised
+from peas.models.audiomae_decoder import DecoderShape
+from peas.models.patches import visible_places
 from peas.objectives import masked_patch_error
 
 LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 2)

@@ -17,10 +17,10 @@ from toys import FACTS, StandIn, clips, data, quiet_trainer
 
 from peas.callbacks import PEAS, SpecAugment
 from peas.errors import CheckpointError, ConfigError, DataError, NoReconstruction
-from peas.models.clap.teacher import Teacher
-from peas.models.target_grid import Extent
 from peas.objectives import feature_loss, label_loss, masked_patch_error
 from peas.tasks import Pretraining
+from peas.teachers.base import Teacher
+from peas.teachers.grid import Extent
 
 DECODER: dict[str, Any] = {"decoder_width": 32, "decoder_heads": 2, "decoder_depth": 2}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -520,9 +520,9 @@ def test_evaluation_needs_no_two_clips(sounds: Path, tmp_path: Path) -> None:
 def cache(folder: Path, sounds: Path, teacher: Teacher, leave_out: int = 0) -> Path:
     """A teacher's maps of every clip of the sounds, made clip by clip."""
     from peas.data.columns import Strings
-    from peas.data.targets.manifest import Recipe
-    from peas.data.targets.teaching import heard_samples
-    from peas.data.targets.writing import Block, ids_sum, write_targets
+    from peas.teachers.manifest import Recipe
+    from peas.teachers.teaching import heard_samples
+    from peas.teachers.writing import Block, ids_sum, write_targets
 
     module = data(sounds)
     module.setup("fit")

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 from two_processes import SHARES, branch_on, pooled_rows, share_norm
 
-from peas.models.mam_heads import FeatureHead, LabelBranch, LabelNorm
+from peas.evaluation.baselines import AgainstTrivial, LabelPrior, valid_patches
+from peas.models.heads import FeatureHead, LabelBranch, LabelNorm
 from peas.objectives import feature_loss, feature_targets, label_loss, masked_patch_error
-from peas.trivial import AgainstTrivial, LabelPrior, valid_patches
 
 
 def drawn(batch=4, count=12, width=6, seed=0):

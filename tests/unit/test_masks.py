@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from peas.augment.masks import (
+from peas.errors import ConfigError
+from peas.masking.spec_augment import (
     Blocks,
     Overlap,
     blocks_to_mask,
@@ -18,7 +19,6 @@ from peas.augment.masks import (
     random_start,
     window_sums,
 )
-from peas.errors import ConfigError
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from peas.metrics import ClipScores, class_scores, d_prime
+from peas.evaluation.metrics import ClipScores, class_scores, d_prime
 
 
 def scores_and_targets(seed: int, levels: int | None) -> tuple[torch.Tensor, torch.Tensor]:

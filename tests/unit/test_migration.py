@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from peas import migration
 from peas.errors import ConfigError
+from peas.utils import migration
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OLD_DEFAULTS = {

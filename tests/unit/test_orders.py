@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from peas.data.columns import Targets
-from peas.data.orders import EachOnce, Repeated, Weighted, clip_weights
-from peas.data.samplers import TrainSampler
+from peas.data.samplers import EachOnce, Repeated, TrainSampler, Weighted, clip_weights
 from peas.errors import ConfigError
 
 

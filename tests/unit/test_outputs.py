@@ -15,7 +15,6 @@ from toys import Run, StandIn, clips, data, fit, heard, make_task, masked, quiet
 
 from peas.augment.spectrogram import roll_time
 from peas.callbacks import progress
-from peas.callbacks.error_cache import due
 from peas.callbacks.figure import draw
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.peas import PEAS
@@ -24,6 +23,7 @@ from peas.callbacks.pictures import Pictures, _view
 from peas.callbacks.progress import EpochLine, Rate
 from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
 from peas.errors import ConfigError
+from peas.masking.peas.error_cache import due
 from peas.tasks import Classification
 
 # --- evaluation ----------------------------------------------------------------------------

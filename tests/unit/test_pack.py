@@ -14,8 +14,8 @@ import soundfile
 import torch
 from packing_toys import bag, content, packed, said, unknown
 
-from peas import audio
-from peas.commands.data import pack as command
+from peas.audio import decode as audio
+from peas.cli.data import pack as command
 from peas.data.columns import Strings
 from peas.data.disk import only_one
 from peas.data.esc50 import ESC50

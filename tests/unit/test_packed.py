@@ -11,7 +11,7 @@ import torch
 from packing_toys import bag, copy_of, packed, said
 
 import peas.data
-from peas.commands.data.verify import take_stock
+from peas.cli.data.verify import take_stock
 from peas.data.cache import ResampledCache
 from peas.data.columns import Strings, Targets
 from peas.data.packed.index_checks import index_fault

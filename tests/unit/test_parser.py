@@ -18,18 +18,18 @@ import peas.masking
 import peas.objectives
 import peas.recipes
 from peas.__main__ import OWN_VERBS, main
-from peas.config_file import read_config
+from peas.audio.frontend import FrontEnd, KaldiLogMel
+from peas.cli.config_file import read_config
+from peas.cli.parser import PeasParser
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
-from peas.frontend import FrontEnd, KaldiLogMel
 from peas.masking import PatchMasking
 from peas.models import SSAST, AudioMAE, Encoder
-from peas.models.clap import LaionClapTeacher, Teacher
 from peas.objectives import Objective
-from peas.parser import PeasParser
 from peas.recipes import Recipe
 from peas.tasks import Classification, Pretraining
 from peas.tasks.base import BaseTask
+from peas.teachers import LaionClapTeacher, Teacher
 
 KINDS: dict[str, type] = {"model": BaseTask, "data": ClipDataModule, "callback": Callback}
 # Parts of a task, and the tasks that have them.
@@ -151,7 +151,7 @@ def test_null_inside_a_class_inside_a_class(parser: PeasParser) -> None:
     name = "model.init_args.objectives.a"
     objective = [f"--{name}", "peas.objectives.FeatureDistillation"]
     inner = f"{name}.init_args.teacher"
-    teacher = [*objective, f"--{inner}", "peas.models.clap.LaionClapTeacher"]
+    teacher = [*objective, f"--{inner}", "peas.teachers.LaionClapTeacher"]
     for key, kind in keys(LaionClapTeacher).items():
         if NoneType not in options(kind):
             continue

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peas.audio.frontend import FrontEnd, KaldiLogMel, Spectrogram
 from peas.errors import ConfigError
-from peas.frontend import FrontEnd, KaldiLogMel, Spectrogram
 from peas.models import Encoder
-from peas.models.checkpoints.checking import check_moments
-from peas.models.clap import Teacher
-from peas.models.target_grid import Extent
+from peas.models.weights.checking import check_moments
 from peas.objectives.teacher_targets import FeatureTargets
 from peas.tasks import Pretraining
+from peas.teachers import Teacher
+from peas.teachers.grid import Extent
 
 
 class Bands(Teacher):

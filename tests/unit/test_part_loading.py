@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import make_task
 
-from peas.commands import tag
+from peas.cli import tag
 from peas.errors import CheckpointError, ConfigError
 from peas.masking import PatchMasking, RandomPatches, StructuredPatches
 from peas.objectives import LabelClassification, Objective
@@ -187,13 +187,13 @@ def test_a_part_of_another_module_is_refused_by_name(
         ("peas.parts.os", Part),
         ("peas.errors.printable", Part),
         ("peas.parts.class_path", Part),
-        ("peas.commands.tag.Path", Part),
+        ("peas.cli.tag.Path", Part),
         ("peas.parts.Mapping", Part),
         # Classes of ours that are no such part.
         ("peas.parts.Part", Part),
         ("peas.parts.CheckpointError", Part),
         ("peas.tasks.Classification", Part),
-        ("peas.models.clap.teacher.Teacher", Part),
+        ("peas.teachers.base.Teacher", Part),
         ("peas.masking.RandomPatches", Objective),
         # Bases, which are no part by themselves.
         ("peas.masking.PatchMasking", PatchMasking),
@@ -277,7 +277,7 @@ def test_a_module_that_cannot_be_imported_is_named(foreign: Path) -> None:
 
 
 def test_a_teacher_is_no_part() -> None:
-    path = "peas.models.clap.LaionClapTeacher"
+    path = "peas.teachers.LaionClapTeacher"
     teacher = spec(path, checkpoint="x")
     refuse(spec(f"{__name__}.Holder", inner=teacher), "inner", path, modules=[__name__])
     for name in ("Holder", "Open"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from peas.errors import CheckpointError
 from peas.masking import RandomPatches
-from peas.models.checkpoints.checking import check_run
+from peas.models.weights.checking import check_run
 from peas.objectives import FeatureDistillation, LabelClassification, Objective, Term, View
 from peas.parts import Part, class_path, plain
 

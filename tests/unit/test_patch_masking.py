@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.models.patch_masking import (
+from peas.masking.sampling import (
     SIDES,
+    PatchSampler,
     clusters,
     clusters_draws,
     hidden_ids,
@@ -20,7 +21,6 @@ from peas.models.patch_masking import (
     unbiased_clusters,
     unbiased_draws,
 )
-from peas.models.patch_sampler import PatchSampler
 
 GRID = (8, 64)
 # Share of hidden patches in each row of mel bins, low to high, measured of the official code.

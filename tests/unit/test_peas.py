@@ -6,19 +6,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peas.augment.blocks import DRAWS, Selection, adaptive_blocks, place_blocks, random_plan
-from peas.augment.diagnostics import spearman, touching
-from peas.augment.masks import blocks_to_mask, random_blocks, window_sums
-from peas.augment.peas import (
+from peas.errors import ConfigError
+from peas.masking.peas.diagnostics import spearman, touching
+from peas.masking.peas.schedule import adaptive_count, adaptive_level, final_phase
+from peas.masking.peas.scores import (
     complementary,
     complementary_groups,
     error_maps,
     patches_to_cells,
     standardise,
 )
-from peas.augment.schedule import adaptive_count, adaptive_level, final_phase
-from peas.augment.windows import Select, marginals, window_scores
-from peas.errors import ConfigError
+from peas.masking.peas.selector import (
+    DRAWS,
+    Select,
+    Selection,
+    adaptive_blocks,
+    marginals,
+    place_blocks,
+    random_plan,
+    window_scores,
+)
+from peas.masking.spec_augment import blocks_to_mask, random_blocks, window_sums
 
 BIAS = 0.3
 

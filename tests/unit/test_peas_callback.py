@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from toys import StandIn, clips, heard, make_task, masked
 
-from peas.augment.peas import error_maps
 from peas.augment.spectrogram import noise_and_roll, roll_time
-from peas.augment.windows import marginals, window_scores
 from peas.callbacks.peas import PEAS
 from peas.callbacks.spec_augment import RandomMasking, SpecAugment
 from peas.data.batch import Batch
+from peas.masking.peas.scores import error_maps
+from peas.masking.peas.selector import marginals, window_scores
 from peas.tasks import Classification
 
 SHARED: dict[str, Any] = {"n_time": 2, "n_freq": 2, "max_time": 32, "max_freq": 24, "ramp": "off"}

@@ -10,14 +10,14 @@ from made import built_audiomae, built_ssast, classification
 from toys import FACTS, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
 from peas.callbacks import PEAS, Pictures
-from peas.commands.kfold_table import _reading
+from peas.cli.kfold_table import _reading
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.checkpoints import load_pretrained
-from peas.models.checkpoints.audiomae_keys import to_official
-from peas.models.grid import patchify, resize_positions, sample_positions
-from peas.models.mae import AudioMAE
+from peas.models.audiomae import AudioMAE
+from peas.models.patches import patchify, resize_positions, sample_positions
 from peas.models.pixel_probe import PixelProbe, ProbeSums
 from peas.models.ssast import SSAST
+from peas.models.weights import load_pretrained
+from peas.models.weights.audiomae_keys import to_official
 from peas.tasks import Classification
 
 MAE: dict[str, Any] = {"encoder": "audiomae", "stride": None, "noise_roll": False}

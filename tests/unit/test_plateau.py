@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from peas.plateau import Plateau, next_plateau
+from peas.recipes.ssast import Plateau, next_plateau
 
 RISING = [0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.3, 0.1, 0.30001, 0.29, 0.28, 0.4, 0.4, 0.4, 0.4, 0.4]
 # Negative errors: what is worse by less than one part in ten thousand is taken as better.

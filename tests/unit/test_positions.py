@@ -7,8 +7,8 @@ import torch
 from made import built_audiomae, classification, masked_task
 
 from peas.errors import ConfigError
-from peas.models.mae_decoder import DecoderShape
-from peas.models.mae_encoder import fitted
+from peas.models.audiomae_decoder import DecoderShape
+from peas.models.audiomae_encoder import fitted
 from peas.models.positions import official_raster, position_table, raster_of
 
 

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 from faulty_server import Answer, Served, serve
 
-from peas.commands.data import prepare
-from peas.commands.data.bar import Bar
+from peas.cli.data import prepare
+from peas.cli.data.bar import Bar
 from peas.data.fetch import sources
 from peas.data.fetch.download import Patience
 from peas.errors import DataError
@@ -409,7 +409,7 @@ def test_librispeech_with_the_mark_of_another_archive(tmp_path, books):
 CHILD = """
 import sys
 from dataclasses import replace
-from peas.commands.data import prepare
+from peas.cli.data import prepare
 from peas.data.fetch import sources
 url, root, checksum, size = sys.argv[1:]
 old = sources.LIBRISPEECH["dev-clean"]
@@ -570,7 +570,7 @@ def test_ctrl_c(tmp_path, monkeypatch, capsys):
 
 
 def test_importing_the_command_is_quick():
-    code = "import peas.commands.data.prepare, sys; print(sorted(sys.modules))"
+    code = "import peas.cli.data.prepare, sys; print(sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "numpy", "rich", "soundfile", "jsonargparse"):
         assert f"'{heavy}'" not in run.stdout

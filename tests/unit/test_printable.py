@@ -8,7 +8,7 @@ import soundfile
 
 from peas import errors
 from peas.__main__ import main
-from peas.commands.data.bar import Bar
+from peas.cli.data.bar import Bar
 from peas.data.checks.report_table import columns
 from peas.errors import printable, say
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peas.randomness import generator, run_seed, stable_hash, uniform_rows
+from peas.training.randomness import generator, run_seed, stable_hash, uniform_rows
 
 
 def test_hash_is_the_same_in_every_process() -> None:

@@ -15,10 +15,10 @@ from peas.callbacks import Reconstructions
 from peas.callbacks.reconstruction_figure import draw, place_of
 from peas.callbacks.reconstructions import _take, hidden_cells, reconstruction_views
 from peas.errors import ConfigError
-from peas.models.grid import patchify
-from peas.models.target_grid import patch_edges
+from peas.models.patches import patchify
 from peas.tasks import Pretraining
 from peas.tasks.base import BaseTask
+from peas.teachers.grid import patch_edges
 
 SMALL: dict[str, Any] = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2}
 

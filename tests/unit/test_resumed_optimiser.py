@@ -14,7 +14,7 @@ from toys import data, quiet_trainer
 from peas.callbacks import progress
 from peas.errors import CheckpointError
 from peas.objectives import PatchContrast, Reconstruction
-from peas.plateau import Plateau
+from peas.recipes.ssast import Plateau
 from peas.tasks.base import BaseTask
 
 TASKS: dict[str, tuple[Callable[..., BaseTask], dict[str, Any]]] = {

@@ -11,8 +11,8 @@ from toys import StandIn, data
 
 from peas.data import AudioFolder
 from peas.errors import CheckpointError
-from peas.tasks import run_clips
-from peas.tasks.run_clips import as_saved, check, clips_of
+from peas.training import run_clips
+from peas.training.run_clips import as_saved, check, clips_of
 
 
 def trainer(sounds: Path, stage: str = "training", **settings: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from peas.callbacks.checkpoints import AtomicCheckpointIO
 from peas.errors import CheckpointError, ConfigError, PeasError
-from peas.run_checkpoints import (
+from peas.training.run_checkpoints import (
     Record,
     checkpoint_files,
     is_whole,
@@ -19,7 +19,7 @@ from peas.run_checkpoints import (
     read_record,
     run_id,
 )
-from peas.run_folder import require_new, require_outside, require_own, take, writing
+from peas.training.run_folder import require_new, require_outside, require_own, take, writing
 
 A, B = "a" * 16, "b" * 16
 

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from toys import StandIn, make_task
 
-from peas.tasks import base, running_means
-from peas.tasks.running_means import STATES, forget_sums, save_sums
+from peas.tasks import base
+from peas.training import running_means
+from peas.training.running_means import STATES, forget_sums, save_sums
 
 
 def _saved(**parts: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from made import built_ssast
 from torch import nn
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.models.grid import resize_positions
+from peas.models.patches import resize_positions
 
 
 @pytest.fixture(scope="module")

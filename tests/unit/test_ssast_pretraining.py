@@ -17,11 +17,11 @@ from peas.data.esc50 import ESC50
 from peas.data.librispeech import LibriSpeech
 from peas.data.mixture import Mixture
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.checkpoints import load_pretrained
-from peas.models.checkpoints.ssast import to_official
+from peas.models.weights import load_pretrained
+from peas.models.weights.ssast import to_official
 from peas.objectives.composition import Losses
-from peas.plateau import Plateau
 from peas.recipes import SSASTPretrainingRecipe
+from peas.recipes.ssast import Plateau
 from peas.tasks import Pretraining
 
 FEW: dict[str, Any] = {"size": "toy", "masked": 20, "eval_masked": None, "warmup_steps": 0}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from peas.__main__ import main
-from peas.commands.data import stats
-from peas.commands.data.lengths_figure import draw
+from peas.cli.data import stats
+from peas.cli.data.lengths_figure import draw
 from peas.data.esc50 import ESC50
 from peas.data.statistics import measure
 from peas.errors import DataError

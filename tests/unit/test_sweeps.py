@@ -13,10 +13,10 @@ import yaml
 from wandb import wandb_agent
 
 from peas.__main__ import main
-from peas.commands import sweep as command
-from peas.commands.sweep_checks import CommandCheck
-from peas.commands.sweep_points import Measured, Sweep, read_sweep
-from peas.commands.sweep_table import Result, read_result, write_tables
+from peas.cli import sweep as command
+from peas.cli.sweep_checks import CommandCheck
+from peas.cli.sweep_points import Measured, Sweep, read_sweep
+from peas.cli.sweep_table import Result, read_result, write_tables
 from peas.data import ESC50, AudioFolder, Mixture, PackedSet
 from peas.data.module import require_test_apart
 from peas.errors import ConfigError, PeasError
@@ -502,7 +502,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
         def open_data(self, stage: str) -> None: ...
 
-    monkeypatch.setattr("peas.commands.sweep_checks.CommandCheck", Reads)
+    monkeypatch.setattr("peas.cli.sweep_checks.CommandCheck", Reads)
     return started
 
 

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from peas.audio.filter_bank import filter_bank
 from peas.errors import ConfigError
-from peas.filter_bank import filter_bank
-from peas.models.target_grid import Extent, patch_edges, patch_times, target_matrix
+from peas.teachers.grid import Extent, patch_edges, patch_times, target_matrix
 
 # 32 columns of 32 image columns, 1023 steps of which span 1000 frames of 10 ms.
 STEP = 0.32 * 1000 / 1023

@@ -14,10 +14,10 @@ from target_toys import IDS, SHAPE, Maps, content, maps_of, write
 
 from peas.data.columns import Strings
 from peas.data.disk import only_one
-from peas.data.targets import TargetCache
-from peas.data.targets.manifest import LeftOut
-from peas.data.targets.writing import Block, sorted_ids
 from peas.errors import ConfigError, DataError
+from peas.teachers.cache import TargetCache
+from peas.teachers.manifest import LeftOut
+from peas.teachers.writing import Block, sorted_ids
 
 MAPS = maps_of(len(IDS))
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from target_toys import EXTENT, ToyTeacher, content, maps_of, ready_files, sound_folder
 
-from peas import audio
 from peas.__main__ import main
-from peas.commands.data import targets as command
+from peas.audio import decode as audio
+from peas.cli.data import targets as command
 from peas.data import AudioFolder
-from peas.data.targets import TargetCache
-from peas.data.targets.ready import read_ready
-from peas.data.targets.teaching import heard_samples
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError
+from peas.teachers.cache import TargetCache
+from peas.teachers.ready_maps import read_ready
+from peas.teachers.teaching import heard_samples
 
 IDS = [f"{'ab'[number % 2]}/{number}.wav" for number in range(6)]
 TOY = "target_toys.ToyTeacher"

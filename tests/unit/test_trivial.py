@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peas.trivial import AgainstTrivial, valid_patches
+from peas.evaluation.baselines import AgainstTrivial, valid_patches
 
 SOURCE = torch.Generator().manual_seed(0)
 

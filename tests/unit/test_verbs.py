@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from peas import verbs
-from peas.children import CONTEXT
+from peas.cli import verbs
 from peas.errors import PeasError
+from peas.utils.children import CONTEXT
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from peas.__main__ import main
-from peas.commands.data import verify
+from peas.cli.data import verify
 from peas.data.checks.clips import Checks, Odd
 from peas.data.checks.report import Report, write_json
 from peas.data.checks.report_table import table

@@ -2,9 +2,9 @@
 
 import torch
 
-from peas.augment.windows import Marginals
-from peas.callbacks.error_cache import ErrorCache
-from peas.models.mam_heads import LabelBranch, LabelNorm
+from peas.masking.peas.error_cache import ErrorCache
+from peas.masking.peas.selector import Marginals
+from peas.models.heads import LabelBranch, LabelNorm
 
 
 def lines(count: int, seed: int = 0, frames: int = 20) -> Marginals:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.columns import Targets
-from peas.data.listing import some
 from peas.errors import DataError
+from peas.utils.text import some
 
 _COLUMNS = ("index", "mid", "display_name")
 

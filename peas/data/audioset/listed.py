@@ -20,9 +20,9 @@ from peas.data.audioset.youtube_files import YouTubeFiles
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.listing import some
 from peas.data.sounds import SoundFiles, Sounds
 from peas.errors import DataError
+from peas.utils.text import some
 
 
 class Place(NamedTuple):

@@ -17,9 +17,9 @@ from peas.data.audioset.classes import ClassTable, targets_of
 from peas.data.audioset.youtube_files import stems_of, youtube_ids
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Targets
-from peas.data.listing import some
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError, DataError
+from peas.utils.text import some
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import Literal, get_args
 
 from peas.data.audioset.parquet import require_shards
-from peas.data.listing import some
 from peas.errors import DataError
+from peas.utils.text import some
 
 Form = Literal["segments", "json", "parquet"]
 Part = Literal["balanced", "unbalanced", "whole", "train", "evaluation", "validation"]

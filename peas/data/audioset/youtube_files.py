@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas import ffmpeg
-from peas.audio import SOUND_ENDINGS
+from peas.audio import ffmpeg
+from peas.audio.decode import SOUND_ENDINGS
 from peas.data.columns import Rows
 from peas.data.walk import walk
 from peas.errors import DataError

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from peas import audio
+from peas.audio import decode as audio
 from peas.data.clips import FRAME_SECONDS, ClipTable
 from peas.data.module import RATE
 from peas.data.sounds import Source

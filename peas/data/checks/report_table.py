@@ -10,8 +10,8 @@ import numpy as np
 
 from peas.data.checks.findings import KINDS, Finding
 from peas.data.checks.report import Report
-from peas.data.listing import some
 from peas.errors import printable
+from peas.utils.text import some
 
 WIDTH = 100
 _EXAMPLES = 3

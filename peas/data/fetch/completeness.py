@@ -13,8 +13,8 @@ from pathlib import Path
 from peas.data.fetch import sources
 from peas.data.fetch.download import Progress
 from peas.data.labels import read_labels
-from peas.data.listing import some
 from peas.errors import AudioError, DataError
+from peas.utils.text import some
 
 _CHUNK = 16
 _AGAIN = "run the same command with --again to fetch and unpack it once more"
@@ -76,7 +76,7 @@ def esc50(root: Path, workers: int, progress: Progress) -> list[str]:
 def _undecodable(clips: Sequence[Path], workers: int, progress: Progress) -> list[str]:
     """A message for each clip that cannot be decoded from its first to its last sample."""
     # Here, since torch takes seconds to import.
-    from peas import audio
+    from peas.audio import decode as audio
     from peas.data.workers import in_order
 
     def decode(rows: range) -> list[str]:

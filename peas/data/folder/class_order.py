@@ -14,8 +14,8 @@ import numpy as np
 
 from peas.data.columns import Rows
 from peas.data.folder.spelling import one_spelling
-from peas.data.listing import some
 from peas.errors import DataError
+from peas.utils.text import some
 
 _NAMES = ("name", "label", "display_name")
 

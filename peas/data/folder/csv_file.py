@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from peas.data.folder.spelling import composed
-from peas.data.listing import some
 from peas.errors import DataError
+from peas.utils.text import some
 
 _DELIMITERS = (",", ";", "\t")
 

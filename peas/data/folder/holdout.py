@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings, Targets
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 
 def draw_parts(

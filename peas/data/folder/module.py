@@ -25,11 +25,11 @@ from peas.data.folder.spelling import on_disk, one_spelling
 from peas.data.folder.table import Listing, list_csv
 from peas.data.folder.tree import list_tree
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import SPLITS, ClipDataModule, Predicted, Split
 from peas.data.sounds import SoundFiles
 from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
+from peas.utils.text import some
 
 log = logging.getLogger(__name__)
 

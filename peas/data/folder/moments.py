@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from peas import audio
+from peas.audio import decode as audio
 from peas.data.cache import ResampledCache, file_state
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings

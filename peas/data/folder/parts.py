@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from peas.data.columns import Rows, Strings
 from peas.data.folder.holdout import draw_parts
 from peas.data.folder.table import Listing
-from peas.data.listing import some
 from peas.data.module import SPLITS, Split
 from peas.errors import ConfigError, DataError
+from peas.utils.text import some
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.listing import some
+from peas.utils.text import some
 
 
 def one_spelling(name: str) -> str:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from peas.data.columns import Rows, Strings, Targets
 from peas.data.folder.csv_file import TextTable
 from peas.data.folder.spelling import case_twins, composed
-from peas.data.listing import some
 from peas.data.module import SPLITS, Split
 from peas.data.walk import PassedOver
 from peas.errors import DataError
+from peas.utils.text import some
 
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -13,13 +13,13 @@ import soundfile
 import torch
 from torch import Tensor
 
-from peas import audio
-from peas.audio import MAX_SAMPLES
+from peas.audio import decode as audio
+from peas.audio.decode import MAX_SAMPLES
+from peas.audio.frontend import LogMel
 from peas.data.cache import file_state
 from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.errors import AudioError
-from peas.frontend import LogMel
 
 # Arrow counts the bytes of a column of one record batch in 31 bits.
 _MOST_BYTES = 2**31 - 2**25

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import soundfile
 import torch
 
-from peas import __version__, audio
+from peas import __version__
+from peas.audio import decode as audio
 from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
 from peas.data.packed.encoding import Coding

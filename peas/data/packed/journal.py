@@ -11,7 +11,6 @@ from pathlib import Path
 
 from peas.data.columns import Rows
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.packed.encoding import source_content, source_state
 from peas.data.packed.manifest import (
     JOURNAL,
@@ -26,6 +25,7 @@ from peas.data.packed.shards import UNFINISHED, named_when_whole
 from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.errors import AudioError, ConfigError, DataError
+from peas.utils.text import some
 
 LOCK = ".lock"
 """Held by the process that packs into the folder."""

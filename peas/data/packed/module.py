@@ -9,11 +9,11 @@ from typing import Any, Literal
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import RATE, ClipDataModule, Facts, Split
 from peas.data.packed.opening import PackedFolder
 from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
+from peas.utils.text import some
 
 _FOLD = "fold "
 

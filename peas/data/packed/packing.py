@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from peas.audio.frontend import LogMel
 from peas.data.columns import Rows
 from peas.data.disk import disk_errors, only_one
 from peas.data.inventory import Inventory
-from peas.data.listing import some
 from peas.data.module import RATE, ClipDataModule
 from peas.data.packed.encoding import (
     Coding,
@@ -40,7 +40,7 @@ from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.data.workers import WorkerDied, in_order
 from peas.errors import AudioError, DataError, PeasError
-from peas.frontend import LogMel
+from peas.utils.text import some
 
 # Clips that a worker encodes before it answers.
 _CHUNK = 8

@@ -16,7 +16,7 @@ from peas.data.packed.encoding import bytes_sum
 from peas.data.packed.manifest import AGAIN, Stored
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 
 class PackedSounds(Sounds):

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peas import audio
+from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.orders import Repeated
+from peas.data.samplers import Repeated
 from peas.data.sounds import Sounds, Source
-from peas.randomness import stable_hash
+from peas.training.randomness import stable_hash
 
 if TYPE_CHECKING:
     from peas.data.module import Split

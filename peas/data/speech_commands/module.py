@@ -12,7 +12,7 @@ from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.orders import Order
+from peas.data.samplers import Order
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import (
     CLASSES,

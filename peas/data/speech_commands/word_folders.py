@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from peas.data.labels import read_labels
-from peas.data.listing import some
 from peas.data.module import Split
 from peas.data.speech_commands.keywords import (
     CLASSES,
@@ -18,6 +17,7 @@ from peas.data.speech_commands.keywords import (
 )
 from peas.data.walk import PassedOver, walk
 from peas.errors import DataError
+from peas.utils.text import some
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,15 @@
+"""Sound: files to waveforms, waveforms to log-mels."""
+
+from typing import TYPE_CHECKING
+
+from peas.utils.lazy import lazily
+
+if TYPE_CHECKING:
+    from peas.audio.frontend import FrontEnd, KaldiLogMel
+
+__all__ = ["FrontEnd", "KaldiLogMel"]
+
+__getattr__ = lazily(
+    __name__,
+    {"FrontEnd": "peas.audio.frontend", "KaldiLogMel": "peas.audio.frontend"},
+)

@@ -1,0 +1,1 @@
+"""Metrics, baselines, nearest neighbours, and whether two runs differ."""

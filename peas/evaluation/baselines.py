@@ -1,0 +1,116 @@
+"""The trivial predictor, against which a pretraining task shows that it learns.
+
+It predicts one and the same patch everywhere: the mean of those that it is scored on, known only
+afterwards. So no constant does better, and a model that does has seen something in the clip.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from peas.models.patches import Pair
+from peas.objectives.losses import LabelLoss
+
+
+def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Tensor:
+    """Patches all of whose frames are real sound.
+
+    Args:
+        valid: `[B, T]` bool, T a multiple of the grid's columns.
+        grid: Patches along (frequency, time).
+        time_major: Order of the patches: as AudioMAE's tokens, or SSAST's.
+
+    Returns:
+        `[B, N]` bool.
+    """
+    columns = valid.view(len(valid), grid[1], -1).all(dim=2)
+    if time_major:
+        return columns.unsqueeze(2).expand(-1, -1, grid[0]).flatten(1)
+    return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
+
+
+class AgainstTrivial(Metric):
+    """Errors of a model and of the trivial predictor over the same patches of an evaluation.
+
+    Patches that hold padding, digital silence or one value alone are left out: a constant draws
+    them well.
+    """
+
+    # Every batch is added in the same way, so a forward needs no second pass.
+    full_state_update = False
+    patches: Tensor
+    error: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __init__(self, cells: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            cells: Cells P of a patch.
+        """
+        super().__init__()
+        for name in ("patches", "error", "squares"):
+            # A tensor each: `add_state` keeps the very one that it is given, and sums are in place.
+            zero = torch.tensor(0.0, dtype=torch.float64)
+            self.add_state(name, zero, dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(cells, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, errors: Tensor, targets: Tensor, valid: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            errors: `[B, M]`, mean squared error of each predicted patch.
+            targets: `[B, M, P]`, the patches.
+            valid: `[B, M]` bool, patches that hold real sound alone.
+        """
+        counted = valid & (targets.amax(dim=2) > targets.amin(dim=2))
+        kept = targets[counted].double()
+        self.patches += counted.sum()
+        self.error += errors[counted].double().sum()
+        self.total += kept.sum(dim=0)
+        self.squares += kept.square().mean(dim=1).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """`valid_mse` of the model and `trivial_mse` of the mean patch; NaN without patches."""
+        mean = self.total / self.patches
+        return {
+            "valid_mse": self.error / self.patches,
+            "trivial_mse": self.squares / self.patches - mean.square().mean(),
+        }
+
+
+class LabelPrior(Metric):
+    """Loss of a predictor that only knows how often each class comes: the branch's trivial one."""
+
+    full_state_update = False
+    clips: Tensor
+    total: Tensor
+
+    def __init__(self, classes: int, kind: LabelLoss) -> None:
+        """Begin with nothing.
+
+        Args:
+            classes: Number of classes C.
+            kind: The loss, as in `peas.objectives.label_loss`.
+        """
+        super().__init__()
+        self.kind = kind
+        zero = torch.zeros(classes, dtype=torch.float64)
+        self.add_state("clips", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", zero, dist_reduce_fx="sum")
+
+    def update(self, target: Tensor) -> None:
+        """Add targets `[B, C]` of labelled clips."""
+        labels = target.double()
+        if self.kind == "soft":
+            labels = labels / labels.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        self.clips += len(labels)
+        self.total += labels.sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """The least loss that one and the same prediction for all clips can have."""
+        mean = self.total / self.clips
+        if self.kind == "bce":
+            return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).mean()
+        return -torch.xlogy(mean, mean / mean.sum()).sum()

@@ -1,0 +1,1 @@
+"""PEAS's scores, mask position selector, schedule and error cache: pure functions."""

@@ -1,6 +1,0 @@
-"""Reading checkpoints: safe loading, and key maps between the official layouts and ours."""
-
-from peas.models.checkpoints.families import load_pretrained
-from peas.models.checkpoints.reading import ImportReport, read_state
-
-__all__ = ["ImportReport", "load_pretrained", "read_state"]

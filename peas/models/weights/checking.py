@@ -1,0 +1,404 @@
+"""What a checkpoint says is checked here, before anything is built or restored from it.
+
+A file from elsewhere may hold whatever its writer liked. `reading` executes nothing in it; here its
+fields get their types, ranges and shapes, so that no number in a file makes a later room ask for
+gigabytes, fail with a traceback or write beyond a buffer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from peas.errors import CheckpointError, PeasError
+from peas.models.patches import Pair, grid_shape
+from peas.models.vit import SIZES
+from peas.utils import migration
+
+MOST = 2**20
+"""Frames, mel bins or steps that a model may have along one axis: three hours of 10 ms."""
+AGAIN = "the file is damaged or was changed: get it again"
+
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*values: object) -> _Rule:
+    return (
+        lambda found: isinstance(found, type(values[0])) and found in values,
+        f"one of {', '.join(map(str, values))}",
+    )
+
+
+def _whole(found: Any, least: int = 1, most: int = MOST) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and least <= found <= most
+
+
+def _number(found: Any) -> bool:
+    # An integer of 400 digits is no float.
+    plain = isinstance(found, int | float) and not isinstance(found, bool)
+    return plain and -1e300 < found < 1e300
+
+
+def _pair(found: Any) -> bool:
+    return isinstance(found, list | tuple) and len(found) == 2 and all(map(_whole, found))
+
+
+def _names(found: Any) -> bool:
+    return isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
+
+
+def _spec(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and isinstance(found.get("class_path"), str)
+        and isinstance(found.get("init_args"), Mapping)
+    )
+
+
+def _specs(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(
+        isinstance(name, str) and _spec(part) for name, part in found.items()
+    )
+
+
+_TOLD = "a class_path and init_args"
+HYPER_PARAMETERS: dict[str, _Rule] = {
+    "labels": (_names, "a list of names"),
+    "multi_label": (lambda found: isinstance(found, bool), "true or false"),
+    "loss": _one_of("ce", "bce"),
+    "encoder": (_spec, _TOLD),
+    "front_end": (_spec, _TOLD),
+    "recipe": (_spec, _TOLD),
+    "masking": (_spec, _TOLD),
+    "eval_masking": (_spec, _TOLD),
+    "augmentation": (lambda found: isinstance(found, Mapping), "a table"),
+    "objectives": (_specs, f"names, each with {_TOLD}"),
+    "objective_fingerprints": (
+        lambda found: (
+            isinstance(found, Mapping)
+            and all(isinstance(facts, Mapping) for facts in found.values())
+        ),
+        "a table of tables",
+    ),
+}
+"""Settings that decide what is built from a checkpoint; each may be null, or absent."""
+
+PARTS: dict[str, dict[str, _Rule]] = {
+    "encoder": {
+        "size": (lambda found: isinstance(found, str) and found in SIZES, "the name of a size"),
+        "patch": (_pair, "two positive integers"),
+        "stride": (_pair, "two positive integers"),
+        "pooling": _one_of("mean", "cls"),
+        "drop_path": (lambda found: _number(found) and 0 <= found < 1, "a number from 0 to 1"),
+    },
+    "front_end": {
+        "mean": (_number, "a finite number"),
+        "std": (lambda found: _number(found) and found > 0, "a finite number above 0"),
+        "frames": (_whole, f"an integer from 1 to {MOST}"),
+        "channels": _one_of("mean", "first"),
+        "rate": (lambda found: _whole(found, 1, 10**6), "an integer from 1 to 1000000"),
+        "n_mels": (lambda found: _whole(found, 1, 4096), "an integer from 1 to 4096"),
+    },
+    "recipe": {"lr": (_number, "a finite number")},
+}
+"""The same of the parts of `peas`, whose settings have these names."""
+
+_COUNTS = ("epoch", "global_step", "skipped_steps")
+_ADAM_KINDS = {"amsgrad", "maximize", "differentiable"}
+"""Options of Adam that no recipe of `peas` sets, and that need other moments."""
+_MOMENTS = {"exp_avg", "exp_avg_sq"}
+"""Of Adam; a recipe of the user's own may have another optimiser, which knows its own."""
+_TABLES: dict[str, type] = {
+    "hyper_parameters": Mapping,
+    "loops": Mapping,
+    "callbacks": Mapping,
+    "lr_schedulers": list,
+    "optimizer_states": list,
+}
+
+
+def check_run(content: dict[str, Any], where: str) -> None:
+    """Refuse a run's checkpoint with a field that is not what it should be.
+
+    Settings of 0.1 become those of this release first.
+
+    Fields that are absent are not missed here: each verb knows what it needs.
+
+    Args:
+        content: From `read_state`.
+        where: The file, for errors.
+
+    Raises:
+        CheckpointError: It names the field.
+    """
+    for key, kind in _TABLES.items():
+        if key in content and not isinstance(content[key], kind):
+            raise _wrong(where, key, content[key], "a list" if kind is list else "a table")
+    for key in _COUNTS:
+        if key in content and not _whole(content[key], 0, 2**53):
+            raise _wrong(where, key, content[key], "a count")
+    with malformed(where):
+        migration.checkpoint(content)
+    version = content.get("pytorch-lightning_version", "2.6.6")
+    try:
+        Version(version)
+    except (InvalidVersion, TypeError):
+        raise _wrong(where, "pytorch-lightning_version", version, "a version") from None
+    settings = content.get("hyper_parameters", {})
+    for key, (fits, words) in HYPER_PARAMETERS.items():
+        found = settings.get(key)
+        if found is not None and not fits(found):
+            raise _wrong(where, f"hyper_parameters: {key}", found, words)
+    for name, rules in PARTS.items():
+        spec = settings.get(name) or {}
+        if not str(spec.get("class_path", "")).startswith("peas."):
+            continue
+        for key, (fits, words) in rules.items():
+            found = spec["init_args"].get(key)
+            if found is not None and not fits(found):
+                raise _wrong(where, f"hyper_parameters: {name}.init_args.{key}", found, words)
+    for part in ("state_dict", "current_model_state"):
+        if part in content:
+            check_weights(content[part], f"{where}: {part}", named=True)
+    for number, state in enumerate(content.get("optimizer_states", [])):
+        _check_optimizer(state, f"{where}: optimizer_states[{number}]")
+    if isinstance(content.get("state_dict"), Mapping):
+        _check_model(content["state_dict"], settings, where)
+
+
+def check_weights(state: object, where: str, *, named: bool = False) -> None:
+    """Refuse tensors whose numbers cannot be weights.
+
+    Args:
+        state: Values by name; those that are no tensors are let pass, unless `named`.
+        where: The file and the part of it, for errors.
+        named: Whether there must be nothing but tensors with text keys.
+
+    Raises:
+        CheckpointError: One holds NaN or infinity, or claims more elements than the file has.
+    """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{where} is a {type(state).__name__}, not tensors by name; {AGAIN}")
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            require_stored(value, f"{where}: {key}")
+            if value.is_floating_point() and not _finite(value):
+                raise CheckpointError(
+                    f"{where}: {key} holds NaN or infinity, so the model could score nothing: "
+                    "take an earlier checkpoint, or get the file again"
+                )
+        elif named:
+            raise CheckpointError(f"{where}: {key} is a {type(value).__name__}; {AGAIN}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    try:
+        # Types of eight bits have no such test of their own, and some types no numbers at all.
+        return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def require_stored(tensor: Tensor, where: str) -> None:
+    """Refuse a tensor that is larger than its bytes, which any use would blow up.
+
+    Raises:
+        CheckpointError: It is, or is of a layout that no weights have.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    size = tensor.numel() * tensor.element_size()
+    if not plain or size > tensor.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{where} claims shape {list(tensor.shape)} without its bytes; {AGAIN}"
+        )
+
+
+def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = None) -> None:
+    """Refuse our own model's state whose `geometry` and tables contradict each other.
+
+    Args:
+        state: Tensors of a model, under the keys of its `state_dict`.
+        where: The file, for errors.
+        patch: Height and width of a patch; None reads them from the kernel.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    for root in ("decoder.blocks.", "decoder_blocks."):
+        found = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
+        if found != {str(number) for number in range(len(found))}:
+            raise CheckpointError(f"{where}: the numbers of {root}* have gaps; {AGAIN}")
+    facts = state.get("geometry")
+    if facts is None:
+        return
+    table, kernel = state.get("encoder.pos_embed"), state.get("encoder.patch_embed.proj.weight")
+    is_mae = "encoder.dist_token" not in state
+    wanted = 9 if is_mae else 6
+    numbers = facts.tolist() if isinstance(facts, Tensor) and facts.shape == (wanted,) else None
+    if numbers is None or facts.dtype != torch.int64:
+        raise _wrong(where, "geometry", facts, f"{wanted} integers")
+    least = [1] * 4 + ([0] * 5 if is_mae else [1] * 2)
+    if not all(low <= found <= MOST for low, found in zip(least, numbers, strict=True)):
+        raise _wrong(where, "geometry", numbers, f"positive, and at most {MOST}")
+    if table is None or kernel is None:
+        return
+    if table.ndim != 3 or kernel.ndim != 4:
+        raise _wrong(where, "encoder.pos_embed", list(table.shape), "[1, N, D]")
+    high, wide = kernel.shape[2:]
+    patch = patch or ((wide, high) if is_mae else (high, wide))
+    special = 1 if is_mae else 2
+    sides = {"encoder.pos_embed": (numbers[0], numbers[1], (numbers[2], numbers[3]))}
+    if not is_mae:
+        sides["pretrain_pos_embed"] = (numbers[4], numbers[5], patch)
+    for key, (frames, mels, stride) in sides.items():
+        have = state.get(key)
+        if have is None:
+            continue
+        with malformed(where):
+            count = special + math.prod(grid_shape(frames, mels, patch, stride))
+        if list(have.shape) != [1, count, table.shape[2]]:
+            raise CheckpointError(
+                f"{where}: {key} has shape {list(have.shape)}, but by the file's own geometry it "
+                f"should be {[1, count, table.shape[2]]}; {AGAIN}"
+            )
+
+
+def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
+    """Refuse an optimizer whose restored moments have not the shapes of their weights.
+
+    A fused step would read and write beyond them; others look at the shapes themselves.
+
+    Raises:
+        CheckpointError: One has another shape, or is missing.
+    """
+    for optimizer in optimizers:
+        adam = isinstance(optimizer, Adam)
+        if not adam and not any(group.get("fused") for group in optimizer.param_groups):
+            continue
+        for group in optimizer.param_groups:
+            for key in _ADAM_KINDS & set(optimizer.defaults) if adam else ():
+                if group.get(key) != optimizer.defaults[key]:
+                    raise _wrong(
+                        f"{where}: optimizer_states",
+                        key,
+                        group.get(key),
+                        f"{optimizer.defaults[key]}",
+                    )
+        for weight, moments in optimizer.state.items():
+            if missing := {"step", *_MOMENTS} - set(moments) if moments and adam else set():
+                raise CheckpointError(
+                    f"{where}: optimizer_states: {min(missing)} of a weight is missing; {AGAIN}"
+                )
+            for key, moment in moments.items():
+                tensor = isinstance(moment, Tensor)
+                # Only the number of steps is one of no dimension.
+                shape = torch.Size([]) if key == "step" else weight.shape
+                if tensor and moment.shape != shape:
+                    raise CheckpointError(
+                        f"{where}: optimizer_states: {key} has shape {list(moment.shape)} and its "
+                        f"weight {list(weight.shape)}; {AGAIN}"
+                    )
+
+
+@contextmanager
+def malformed(where: str) -> Iterator[None]:
+    """Turn whatever a malformed file makes fail into one message.
+
+    Args:
+        where: The file.
+
+    Raises:
+        CheckpointError: Something failed.
+    """
+    try:
+        yield
+    except PeasError:
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()
+        # torch's first line names the class of the module alone.
+        text = " ".join(line.strip() for line in said[:2])[:300]
+        raise CheckpointError(
+            f"{where}: its parts do not fit together ({text}); use the file of the run that the "
+            "settings belong to, or get it again"
+        ) from error
+
+
+def _check_optimizer(state: object, where: str) -> None:
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    states = state.get("state") if isinstance(state, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(states, Mapping):
+        raise CheckpointError(f"{where} is no optimizer's state; {AGAIN}")
+    for group in groups:
+        numbers = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(numbers, list) or not all(_whole(n, 0) for n in numbers):
+            raise CheckpointError(f"{where}: param_groups names no weights; {AGAIN}")
+    for number, moments in states.items():
+        check_weights(moments, f"{where}: state[{number}]")
+        shapes = {tuple(m.shape) for m in moments.values() if isinstance(m, Tensor) and m.ndim}
+        if len(shapes) > 1 and moments.keys() >= _MOMENTS:
+            raise CheckpointError(f"{where}: state[{number}] has moments of two shapes; {AGAIN}")
+
+
+def _check_model(state: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """The parts of a run's state that settings speak of too."""
+    own = {key[6:]: value for key, value in state.items() if re.match(r"model\.", key)}
+    encoder, front_end = (
+        (settings.get(name) or {}).get("init_args", {}) for name in ("encoder", "front_end")
+    )
+    kind = str((settings.get("encoder") or {}).get("class_path", "peas."))
+    if not kind.startswith("peas."):
+        return
+    check_geometry(own, where)
+    _check_size(own, encoder, where)
+    frames, labels = front_end.get("frames"), settings.get("labels")
+    if "geometry" in own and frames is not None and int(own["geometry"][0]) != frames:
+        raise CheckpointError(
+            f"{where}: hyper_parameters: frames is {frames}, and its model has "
+            f"{int(own['geometry'][0])}; {AGAIN}"
+        )
+    head = own.get("head.weight")
+    if head is not None and labels is not None and head.shape[:1] != (len(labels),):
+        raise CheckpointError(
+            f"{where}: hyper_parameters: {len(labels)} labels, and its head.weight has shape "
+            f"{list(head.shape)}; {AGAIN}"
+        )
+
+
+def _check_size(own: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that would build another model than the file's, of any size."""
+    size, table = settings.get("size"), own.get("encoder.pos_embed")
+    if size is None or table is None:
+        return
+    if "geometry" not in own:
+        raise CheckpointError(f"{where}: state_dict: model.geometry is missing; {AGAIN}")
+    blocks = {key.split(".")[2] for key in own if key.startswith("encoder.blocks.")}
+    found, wanted = (table.shape[-1], len(blocks)), (SIZES[size].width, SIZES[size].depth)
+    if found != wanted:
+        raise CheckpointError(
+            f"{where}: hyper_parameters: size is {size}, of width {wanted[0]} and depth "
+            f"{wanted[1]}, and its model has {found[0]} and {found[1]}; {AGAIN}"
+        )
+
+
+def _wrong(where: str, key: str, found: object, wanted: str) -> CheckpointError:
+    text = repr(found)
+    shown = text if len(text) <= 80 else f"{text[:60]}…"
+    return CheckpointError(f"{where}: {key} is {shown}, but should be {wanted}; {AGAIN}")

@@ -1,0 +1,35 @@
+"""Fill an encoder from a file of weights."""
+
+from pathlib import Path
+
+from peas.errors import CheckpointError
+from peas.models.encoder import Encoder
+from peas.models.weights.audiomae_keys import is_audiomae
+from peas.models.weights.checking import malformed
+from peas.models.weights.reading import ImportReport, read_state
+
+
+def load_pretrained(model: Encoder, path: str | Path) -> ImportReport:
+    """Fill an encoder from an official file of its family or a checkpoint of ours.
+
+    Args:
+        model: The encoder to fill, in place.
+        path: The file.
+
+    Raises:
+        CheckpointError: The file cannot be used, or holds another encoder's weights.
+    """
+    state = read_state(path, pretrained=True)
+    with malformed(str(path)):
+        inner = state.get("state_dict", state)
+        found = "SSAST" if any(str(key).endswith("dist_token") for key in inner) else ""
+        found = "AudioMAE" if is_audiomae(state) else found
+        ours = type(model).__name__
+        if found and ours != found and ours in ("SSAST", "AudioMAE"):
+            raise CheckpointError(
+                f"{path}: holds {found} weights, and the model is {ours}'s: set "
+                f"`model.init_args.encoder.class_path: peas.models.{found}`, or give a file of "
+                f"{ours}"
+            )
+        report: ImportReport = model.import_weights(state, str(path))
+        return report

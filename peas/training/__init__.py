@@ -1,0 +1,1 @@
+"""What makes a run exact and safe: random numbers, processes, folders, checkpoints."""
