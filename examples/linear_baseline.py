@@ -2,8 +2,9 @@
 
 For each clip the mean and the standard deviation of each of the 128 log-mel bands
 (`peas.audio.frontend`: 16 kHz, natural logarithms, not normalised) over its frames: those
-inside the clip, up to `--frames`, without digital silence. The 256 numbers are
-standardised by the training clips and classified by multinomial logistic regression (scikit-learn's, L2 with C = `--c`, lbfgs, at most
+inside the clip, up to
+`--frames`, without digital silence. The 256 numbers are standardised by the training clips and
+classified by multinomial logistic regression (scikit-learn's, L2 with C = `--c`, lbfgs, at most
 5,000 iterations; for multi-label sets one regression a class, scored by macro mAP). It knows
 nothing of the order of sounds in time.
 

@@ -97,7 +97,7 @@ class ClipDataModule(LightningDataModule, ABC):
         max_samples: Samples that a clip may have when it is decoded, of all channels together:
             headers may promise any number, and memory is asked for before the first one comes.
         sampling: `uniform` takes every training clip once an epoch; `balanced` draws clips so that
-            rare classes come as often as common ones (`peas.data.orders.clip_weights`).
+            rare classes come as often as common ones (`peas.data.samplers.clip_weights`).
         epoch_clips: Training clips of a balanced epoch; null = as many as there are.
         replacement: Whether one clip may come several times in a balanced epoch, as in the
             official repositories.
