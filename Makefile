@@ -12,6 +12,7 @@ PEER_MAE ?=
 PEER_MAE_TIMM ?=
 CLIPS ?=
 ENGINE ?= docker
+WORKERS ?= auto
 
 .PHONY: install demo test lint types format bench docker docker-check clean help
 
@@ -35,8 +36,8 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
 	@echo "pictures:" && ls runs/demo/pretrain/pictures/*.png runs/demo/pictures/*.png
 
-test: install  ## all tests
-	$(BIN)/python -m pytest
+test: install  ## all tests, on every core; WORKERS=0: one after another
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install  ## ruff, its format included
 	$(BIN)/ruff check .
