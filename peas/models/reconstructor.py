@@ -126,6 +126,9 @@ class Reconstructor(nn.Module, ABC):
     def adopt_heads(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Makes the heads that a checkpoint brings, before its weights are copied.
 
+        For an encoder that makes a decoder only where objectives need one: a classifier keeps
+        that of the checkpoint, for PEAS.
+
         Args:
             state: Tensors by name.
             prefix: Before the model's own names.

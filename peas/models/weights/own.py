@@ -43,6 +43,8 @@ def load_own(model: Encoder, state: Mapping[str, Any], where: str) -> ImportRepo
         for key in found
         if not key.startswith(PREFIX)
     }
+    if model.num_classes:
+        model.adopt_heads(new)
     own: dict[str, Tensor] = model.state_dict()
     for key in list(new):
         other = key not in own or own[key].shape != new[key].shape
