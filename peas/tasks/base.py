@@ -1,6 +1,7 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -90,6 +91,14 @@ class BaseTask(SteppingModule):
         self.hparams["encoder"] = self.model.spec()
         self.hparams["front_end"] = self.front_end.spec()
         self.hparams["recipe"] = self.recipe.spec()
+
+    @property
+    def hparams_initial(self) -> MutableMapping[str, Any]:  # type: ignore[override]
+        """What loggers write: settings as they were given, and the parts, which came later."""
+        given: MutableMapping[str, Any] = super().hparams_initial
+        parts = {key: value for key, value in self.hparams.items() if key not in given}
+        given.update(copy.deepcopy(parts))
+        return given
 
     @property
     def built(self) -> bool:
