@@ -162,10 +162,10 @@ class KaldiLogMel(FrontEnd):
     lies well above the mean afterwards (0.467 with AudioSet's statistics).
 
     Args:
-        frames: As in `FrontEnd`.
-        mean: As in `FrontEnd`.
-        std: As in `FrontEnd`.
-        channels: As in `FrontEnd`.
+        frames: Number of frames T of every output, longer clips are cut; null takes the data's.
+        mean: Mean of the data set's cells before normalisation; null takes the data's.
+        std: Their standard deviation; null takes the data's.
+        channels: What becomes of several channels of a clip; null takes the data's.
         rate: Samples per second of the waveforms.
         n_mels: Number of mel filters F.
 

@@ -75,9 +75,9 @@ class PEAS(RandomMasking):
         exclude_padding: Leave zero padding and digital silence out of the scores. Literally
             taken the paper scores them, and on real sets a third or more of the clips then put
             their time window on the padded tail.
-        exclude_empty_bins: Leave out mel bins that hold no sound (`LogMel.sounding_bins`), clip by
-            clip: those above a recording's own Nyquist frequency, and filters without an FFT bin.
-            Literally taken the paper scores them, and then clips of 8 to 12 kHz put their
+        exclude_empty_bins: Leave out mel bins that hold no sound (`FrontEnd.sounding_bins`), clip
+            by clip: those above a recording's own Nyquist frequency, and filters without an FFT
+            bin. Literally taken the paper scores them, and then clips of 8 to 12 kHz put their
             frequency window on the empty band.
         refresh_every: Epochs between two scorings of a clip, 1 = always. In between its last
             marginals are used, rolled with the clip; clips in a mixture are always scored.

@@ -39,6 +39,11 @@ FRAME = (
 """Beginnings of lines that say nothing about the cause."""
 
 
+HELPED = (
+    *("data", "masking", "trainer.callbacks", "model", "model.encoder", "model.front_end"),
+    *("model.masking", "model.eval_masking", "model.recipe"),
+)
+"""Keys whose classes tell their settings by `--KEY.help CLASS`."""
 NAMED = (
     *("peas.data", "peas.tasks", "peas.callbacks"),
     *("peas.models", "peas.recipes", "peas.masking", "peas.objectives"),
@@ -157,6 +162,18 @@ def _arguments(path: str) -> list[str]:
     return names
 
 
+def _where_listed(key: str) -> str:
+    """Where a user finds the keys that are known beside a wrong one."""
+    parts = key.split(".")
+    if "init_args" not in parts:
+        return "`--help` lists the keys"
+    last = len(parts) - parts[::-1].index("init_args") - 1
+    owner = ".".join(part for part in parts[:last] if part != "init_args")
+    if owner in HELPED:
+        return f"`peas fit --config FILE --{owner}.help CLASS` lists the keys"
+    return "the docstring of its class lists the keys"
+
+
 def _sentence(
     keys: list[str],
     inside: list[str],
@@ -176,7 +193,7 @@ def _sentence(
         dashes = "--" if unknown and not keys else ""
         name = name.removeprefix("--")
         wrong = whole or _key([*inside, dashes + name])
-        advice = "`--help` lists the keys"
+        advice = _where_listed(wrong)
         if near := _nearest_key(name, known):
             advice = f"did you mean `{wrong.removesuffix(name)}{near}`? {advice}"
         elif flag:

@@ -75,12 +75,23 @@ class PeasCLI(LightningCLI):
             "--masking",
             type=MaskingStrategy | None,
             default=None,
-            help="which bins of the training clips are masked in fine-tuning",
+            help="which bins of the training clips are masked in fine-tuning: "
+            "`peas.callbacks.PEAS`, `SpecAugment`, `RandomMasking`, or a class of your own",
         )
-        parser.add_argument("--paper.table", type=str | None, default=None, help="e.g. PEAS II")
-        parser.add_argument("--paper.row", type=str | None, default=None, help="e.g. PEAS (1, 1)")
         parser.add_argument(
-            "--paper.accuracy", type=float | None, default=None, help="its figure, in per cent"
+            "--paper.table",
+            type=str | None,
+            default=None,
+            help="table of a paper that this config reproduces a row of, e.g. PEAS II",
+        )
+        parser.add_argument(
+            "--paper.row", type=str | None, default=None, help="that row, e.g. PEAS (1, 1)"
+        )
+        parser.add_argument(
+            "--paper.accuracy",
+            type=float | None,
+            default=None,
+            help="the accuracy that the paper reports there, in per cent",
         )
         parser.add_argument(
             "--paper.requires",
@@ -104,7 +115,7 @@ class PeasCLI(LightningCLI):
             "--paper.preset",
             type=str | None,
             default=None,
-            help="how silent choices are read: likely or literal",
+            help="reading of what the paper leaves open: likely or literal",
         )
         parser.add_argument(
             "--allow_test_selection",

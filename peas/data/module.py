@@ -76,7 +76,7 @@ class Predicted(NamedTuple):
 
 
 class ClipDataModule(LightningDataModule, ABC):
-    """Base of all data sets.
+    """Base of all data sets, such as `peas.data.ESC50`, `AudioSet` and `AudioFolder`.
 
     A subclass says which clips belong to a split, and its labels. Nothing here is saved as a
     hyperparameter: the task keeps the `facts` in its checkpoint.

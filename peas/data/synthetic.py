@@ -218,7 +218,8 @@ class SyntheticSounds(ESC50):
     Args:
         root: Folder of the data set; made when missing.
         fold: Fold that is tested, 1 to 5.
-        split: As in `ESC50`.
+        split: `official` trains on the other four folds and validates and tests on this one;
+            `3/1/1` validates on the next fold (after 5 comes 1) and trains on the other three.
         batch_size: Training clips of a batch, for each process.
         classes: Number of classes, 1 to 8.
         clips_per_class: Clips of each class, spread over five folds.

@@ -28,7 +28,7 @@ class AudioMAE(Encoder):
 
     Attributes:
         encoder: `MaskedEncoder`.
-        decoder: `Decoder`, or None.
+        decoder: `local` attention in windows, or `global`; once made the `Decoder`, or None.
         fc_norm: LayerNorm of the mean token, which the classifier has in the place of the
             encoder's final norm; identity without classes.
         head: The classifier; identity without classes.
@@ -72,7 +72,8 @@ class AudioMAE(Encoder):
         """Note the settings. Those of the decoder are for pretraining: later a file brings its own.
 
         Args:
-            size: Key of `peas.models.vit.SIZES`.
+            size: `mini` (128 wide, 4 blocks), `tiny` (192, 12), `small` (384, 12), `base` (768, 12)
+                or `large` (1024, 24).
             patch: Patch shape (mel bins, frames).
             stride: Step between patches; null = the patch. AudioMAE's overlapping variant has
                 (10, 10) and windows of 6.
@@ -83,11 +84,11 @@ class AudioMAE(Encoder):
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
                 AudioMAE has 0.1 in fine-tuning.
             decoder: `local` attention in windows, or `global`.
-            decoder_width: Width of its tokens.
-            decoder_depth: Its blocks: officially 16 local ones or 8 global ones. The single block
-                of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP alone.
-            decoder_heads: Its attention heads.
-            decoder_window: Side of a window in patches.
+            decoder_width: Width of the decoder's tokens.
+            decoder_depth: Blocks of the decoder: officially 16 local ones or 8 global ones. The
+                single block of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP alone.
+            decoder_heads: Attention heads of the decoder.
+            decoder_window: Side of a local decoder's attention window, in patches.
             decoder_first_shift: 0: the first local block is not shifted; 1: it is, as "a single
                 transformer block with shifted local attention" may be read.
         """

@@ -75,7 +75,8 @@ class SSAST(Encoder):
         """Note the settings.
 
         Args:
-            size: `mini`, `tiny`, `small`, `base` or `large`; the paper has tiny, small and base.
+            size: `mini` (128 wide, 4 blocks), `tiny` (192, 12), `small` (384, 12), `base` (768, 12)
+                or `large` (1024, 24); the paper has tiny, small and base.
             patch: Patch shape (mel bins, frames): (16, 16), or (128, 2) for frame models.
             stride: Step between patches (mel bins, frames). Null is (10, 10) in fine-tuning, as
                 SSAST overlaps its patches there (frame models have (128, 1)), and the patch in

@@ -28,13 +28,15 @@ class AudioMAERecipe(Recipe):
 
     Args:
         lr: Learning rate of the last layer, by `lr_rule`.
-        lr_rule: As in `Recipe`.
+        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
+            global batch (AudioMAE).
         layer_decay: Ratio of a layer's rate to that of the next one; 1 trains all alike.
         weight_decay: Decoupled, as in AdamW.
         betas: AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
         warmup_epochs: Length of the linear warm-up; AudioMAE has 4 of 60.
         min_lr: Rate at the end, of the layers at the whole rate.
-        on_nonfinite: As in `Recipe`.
+        on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
 
     Raises:
         ConfigError: A value is impossible; the message names the key.
@@ -101,12 +103,14 @@ class AudioMAEPretrainingRecipe(Recipe):
 
     Args:
         lr: Learning rate, by `lr_rule`.
-        lr_rule: As in `Recipe`.
+        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
+            global batch (AudioMAE).
         weight_decay: On matrices alone, class and mask tokens among them.
-        betas: Of AdamW.
-        warmup_epochs: Of the linear warm-up.
-        min_lr: Least rate of the cosine, as it is.
-        on_nonfinite: As in `Recipe`.
+        betas: AdamW's.
+        warmup_epochs: Length of the linear warm-up.
+        min_lr: Rate at the end of the cosine, not scaled by `lr_rule`.
+        on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
 
     Raises:
         ConfigError: A value is impossible; the message names the key.

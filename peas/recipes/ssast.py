@@ -20,7 +20,8 @@ class SSASTRecipe(Recipe):
 
     Args:
         lr: Learning rate of the encoder.
-        lr_rule: As in `Recipe`.
+        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
+            global batch (AudioMAE).
         head_lr_factor: Times `lr` for the classifier, the official `head_lr`.
         weight_decay: L2 term inside Adam, as official.
         betas: Of Adam.
@@ -29,7 +30,8 @@ class SSASTRecipe(Recipe):
             (AST's recipe of equally many epochs as PEAS has 5) and 5 for Speech Commands.
         decay_factor: Factor of one decay.
         decay_every: Epochs from one decay to the next; SSAST has 5 for AudioSet's balanced part.
-        on_nonfinite: As in `Recipe`.
+        on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
 
     Raises:
         ConfigError: A value is impossible; the message names the key.
@@ -90,7 +92,8 @@ class SSASTPretrainingRecipe(Recipe):
         plateau_patience: Evaluations in a row, no better than the best, that are borne.
         monitor: What gets better, and chooses the best checkpoint: `nce_accuracy` of InfoNCE; or,
             without it, an error such as `mse`. A name with `accuracy` is better when larger.
-        on_nonfinite: As in `Recipe`.
+        on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
+            `skip` that step and count it (`train/skipped_steps`).
 
     Raises:
         ConfigError: A value is impossible; the message names the key.

@@ -42,7 +42,9 @@ class MetricNames(NamedTuple):
 
 
 class BaseTask(SteppingModule):
-    """A task owns its front end, so that a checkpoint alone turns sound into scores.
+    """Base of `peas.tasks.Pretraining` and `peas.tasks.Classification`.
+
+    A task owns its front end, so that a checkpoint alone turns sound into scores.
 
     Facts of the data (`labels`, `multi_label`; of the front end `frames`, `mean`, `std`,
     `channels`) are settings that default to null. `fit` fills them from
