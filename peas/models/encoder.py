@@ -62,11 +62,14 @@ class Encoder(Part, Reconstructor, ABC):
         head: The classifier; identity without classes.
         contrastive_head: Tokens to patches for InfoNCE, where official files hold one.
         predicts_masked_only: Whether heads see masked patches alone, or all of them.
+        normalises_pixels: Whether its pixel head may predict patches normalised by their own mean
+            and deviation.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint's weights depend on."""
     predicts_masked_only: ClassVar[bool] = False
+    normalises_pixels: ClassVar[bool] = True
     width: int
     pooling: str = "mean"
     frames: int = 0

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peas.errors import ConfigError
 from peas.models.encoder import Encoder, Need, Pretext, drop
 from peas.models.patches import (
     Grid,
@@ -61,6 +60,7 @@ class SSAST(Encoder):
     special = 2
     fixed = ("size", "patch", "stride", "pooling")
     predicts_masked_only = True
+    normalises_pixels = False
     pretrain_pos_embed: Tensor
     geometry: Tensor
 
@@ -90,16 +90,7 @@ class SSAST(Encoder):
         self.pooling, self.drop_path = pooling, drop_path
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the modules, begun as the official code begins them.
-
-        Raises:
-            ConfigError: The pixels of a pretraining are to be normalised.
-        """
-        if self.norm_pix and "pixels" in (needs or ()):
-            raise ConfigError(
-                "`norm_pix` of peas.objectives.Reconstruction is true, and SSAST's head predicts "
-                "log-mels as they are: set `norm_pix: false`"
-            )
+        """Makes the modules, begun as the official code begins them."""
         overlapping = STRIDE if self.patch == (16, 16) else (self.patch[0], 1)
         default = overlapping if self.num_classes else self.patch
         given = self._given["stride"] or default

@@ -1,5 +1,6 @@
 """Pretraining of an encoder by any sum of objectives: SSAST, AudioMAE, MAM-CLAP, SupMAM-CLAP."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -114,7 +115,8 @@ class Pretraining(BaseTask):
         given = {"reconstruction": Reconstruction()} if objectives is None else objectives
         named = {name: made(part, Objective) for name, part in given.items()}
         chosen = {name: part for name, part in named.items() if part is not None}
-        _require_possible(chosen, roll_gain)
+        _require_possible(chosen, roll_gain, self.model)
+        _require_known(set(given) - set(chosen), chosen)
         self.patch_masking = made(masking, PatchMasking) or self.default_parts["masking"]()
         self.eval_patch_masking = made(eval_masking, PatchMasking) or self.patch_masking
         self.hparams["masking"] = self.patch_masking.spec()
@@ -172,7 +174,7 @@ class Pretraining(BaseTask):
             frames,
             self.front_end.n_mels,
             needs={need for part in self.parts.values() for need in part.needs},
-            norm_pix=all(getattr(part, "norm_pix", True) for part in pixels),
+            norm_pix=all(map(_norm_pix, pixels)),
         )
         for key in ("masking", "eval_masking"):
             # Refuses a mask of all, or of nothing.
@@ -437,7 +439,17 @@ class Pretraining(BaseTask):
         )
 
 
-def _require_possible(parts: dict[str, Objective], roll_gain: str) -> None:
+def _require_known(left_out: set[str], parts: dict[str, Objective]) -> None:
+    """Refuses to leave out an objective whose name is a slip of another's, which would stay."""
+    for name in sorted(left_out):
+        if meant := difflib.get_close_matches(name, parts, n=1, cutoff=0.8):
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}` is null, and there is no such objective: is "
+                f"`{meant[0]}` meant?"
+            )
+
+
+def _require_possible(parts: dict[str, Objective], roll_gain: str, encoder: Encoder) -> None:
     key = "`model.init_args.objectives`"
     if not parts:
         raise ConfigError(f"{key} is empty: give one objective at least")
@@ -447,12 +459,21 @@ def _require_possible(parts: dict[str, Objective], roll_gain: str) -> None:
                 f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
                 "number above 0, or null in the place of the objective to leave it out"
             )
+        if "pixels" in part.needs and not encoder.normalises_pixels and _norm_pix(part):
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}.init_args.norm_pix` is true, and the head of "
+                f"{type(encoder).__name__} predicts log-mels as they are: set norm_pix to false"
+            )
         if "clips" in part.needs and roll_gain != "none":
             raise ConfigError(
                 f"`model.init_args.roll_gain` is {roll_gain}, and the targets of "
                 f"`model.init_args.objectives.{name}` belong to the clip as it is: set roll_gain "
                 "to none"
             )
+
+
+def _norm_pix(part: Objective) -> bool:
+    return bool(getattr(part, "norm_pix", True))
 
 
 def _require_equal_teacher(saved: dict[str, Any], found: dict[str, Any]) -> None:
