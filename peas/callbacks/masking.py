@@ -11,7 +11,7 @@ from peas.callbacks.means import EpochMeans
 from peas.callbacks.siblings import siblings
 from peas.data.batch import Batch
 from peas.errors import ConfigError
-from peas.masking.spec_augment import masked_fraction
+from peas.masking.blocks import masked_fraction
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 

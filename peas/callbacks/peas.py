@@ -13,6 +13,7 @@ from peas.callbacks.selector_log import SelectorLog
 from peas.callbacks.spec_augment import RandomMasking
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.masking.blocks import Overlap
 from peas.masking.peas.diagnostics import touching
 from peas.masking.peas.error_cache import ErrorCache, due
 from peas.masking.peas.schedule import Ramp, Rounding, adaptive_count, adaptive_level
@@ -26,7 +27,6 @@ from peas.masking.peas.selector import (
     Selection,
     adaptive_blocks,
 )
-from peas.masking.spec_augment import Overlap
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 

@@ -17,6 +17,7 @@ from peas.callbacks.spec_augment import BlockMasking
 from peas.data.batch import Batch
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
+from peas.masking.blocks import blocks_to_mask, cross
 from peas.masking.peas.scores import error_maps
 from peas.masking.peas.selector import (
     DRAWS,
@@ -26,7 +27,6 @@ from peas.masking.peas.selector import (
     random_plan,
     window_scores,
 )
-from peas.masking.spec_augment import blocks_to_mask, cross
 from peas.tasks.base import BaseTask
 from peas.training.randomness import run_seed
 from peas.utils.text import some

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.errors import ConfigError
+from peas.masking.blocks import Overlap, blocks_to_mask, check_width, cross
 from peas.masking.peas.schedule import final_phase
 from peas.masking.peas.selector import DRAWS, AxisPlan, Selection, random_plan
-from peas.masking.spec_augment import Overlap, blocks_to_mask, check_width, cross
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 from peas.training.distributed import gather, is_first

@@ -1,7 +1,7 @@
 """SSAST's recipes, which PEAS shares: Adam, a staircase of warm-up, decay by epochs or plateaus."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
 from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
+from peas.recipes.parameter_groups import head_groups
 
 CLASSIFIER = ("fc_norm", "head")
 
@@ -216,27 +217,6 @@ def next_plateau(
     if state.bad + 1 > patience:
         return Plateau(state.best, 0, state.factor * factor, step)
     return Plateau(state.best, state.bad + 1, state.factor, step)
-
-
-def head_groups(
-    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_factor: float
-) -> list[dict[str, Any]]:
-    """Two parameter groups: the encoder, and the head at `lr * head_lr_factor`.
-
-    Args:
-        model: Its parameters without gradient are left out.
-        head_names: Prefixes of the head's parameter names, such as `head` and `fc_norm`.
-        lr: Learning rate of the encoder.
-        head_lr_factor: The official code's `head_lr`.
-    """
-    prefixes = tuple(f"{name}." for name in head_names)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    body = [p for name, p in named if not name.startswith(prefixes)]
-    head = [p for name, p in named if name.startswith(prefixes)]
-    return [
-        {"params": body, "lr": lr, "base_lr": lr, "name": "encoder"},
-        {"params": head, "lr": lr * head_lr_factor, "base_lr": lr * head_lr_factor, "name": "head"},
-    ]
 
 
 def staircase_warmup(step: int, steps: int, every: int = 50) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from peas.audio.frontend import Spectrogram
 from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.data.batch import Batch
-from peas.masking.spec_augment import fill_masked
+from peas.masking.blocks import fill_masked
 from peas.tasks.base import BaseTask
 
 Stage = Literal["after_noise", "before_noise"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peas.errors import ConfigError
-from peas.masking.spec_augment import (
+from peas.masking.blocks import (
     Blocks,
     Overlap,
     blocks_to_mask,

@@ -10,9 +10,10 @@ from toys import StandIn, make_task
 
 from peas.errors import ConfigError
 from peas.models.vit import SpectrogramTransformer
-from peas.recipes.audiomae import cosine_factor, decay_groups, layer_groups
+from peas.recipes.audiomae import cosine_factor
 from peas.recipes.base import global_lr
-from peas.recipes.ssast import head_groups, staircase_warmup, step_decay
+from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
+from peas.recipes.ssast import staircase_warmup, step_decay
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(6, 50), (5, 30), (0, 4)])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
+from peas.masking.blocks import blocks_to_mask, random_blocks, window_sums
 from peas.masking.peas.diagnostics import spearman, touching
 from peas.masking.peas.schedule import adaptive_count, adaptive_level, final_phase
 from peas.masking.peas.scores import (
@@ -26,7 +27,6 @@ from peas.masking.peas.selector import (
     random_plan,
     window_scores,
 )
-from peas.masking.spec_augment import blocks_to_mask, random_blocks, window_sums
 
 BIAS = 0.3
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.spec_augment import (
+from peas.masking.blocks import (
     Blocks,
     Overlap,
     check_width,

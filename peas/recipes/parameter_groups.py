@@ -1,0 +1,134 @@
+"""Parameter groups: the head by itself, weights with and without decay, rates by depth.
+
+Every group has `base_lr`, its rate at factor 1, and a `name`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from peas.errors import ConfigError
+
+BLOCK = re.compile(r"^(?:encoder\.)?blocks\.(\d+)\.")
+
+EMBEDDINGS = re.compile(r"^(?:encoder\.)?(?:patch_embed\.|(?:cls_token|dist_token|pos_embed)$)")
+
+UNDECAYED = ("cls_token", "dist_token", "pos_embed")
+"""Tables that timm's models keep out of weight decay; AudioMAE's fine-tuning asks timm."""
+
+
+def head_groups(
+    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_factor: float
+) -> list[dict[str, Any]]:
+    """Two parameter groups: the encoder, and the head at `lr * head_lr_factor`.
+
+    Args:
+        model: Its parameters without gradient are left out.
+        head_names: Prefixes of the head's parameter names, such as `head` and `fc_norm`.
+        lr: Learning rate of the encoder.
+        head_lr_factor: The official code's `head_lr`.
+    """
+    prefixes = tuple(f"{name}." for name in head_names)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    body = [p for name, p in named if not name.startswith(prefixes)]
+    head = [p for name, p in named if name.startswith(prefixes)]
+    return [
+        {"params": body, "lr": lr, "base_lr": lr, "name": "encoder"},
+        {"params": head, "lr": lr * head_lr_factor, "base_lr": lr * head_lr_factor, "name": "head"},
+    ]
+
+
+def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay, vectors and biases without (AudioMAE's pretraining).
+
+    Class and mask token have three axes and so are decayed, as officially.
+
+    Args:
+        module: Its parameters without gradient are left out.
+        lr: Learning rate of both groups.
+        weight_decay: Of the first group.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    shared = {"lr": lr, "base_lr": lr}
+    groups = [
+        {
+            "params": [p for name, p in named if _has_decay(name, p.ndim)],
+            "weight_decay": weight_decay,
+            "name": "decay",
+            **shared,
+        },
+        {
+            "params": [p for name, p in named if not _has_decay(name, p.ndim)],
+            "weight_decay": 0.0,
+            "name": "no_decay",
+            **shared,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def layer_groups(
+    module: nn.Module,
+    depth: int,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    layer_of: Callable[[str], int] | None = None,
+) -> list[dict[str, Any]]:
+    """Layer-wise learning rates: the nearer to the input, the smaller (BEiT, AudioMAE).
+
+    Patch embedding, special tokens and positions are layer 0, block i is layer i + 1, and all the
+    rest (last norm, `fc_norm`, `head`) layer `depth + 1`. Layer i trains at
+    `lr * layer_decay ** (depth + 1 - i)`. Each layer has one group with weight decay and one
+    without (vectors, biases, special tokens and positions): 28 groups for 12 blocks.
+
+    Args:
+        module: SSAST or AudioMAE, whose encoder lies under `encoder.`, or an encoder by itself.
+            Its parameters without gradient are left out.
+        depth: Blocks of the encoder.
+        lr: Learning rate of the last layer.
+        weight_decay: Of the decayed groups.
+        layer_decay: Ratio of one layer's rate to the next one's, above 0 and up to 1 = all alike.
+        layer_of: Layer of a parameter by its name; None = by the names of SSAST and AudioMAE.
+
+    Returns:
+        Groups from the last layer to the first, so that the first one has the whole rate.
+
+    Raises:
+        ConfigError: `layer_decay` is out of its range.
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise ConfigError(
+            f"`model.init_args.recipe.init_args.layer_decay` is {layer_decay}: give a number above "
+            "0 and up to 1 (1 trains every layer at the same rate)"
+        )
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
+        layer = layer_of(name) if layer_of else _layer(name, depth)
+        decayed = _has_decay(name, p.ndim) and not name.endswith(UNDECAYED)
+        if (layer, decayed) not in groups:
+            rate = lr * layer_decay ** (depth + 1 - layer)
+            groups[layer, decayed] = {
+                "params": [],
+                "lr": rate,
+                "base_lr": rate,
+                "weight_decay": weight_decay if decayed else 0.0,
+                "name": f"layer_{layer}_{'decay' if decayed else 'no_decay'}",
+            }
+        groups[layer, decayed]["params"].append(p)
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def _layer(name: str, depth: int) -> int:
+    block = BLOCK.match(name)
+    if block:
+        return int(block.group(1)) + 1
+    return 0 if EMBEDDINGS.match(name) else depth + 1
+
+
+def _has_decay(name: str, axes: int) -> bool:
+    return axes > 1 and not name.endswith(".bias")
