@@ -69,7 +69,7 @@ def test_fine_tuning_with_adam() -> None:
             **{"decay_start": None, "on_nonfinite": "skip"},
         ),
         "augmentation": {"noise_roll": False, "roll_gain": "paper", "fill": "zero"},
-        "front_end": part("frontend.KaldiLogMel", frames=512, mean=-4.0),
+        "front_end": part("audio.KaldiLogMel", frames=512, mean=-4.0),
         **{"loss": "bce", "pretrained": None, "freeze": "encoder"},
     }
 
@@ -130,7 +130,7 @@ def test_pretraining_of_audiomae(weights: dict[str, Any], kept: dict[str, Any]) 
     )
     assert found == {
         "encoder": part("models.AudioMAE", size="mini", decoder_width=32),
-        "front_end": part("frontend.KaldiLogMel", mean=-4.0),
+        "front_end": part("audio.KaldiLogMel", mean=-4.0),
         "masking": part("masking.RandomPatches", ratio=0.5),
         "objectives": kept,
         "recipe": part("recipes.AudioMAEPretrainingRecipe", lr=1e-3, warmup_epochs=1),
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_fine_tuning() -> None:
         "recipe": part("recipes.AudioMAERecipe", **{**OLD_DEFAULTS, "lr": 1e-3}),
         "augmentation": {"noise_roll": True},
         # A key that came later.
-        "front_end": part("frontend.KaldiLogMel", frames=64, mean=-4.0, std=3.0, channels=None),
+        "front_end": part("audio.KaldiLogMel", frames=64, mean=-4.0, std=3.0, channels=None),
         **{"labels": ["a"], "multi_label": False, "reconstruction": "head"},
     }
     assert list(state["state_dict"]) == ["model.x"]
