@@ -453,7 +453,19 @@ def _require_possible(parts: dict[str, Objective], roll_gain: str, encoder: Enco
     key = "`model.init_args.objectives`"
     if not parts:
         raise ConfigError(f"{key} is empty: give one objective at least")
+    taken = {"loss", *(one for part in parts.values() for one in _logged(part))}
     for name, part in parts.items():
+        # Logs and weights are called by it. ModuleDict refuses names of its own attributes.
+        if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(
+                f"{key} has the name {name!r}, which torch cannot take: give a word of letters, "
+                "digits and underscores that is no method of torch.nn.ModuleDict"
+            )
+        if name in taken:
+            raise ConfigError(
+                f"{key} has the name {name!r}, which the log has for another figure: give another "
+                "name"
+            )
         if not part.weight > 0:
             raise ConfigError(
                 f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
@@ -474,6 +486,10 @@ def _require_possible(parts: dict[str, Objective], roll_gain: str, encoder: Enco
 
 def _norm_pix(part: Objective) -> bool:
     return bool(getattr(part, "norm_pix", True))
+
+
+def _logged(part: Objective) -> tuple[str, ...]:
+    return (*part.metrics, *part.baselines, *part.sums)
 
 
 def _require_equal_teacher(saved: dict[str, Any], found: dict[str, Any]) -> None:

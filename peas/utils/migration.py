@@ -51,6 +51,12 @@ _OLD_DEFAULTS: dict[str, Any] = {
 }
 """Of `Classification` in 0.1, where AudioMAERecipe has others."""
 
+_HALF = (
+    "`model.init_args.optimizer` and `schedule` of 0.1 are one part now, with defaults of its own: "
+    "give `model.init_args.recipe`, such as peas.recipes.AudioMAERecipe, with its init_args"
+)
+"""Where a word or an overlay chose one, other defaults than those of 0.1 would follow unseen."""
+
 _OF = {
     "reconstruction": ("Reconstruction", {"norm_pix": "norm_pix"}),
     "distillation": (
@@ -103,7 +109,16 @@ def _move(settings: dict[str, Any], *, whole: bool) -> None:
             continue
         room = settings
         for name in PLACES[key].split("."):
-            room = room.setdefault(name, {})
+            # Null is a part of its defaults, and a text its class path.
+            below = room.get(name) or {}
+            below = {"class_path": below} if isinstance(below, str) else below
+            if not isinstance(below, Mapping):
+                raise ConfigError(
+                    f"`model.init_args.{PLACES[key]}` is no table, and {key!r} of 0.1 belongs into "
+                    "it: give that part's class_path and init_args"
+                )
+            room[name] = dict(below)
+            room = room[name]
         room[key] = settings.pop(key)
     if whole and "front_end" in settings:
         settings["front_end"] = {"class_path": FRONT_END, **settings["front_end"]}
@@ -118,14 +133,16 @@ def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[s
             class; else they are left alone.
 
     Raises:
-        ConfigError: They ask for an optimiser with the other one's schedule.
+        ConfigError: They ask for an optimiser with the other one's schedule, or choose one
+            without being whole; or a part is no table.
     """
     flat = dict(settings)
     kind = flat.pop("encoder", None)
     optimizer, schedule = flat.pop("optimizer", None), flat.pop("schedule", None)
-    # An overlay's schedule alone belongs to an optimiser that another file names.
-    cosine = optimizer == "adamw" or (not (whole or optimizer) and schedule == "cosine")
-    if whole and (optimizer or schedule) and cosine != (schedule == "cosine"):
+    if not whole and (optimizer or schedule):
+        raise ConfigError(_HALF)
+    cosine = optimizer == "adamw"
+    if (optimizer or schedule) and cosine != (schedule == "cosine"):
         raise ConfigError(
             f"`model.init_args` has `optimizer: {optimizer or 'adam'}` and `schedule: "
             f"{schedule or 'staircase'}` of 0.1, which no recipe of peas.recipes has together: "
@@ -141,15 +158,16 @@ def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[s
         if name == "SSAST":
             flat.pop("positions", None)
     known = isinstance(flat.get("recipe"), dict) and "class_path" in flat["recipe"]
-    if (whole or optimizer or schedule) and not known:
+    if whole and not known:
         for key in _STAIRS_ONLY if cosine else _COSINE_ONLY:
-            if whole:
-                flat.pop(key, None)
+            flat.pop(key, None)
         name = "AudioMAERecipe" if cosine else "SSASTRecipe"
-        settled = {} if not (whole and cosine) else dict(_OLD_DEFAULTS)
+        settled = dict(_OLD_DEFAULTS) if cosine else {}
+        given = flat.get("recipe")
+        given = given.get("init_args") if isinstance(given, dict) else None
         flat["recipe"] = {
             "class_path": f"peas.recipes.{name}",
-            "init_args": {**settled, **flat.get("recipe", {}).get("init_args", {})},
+            "init_args": {**settled, **(given or {})},
         }
     if "roll_gain" in flat:
         flat.setdefault("augmentation", {})["roll_gain"] = flat.pop("roll_gain")
@@ -355,12 +373,15 @@ _WORDS = {
 }
 _CLASSES = {
     "encoder": {"ssast": "peas.models.SSAST", "audiomae": "peas.models.AudioMAE"},
-    "optimizer": {"adam": "peas.recipes.SSASTRecipe", "adamw": "peas.recipes.AudioMAERecipe"},
 }
 
 
 def words(argv: Sequence[str]) -> list[str]:
-    """Words of a command line, whose keys of 0.1 become those of today."""
+    """Words of a command line, whose keys of 0.1 become those of today.
+
+    Raises:
+        ConfigError: They choose an optimiser or a schedule by itself.
+    """
     told: list[str] = []
     following: dict[str, str] | None = None
     for word in argv:
@@ -371,10 +392,12 @@ def words(argv: Sequence[str]) -> list[str]:
         # The parser takes `--model.lr` for `--model.init_args.lr`.
         start = KEY if word.startswith(KEY) else SHORT
         name, sign, value = word.removeprefix(start).partition("=")
+        if word.startswith(start) and name in ("optimizer", "schedule"):
+            raise ConfigError(_HALF)
         if not word.startswith(start) or name not in (*_WORDS, *_CLASSES):
             told.append(word)
             continue
-        key = {"optimizer": "recipe"}.get(name, _WORDS.get(name, name))
+        key = _WORDS.get(name, name)
         classes = _CLASSES.get(name, {})
         told.append(KEY + key + sign + classes.get(value, value))
         following = None if sign else classes

@@ -17,7 +17,7 @@ from toys import FACTS, StandIn, clips, data, quiet_trainer
 
 from peas.callbacks import PEAS, SpecAugment
 from peas.errors import CheckpointError, ConfigError, DataError, NoReconstruction
-from peas.objectives import feature_loss, label_loss, masked_patch_error
+from peas.objectives import Reconstruction, feature_loss, label_loss, masked_patch_error
 from peas.tasks import Pretraining
 from peas.teachers.base import Teacher
 from peas.teachers.grid import Extent
@@ -350,6 +350,12 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
 def test_impossible_settings_name_their_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small(**settings)
+
+
+@pytest.mark.parametrize("name", ["forward", "training", "a.b", "", "loss", "valid_mse"])
+def test_an_objective_is_not_called_what_torch_or_the_log_has(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"objectives` has the name {name!r}"):
+        small(objectives={name: Reconstruction()})
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_fine_tuning_with_adam() -> None:
             **{"decay_start": None, "on_nonfinite": "skip"},
         ),
         "augmentation": {"noise_roll": False, "roll_gain": "paper", "fill": "zero"},
-        "front_end": part("frontend.KaldiLogMel", frames=512, mean=-4.0),
+        "front_end": part("audio.KaldiLogMel", frames=512, mean=-4.0),
         **{"loss": "bce", "pretrained": None, "freeze": "encoder"},
     }
 
@@ -130,7 +130,7 @@ def test_pretraining_of_audiomae(weights: dict[str, Any], kept: dict[str, Any]) 
     )
     assert found == {
         "encoder": part("models.AudioMAE", size="mini", decoder_width=32),
-        "front_end": part("frontend.KaldiLogMel", mean=-4.0),
+        "front_end": part("audio.KaldiLogMel", mean=-4.0),
         "masking": part("masking.RandomPatches", ratio=0.5),
         "objectives": kept,
         "recipe": part("recipes.AudioMAEPretrainingRecipe", lr=1e-3, warmup_epochs=1),
@@ -200,6 +200,28 @@ def test_an_overlay_names_no_class() -> None:
     assert moved(None, compile=True) == {"compile": True}
 
 
+@pytest.mark.parametrize("key", ["optimizer", "schedule"])
+def test_an_optimiser_by_itself_would_get_other_defaults(key: str) -> None:
+    value = {"optimizer": "adamw", "schedule": "cosine"}[key]
+    with pytest.raises(ConfigError, match=r"model\.init_args\.recipe"):
+        moved(None, **{key: value})
+    for words in ([f"--model.init_args.{key}={value}"], [f"--model.{key}", value]):
+        with pytest.raises(ConfigError, match=r"model\.init_args\.recipe"):
+            migration.words(words)
+
+
+@pytest.mark.parametrize("task", ["Classification", "MaskedAudioModeling", None])
+def test_flat_keys_beside_a_part_that_is_null_or_a_class_path(task: str | None) -> None:
+    found = moved(task, front_end=None, frames=64, lr=1e-3)
+    assert found["front_end"]["init_args"] == {"frames": 64}
+    found = moved(task, front_end="my.Mel", frames=64, lr=1e-3)
+    assert found["front_end"] == part("", frames=64) | {"class_path": "my.Mel"}
+    with pytest.raises(ConfigError, match="front_end"):
+        moved(task, front_end=[1], frames=64, lr=1e-3)
+    if task == "Classification":
+        assert moved(task, recipe=None, lr=1e-3)["recipe"]["init_args"] == {"lr": 1e-3}
+
+
 @pytest.mark.parametrize(
     "path",
     sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"),
@@ -223,7 +245,6 @@ WORDS = {
     "masked": ("masking.init_args.count", "8", "8"),
     "eval_masked": ("eval_masking.init_args.count", "8", "8"),
     "encoder": ("encoder", "audiomae", "peas.models.AudioMAE"),
-    "optimizer": ("recipe", "adamw", "peas.recipes.AudioMAERecipe"),
 }
 
 
@@ -256,7 +277,7 @@ def test_a_checkpoint_of_fine_tuning() -> None:
         "recipe": part("recipes.AudioMAERecipe", **{**OLD_DEFAULTS, "lr": 1e-3}),
         "augmentation": {"noise_roll": True},
         # A key that came later.
-        "front_end": part("frontend.KaldiLogMel", frames=64, mean=-4.0, std=3.0, channels=None),
+        "front_end": part("audio.KaldiLogMel", frames=64, mean=-4.0, std=3.0, channels=None),
         **{"labels": ["a"], "multi_label": False, "reconstruction": "head"},
     }
     assert list(state["state_dict"]) == ["model.x"]

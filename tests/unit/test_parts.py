@@ -83,3 +83,10 @@ def test_what_a_file_says_of_its_parts_is_checked(key: str, value: object) -> No
     check_run({"hyper_parameters": good}, "x.ckpt")
     old = {"masking": "structured", "decoder_depth": 1}
     check_run({"hyper_parameters": old}, "x.ckpt")
+
+
+@pytest.mark.parametrize("old", [{"optimizer": "adamw"}, {"front_end": [1], "mean": 0.0}])
+def test_settings_of_old_that_cannot_be_told_name_the_file(old: dict[str, object]) -> None:
+    settings = {"_class_path": "peas.tasks.Classification", **old}
+    with pytest.raises(CheckpointError, match=r"^x\.ckpt: hyper_parameters: "):
+        check_run({"hyper_parameters": settings}, "x.ckpt")

@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from peas.errors import CheckpointError, PeasError
+from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.patches import Pair, grid_shape
 from peas.models.vit import SIZES
 from peas.utils import migration
@@ -145,8 +145,12 @@ def check_run(content: dict[str, Any], where: str) -> None:
     for key in _COUNTS:
         if key in content and not _whole(content[key], 0, 2**53):
             raise _wrong(where, key, content[key], "a count")
-    with malformed(where):
-        migration.checkpoint(content)
+    try:
+        with malformed(where):
+            migration.checkpoint(content)
+    except ConfigError as error:
+        # Its keys are the file's.
+        raise CheckpointError(f"{where}: hyper_parameters: {error}") from error
     version = content.get("pytorch-lightning_version", "2.6.6")
     try:
         Version(version)
