@@ -3,6 +3,8 @@
 import ast
 import itertools
 import json
+import logging
+import re
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 
 from peas.cli.arguments import NEGATIVE
 from peas.cli.config_file import read_config
@@ -30,6 +33,26 @@ def _load_config(text: str) -> Any:
 set_loader("yaml", _load_config, exceptions=(yaml.YAMLError,))
 
 
+class _Discards(logging.Logger):
+    """Says aloud which settings jsonargparse drops when a class is exchanged for another."""
+
+    def debug(self, msg: object, *args: object, **_: object) -> None:
+        """Warns where the message is of discarded settings."""
+        found = re.match(
+            r"Due to class_path change from (\S+) to (\S+), discarding .*?: (.*)\.$", str(msg)
+        )
+        if found and found[3] not in self.said:
+            self.said.add(found[3])
+            rank_zero_warn(
+                f"{found[2]} takes the place of {found[1]} and has no such settings: {found[3]}. "
+                "Settings that both have are kept; others have the new class's defaults"
+            )
+
+    def __init__(self) -> None:
+        super().__init__("peas.discards")
+        self.said: set[str] = set()
+
+
 class PeasParser(LightningArgumentParser):
     """Parser without abbreviations, whose `null` is null at any depth and only where it may be.
 
@@ -37,7 +60,7 @@ class PeasParser(LightningArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "logger": _Discards(), **kwargs})
         self._negative_number_matcher = NEGATIVE
         self._lightnings = False
         self._default_parts: dict[str, type[Part]] = {}

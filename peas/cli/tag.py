@@ -1,7 +1,6 @@
 """`peas tag CLIP... --checkpoint C`: labels for sound files, from a checkpoint alone."""
 
 import argparse
-import inspect
 import json
 import os
 import sys
@@ -13,19 +12,14 @@ import torch
 from torch import Tensor
 
 from peas.audio import decode as audio
-from peas.audio.frontend import FrontEnd
 from peas.cli.arguments import Arguments
-from peas.errors import AudioError, CheckpointError, ConfigError, PeasError, printable, say
-from peas.models import Encoder
+from peas.errors import AudioError, CheckpointError, PeasError, printable, say
 from peas.models.weights import read_state
-from peas.models.weights.checking import AGAIN, check_run, malformed
-from peas.parts import Part, is_dotted, make_parts
-from peas.recipes import Recipe
+from peas.models.weights.checking import AGAIN, check_run
+from peas.parts import is_dotted
 from peas.tasks.classification import Classification
 
 _CLASSES = (None, "peas.tasks.Classification", "peas.tasks.classification.Classification")
-BASES: dict[str, type[Part]] = {"encoder": Encoder, "front_end": FrontEnd, "recipe": Recipe}
-"""What each setting that names a part must be."""
 
 
 class Window(NamedTuple):
@@ -80,8 +74,6 @@ def _module(text: str) -> str:
 def load(checkpoint: str | Path, *, modules: Sequence[str] = ()) -> Classification:
     """The task of a checkpoint, on the fastest device, ready to score.
 
-    It is built here from checked settings: Lightning would build the class that a file names.
-
     Args:
         checkpoint: The file.
         modules: Modules besides `peas` whose parts it may name, each with those below it.
@@ -102,19 +94,9 @@ def load(checkpoint: str | Path, *, modules: Sequence[str] = ()) -> Classificati
             "RUN/checkpoints/best.ckpt of one, fine-tune it (`--model.init_args.pretrained "
             f"{where}`), or make one from an official file with `peas import`"
         )
-    arguments = inspect.signature(Classification).parameters
     if "model.head.weight" not in content["state_dict"]:
         raise CheckpointError(f"{where}: state_dict: model.head.weight is missing; {AGAIN}")
-    given = {key: settings[key] for key in settings if key in arguments}
-    given = make_parts(given, BASES, where=f"{where}: hyper_parameters", modules=modules)
-    try:
-        with malformed(where):
-            task = Classification(**given)
-            task.on_load_checkpoint(content)
-            task.load_state_dict(content["state_dict"])
-    except ConfigError as error:
-        # Its keys are the file's, and the command has none.
-        raise CheckpointError(f"{where}: {error}") from error
+    task = Classification.restore(content, where, modules=modules)
     return task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -1,8 +1,10 @@
 """What every task shares: facts of the data, front end on the device, optimiser, randomness."""
 
 import copy
-from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+import inspect
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -15,7 +17,9 @@ from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
 from peas.errors import CheckpointError, ConfigError
 from peas.models.encoder import Encoder, compile_blocks
-from peas.parts import plain
+from peas.models.weights import read_state
+from peas.models.weights.checking import check_run, malformed
+from peas.parts import make_parts, plain
 from peas.recipes.base import Recipe
 from peas.tasks.stepping import SteppingModule
 from peas.training import randomness, run_clips
@@ -69,6 +73,12 @@ class BaseTask(SteppingModule):
     settings would be read as if they fitted."""
     own_keys: ClassVar[tuple[str, ...]] = ()
     """More hyperparameters that a checkpoint of this task has, and one of another has not."""
+    part_bases: ClassVar[dict[str, type[Any]]] = {
+        "encoder": Encoder,
+        "front_end": FrontEnd,
+        "recipe": Recipe,
+    }
+    """What a setting that names a part must be."""
     default_parts: ClassVar[dict[str, type[Any]]] = {}
     """Classes of the parts that are not given, or of which only settings are."""
     resumes: bool = False
@@ -82,6 +92,65 @@ class BaseTask(SteppingModule):
     _measured: frozenset[str] = frozenset()
 
     # --- building ---------------------------------------------------------------------------
+
+    @classmethod
+    def restore(
+        cls, content: dict[str, Any], where: str, *, modules: Sequence[str] = (), **settings: Any
+    ) -> Self:
+        """A task with its weights, from a checkpoint's content.
+
+        Args:
+            content: From `read_state`, checked by `check_run`.
+            where: The file, for errors.
+            modules: Modules besides `peas` whose parts it may name, each with those below it.
+            settings: In the place of the checkpoint's.
+
+        Raises:
+            CheckpointError: It is none of this task, or names a part that may not be made.
+        """
+        saved = content.get("hyper_parameters") or {}
+        accepted = inspect.signature(cls).parameters
+        given = {key: saved[key] for key in saved if key in accepted}
+        given = make_parts(
+            given, cls.part_bases, where=f"{where}: hyper_parameters", modules=modules
+        )
+        try:
+            with malformed(where):
+                task = cls(**{**given, **settings})
+                task.on_load_checkpoint(content)
+                task.load_state_dict(content["state_dict"])
+        except ConfigError as error:
+            # Its keys are the file's, and whoever reads it has none.
+            raise CheckpointError(f"{where}: {error}") from error
+        return task
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        modules: Sequence[str] = (),
+        **settings: Any,
+    ) -> Self:
+        """A task with its weights, from a run's file; nothing in the file is executed.
+
+        Lightning's own would import and build whatever class the file names.
+
+        Args:
+            checkpoint_path: `best.ckpt` or `last.ckpt` of a run, of this release or of 0.1.
+            map_location: Device of the task; None = the CPU.
+            modules: Modules besides `peas` whose parts it may name, each with those below it.
+            settings: In the place of the checkpoint's.
+
+        Raises:
+            CheckpointError: It is none of this task, or names a part that may not be made.
+        """
+        where = str(checkpoint_path)
+        content = read_state(Path(checkpoint_path))
+        check_run(content, where)
+        task = cls.restore(content, where, modules=modules, **settings)
+        return task if map_location is None else task.to(map_location)
 
     def adopt(self, encoder: Encoder, front_end: FrontEnd, recipe: Recipe) -> None:
         """Takes the parts that every task has."""
@@ -277,8 +346,9 @@ class BaseTask(SteppingModule):
             part.settle(**taken)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is remembered of the clips."""
+        """Adds what is remembered of the clips; leaves out what Lightning would execute."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint.get("hyper_parameters", {}).pop("_instantiator", None)
         if self._clips is not None:
             checkpoint[run_clips.KEY] = run_clips.as_saved(self._clips)
 

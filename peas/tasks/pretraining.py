@@ -74,6 +74,12 @@ class Pretraining(BaseTask):
     """
 
     own_keys = ("objectives",)
+    part_bases: ClassVar[dict[str, type[Any]]] = {
+        **BaseTask.part_bases,
+        "masking": PatchMasking,
+        "eval_masking": PatchMasking,
+        "objectives": Objective,
+    }
     default_parts: ClassVar[dict[str, type[Any]]] = {
         "encoder": AudioMAE,
         "front_end": KaldiLogMel,
@@ -453,7 +459,13 @@ def _require_possible(parts: dict[str, Objective], roll_gain: str, encoder: Enco
     key = "`model.init_args.objectives`"
     if not parts:
         raise ConfigError(f"{key} is empty: give one objective at least")
-    taken = {"loss", *(one for part in parts.values() for one in _logged(part))}
+    figures = [one for part in parts.values() for one in _logged(part)]
+    if twice := sorted({one for one in figures if figures.count(one) > 1}):
+        raise ConfigError(
+            f"{key} has two objectives that log {twice[0]}, which would be one figure: keep one of "
+            "them, or give a subclass with another name for it"
+        )
+    taken = {"loss", *figures}
     for name, part in parts.items():
         # Logs and weights are called by it. ModuleDict refuses names of its own attributes.
         if not name.isidentifier() or hasattr(nn.ModuleDict(), name):

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from old_runs import RUNS, figures, kept, sounds
+
+from peas.errors import CheckpointError
+from peas.tasks import Classification, Pretraining
 
 FILES = sorted(RUNS.glob("*/*.pt.xz"))
 ABOUT = 2e-3
@@ -39,3 +43,17 @@ def test_an_earlier_release_s_run_goes_on(file: Path, clips: Path, tmp_path: Pat
         if any(part in name for part in RANKED):
             continue
         assert found[name] == pytest.approx(value, rel=ABOUT, abs=ABOUT), name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name} {file.name}")
+def test_an_earlier_release_s_run_is_a_task_in_python(file: Path, tmp_path: Path) -> None:
+    torch.save(kept(file)["checkpoint"], tmp_path / "old.ckpt")
+    cls = Classification if file.name.startswith("peas") else Pretraining
+    task = cls.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert task.built
+    for name, weight in kept(file)["checkpoint"]["state_dict"].items():
+        if name.startswith("model.") and name in task.state_dict():
+            assert torch.equal(task.state_dict()[name], weight), name
+    other = Pretraining if cls is Classification else Classification
+    with pytest.raises(CheckpointError):
+        other.load_from_checkpoint(tmp_path / "old.ckpt")

@@ -216,6 +216,15 @@ def test_a_part_may_be_null(parser: PeasParser, key: str) -> None:
     assert nested(parser, "--model.init_args.objectives.a", "null").objectives == {"a": None}
 
 
+def test_settings_that_another_class_lacks_are_named(parser: PeasParser) -> None:
+    name = "--model.init_args.recipe"
+    argv = ["--model", "peas.tasks.Classification", name, "peas.recipes.SSASTRecipe"]
+    argv += [f"{name}.init_args.head_lr_factor", "3.0", f"{name}.init_args.lr", "0.5"]
+    with pytest.warns(UserWarning, match=r"SSASTRecipe.*head_lr_factor.*3\.0"):
+        found = parser.parse_args([*argv, name, "peas.recipes.AudioMAERecipe"])
+    assert found.model.init_args.recipe.init_args.lr == 0.5
+
+
 def test_a_negative_number_is_a_value(parser: PeasParser) -> None:
     for text in ("-1e-3", "-.5", "-2"):
         word = "--model.init_args.front_end.init_args.mean"

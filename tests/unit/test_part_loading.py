@@ -13,8 +13,9 @@ from toys import make_task
 from peas.cli import tag
 from peas.errors import CheckpointError, ConfigError
 from peas.masking import PatchMasking, RandomPatches, StructuredPatches
-from peas.objectives import LabelClassification, Objective
+from peas.objectives import LabelClassification, Objective, PatchContrast
 from peas.parts import Part, make, make_parts
+from peas.tasks import Pretraining
 
 FOREIGN = """
 from pathlib import Path
@@ -380,7 +381,7 @@ def test_a_part_without_end_is_refused() -> None:
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes a fine-tuned checkpoint with a setting of one's own in place of `pretrained`."""
-    monkeypatch.setitem(tag.BASES, "pretrained", PatchMasking)
+    monkeypatch.setitem(tag.Classification.part_bases, "pretrained", PatchMasking)
     task = make_task()
 
     def write(**settings: Any) -> Path:
@@ -439,3 +440,19 @@ def test_a_name_that_no_module_has_is_refused(
     with pytest.raises(SystemExit):
         tag.main(["x.wav", "--checkpoint", "x.ckpt", f"--allow-module={name}"])
     assert "--allow-module" in capsys.readouterr().err
+
+
+def test_python_executes_nothing_of_a_checkpoint_either(saved: Any, foreign: Path) -> None:
+    """Lightning's own `load_from_checkpoint` would import the module first."""
+    evil = {"encoder": {"class_path": "foreign_twin.Mine", "init_args": {}}}
+    path = saved(**evil, _instantiator="lightning.pytorch.cli.instantiate_module")
+    with pytest.raises(CheckpointError, match=r"foreign_twin\.Mine"):
+        tag.Classification.load_from_checkpoint(path)
+    assert not loaded()
+    assert not (foreign.parent / "imported").exists()
+    assert tag.Classification.load_from_checkpoint(saved()).built
+
+
+def test_two_objectives_do_not_share_a_figure() -> None:
+    with pytest.raises(ConfigError, match="nce_accuracy"):
+        Pretraining(objectives={"a": PatchContrast(), "b": PatchContrast()})
