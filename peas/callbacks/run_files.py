@@ -90,7 +90,7 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Commit of the checkout that `peas` runs from, with `+` for local changes."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     try:
         head = _git(here, "rev-parse", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--", str(here)) else "")

@@ -8,7 +8,7 @@ import re
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
@@ -51,6 +51,10 @@ class _Discards(logging.Logger):
     def __init__(self) -> None:
         super().__init__("peas.discards")
         self.said: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Itself: parsers are copied, and a logger outside logging's tree cannot be."""
+        return self
 
 
 class PeasParser(LightningArgumentParser):

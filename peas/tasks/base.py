@@ -131,6 +131,7 @@ class BaseTask(SteppingModule):
         map_location: Any = None,
         *,
         modules: Sequence[str] = (),
+        weights_only: Literal[True] = True,
         **settings: Any,
     ) -> Self:
         """A task with its weights, from a run's file; nothing in the file is executed.
@@ -141,6 +142,7 @@ class BaseTask(SteppingModule):
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run, of this release or of 0.1.
             map_location: Device of the task; None = the CPU.
             modules: Modules besides `peas` whose parts it may name, each with those below it.
+            weights_only: Always; torch's word for it.
             settings: In the place of the checkpoint's.
 
         Raises:

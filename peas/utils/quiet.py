@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peas.errors import printable
 
-OURS = Path(__file__).parent
+OURS = Path(__file__).parents[1]
 """Package whose warnings are for users."""
 
 NOISE = (

@@ -514,8 +514,8 @@ def test_ssasts_own_rows_are_peas_conventional_ones_with_its_batch_and_epochs(
     assert (ours.paper.table, ours.paper.row) == ("SupMAM-CLAP 1", "SS-AST")
     epochs, batch = {"esc50": (50, 48), "speech_commands": (30, 128)}[data]
     assert (ours.trainer.max_epochs, ours.data.init_args.batch_size) == (epochs, batch)
-    peas.training.trainer.max_epochs, peas.data.init_args.batch_size = epochs, batch
-    assert (ours.model, ours.trainer, ours.data) == (peas.model, peas.training.trainer, peas.data)
+    peas.trainer.max_epochs, peas.data.init_args.batch_size = epochs, batch
+    assert (ours.model, ours.trainer, ours.data) == (peas.model, peas.trainer, peas.data)
 
 
 @pytest.mark.parametrize(

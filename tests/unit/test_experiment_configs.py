@@ -91,11 +91,13 @@ def test_arms_start_from_the_ssast_of_these_examples(parse: Parse, data: str) ->
     config, source = parse(f"{data}_mini_peas"), parse("pretrain_urbansound8k_ssast")
     ours, theirs = config.model.init_args, source.model.init_args
     assert config.data.class_path.split(".")[-1] == SETS[data]
-    assert (ours.size, ours.patch) == (theirs.size, theirs.patch) == ("mini", (16, 16))
-    assert ours.stride == theirs.patch
+    assert ours.encoder.class_path == theirs.encoder.class_path == "peas.models.SSAST"
+    tuned, pretrained = ours.encoder.init_args, theirs.encoder.init_args
+    assert (tuned.size, tuned.patch) == (pretrained.size, pretrained.patch) == ("mini", (16, 16))
+    assert tuned.stride == pretrained.patch
     assert ours.pretrained == "runs/pretrain/ssast/checkpoints/last.ckpt"
-    # PEAS needs a head that draws.
-    assert theirs.objective == "joint"
+    # PEAS needs a trained pixel head.
+    assert theirs.objectives.keys() == {"nce", "mse"}
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
@@ -109,14 +111,16 @@ def test_pretraining_is_on_the_same_clips(parse: Parse, name: str) -> None:
         "official",
         400,
     )
-    assert (config.model.init_args.size, config.model.init_args.patch) == ("mini", (16, 16))
+    encoder = config.model.init_args.encoder.init_args
+    assert (encoder.size, encoder.patch) == ("mini", (16, 16))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_systems_are_the_papers_scaled_down(parse: Parse, name: str) -> None:
     model = parse(f"pretrain_urbansound8k_{name}").model.init_args
     mask, depth, *weights = SYSTEMS[name]
-    assert (model.masking.init_args.ratio, model.decoder_depth) == (mask, depth)
+    assert model.masking.init_args.ratio == mask
+    assert model.encoder.init_args.decoder_depth == depth
     found = {key: part.init_args.weight for key, part in model.objectives.items()}
     names = ("reconstruction", "distillation", "classification")
     assert found == {key: value for key, value in zip(names, weights, strict=True) if value}
@@ -124,10 +128,10 @@ def test_the_systems_are_the_papers_scaled_down(parse: Parse, name: str) -> None
         assert model.objectives["distillation"].init_args.targets == "runs/targets/efficientat"
 
 
-def test_half_of_the_patches_are_told_apart(parse: Parse) -> None:
+def test_half_of_the_patches_are_masked(parse: Parse) -> None:
     model = parse("pretrain_urbansound8k_ssast").model.init_args
     patches = (128 // 16) * (400 // 16)
-    assert (model.masked, model.eval_masked, patches) == (100, None, 200)
+    assert (model.masking.init_args.count, model.eval_masking, patches) == (100, None, 200)
 
 
 def test_rows_that_are_overrides(parse: Parse) -> None:
