@@ -14,10 +14,11 @@ README = (ROOT / "README.md").read_text()
 
 
 def readme_commands():
-    """Every indented `peas …` line of the README, continuation lines joined, comments cut."""
-    joined = re.sub(r"\\\n\s*", "", README)
-    lines = [line.strip() for line in joined.splitlines() if line.startswith("    peas ")]
-    return [re.split(r"\s{3,}", line)[0] for line in lines]
+    """Every `peas …` line of the README's shell blocks, continuation lines joined, comments cut."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+    joined = re.sub(r"\\\n\s*", "", "\n".join(blocks))
+    lines = [line for line in joined.splitlines() if line.startswith("peas ")]
+    return [line.split("#")[0].strip() for line in lines]
 
 
 def demo_recipe():
@@ -43,8 +44,31 @@ def test_every_verb_is_in_the_readme_and_exists():
     assert named - {"peas"} >= set(LIGHTNING_VERBS | OWN_VERBS)
 
 
+def test_its_python_fine_tunes(tmp_path, monkeypatch):
+    """The lines of the README on sounds that are made here, at the smallest size."""
+    from peas.data.synthetic import write_sounds
+
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    write_sounds(tmp_path / "ESC-50", classes=3, clips_per_class=10, seconds=0.64)
+    small = {
+        '"SSAST-Base-Patch-400.pth"': "None",
+        'SSAST("base")': 'SSAST("mini", stride=(16, 16))',
+        "max_epochs=25": "max_epochs=1, accelerator='cpu', limit_train_batches=1",
+        "PEAS(n_time=1, n_freq=1)": "PEAS(n_time=1, n_freq=1, max_time=16)",
+        "batch_size=10": "batch_size=4, frames=64, num_workers=0, cache_dir=''",
+    }
+    for given, instead in small.items():
+        assert given in code
+        code = code.replace(given, instead)
+    found = {}
+    exec(code, found)
+    assert "test/accuracy" in found["trainer"].callback_metrics
+
+
 def test_configs_and_pages_that_the_readme_names_exist():
     names = re.findall(r"(?:configs|docs|peas)/[\w./-]+\.(?:yaml|md|svg|png|py)", README)
+    names += [f"configs/{name}" for name in re.findall(r"`((?:pretrain|finetune)/\S+)`", README)]
     assert names
     assert [name for name in names if not (ROOT / name).exists()] == []
 
