@@ -370,6 +370,12 @@ _WORDS = {
     **{key: f"{place}.{key}" for key, place in PLACES.items()},
     "masked": "masking.init_args.count",
     "eval_masked": "eval_masking.init_args.count",
+    "sampler": "masking.init_args.law",
+    "sides": "masking.init_args.sides",
+    "mask_ratio": "masking.init_args.ratio",
+    "time_ratio": "masking.init_args.time_ratio",
+    "freq_ratio": "masking.init_args.freq_ratio",
+    "mse_weight": "objectives.mse.init_args.weight",
 }
 _CLASSES = {
     "encoder": {"ssast": "peas.models.SSAST", "audiomae": "peas.models.AudioMAE"},

@@ -243,6 +243,9 @@ WORDS = {
     "noise_roll": ("augmentation.noise_roll", "false", "false"),
     "frames": ("front_end.init_args.frames", "64", "64"),
     "masked": ("masking.init_args.count", "8", "8"),
+    "sampler": ("masking.init_args.law", "official", "official"),
+    "mask_ratio": ("masking.init_args.ratio", "0.4", "0.4"),
+    "mse_weight": ("objectives.mse.init_args.weight", "5", "5"),
     "eval_masked": ("eval_masking.init_args.count", "8", "8"),
     "encoder": ("encoder", "audiomae", "peas.models.AudioMAE"),
 }
