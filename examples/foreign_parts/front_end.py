@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchaudio.transforms import MelSpectrogram
 
-from peas.audio.frontend import FrontEnd, Spectrogram
+from peas.audio import FrontEnd, Spectrogram
 
 SILENCE = 1e-7
 
