@@ -276,7 +276,9 @@ class AudioMAE(Encoder):
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official AudioMAE file or a checkpoint of ours."""
         from peas.models.weights.audiomae import load_pretrained
+        from peas.models.weights.families import require_family
 
+        require_family(state, where, "AudioMAE")
         return load_pretrained(self, where, state)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:

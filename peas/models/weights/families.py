@@ -1,6 +1,8 @@
 """Fill an encoder from a file of weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peas.errors import CheckpointError
 from peas.models.encoder import Encoder
@@ -21,15 +23,26 @@ def load_pretrained(model: Encoder, path: str | Path) -> ImportReport:
     """
     state = read_state(path, pretrained=True)
     with malformed(str(path)):
-        inner = state.get("state_dict", state)
-        found = "SSAST" if any(str(key).endswith("dist_token") for key in inner) else ""
-        found = "AudioMAE" if is_audiomae(state) else found
-        ours = type(model).__name__
-        if found and ours != found and ours in ("SSAST", "AudioMAE"):
-            raise CheckpointError(
-                f"{path}: holds {found} weights, and the model is {ours}'s: set "
-                f"`model.init_args.encoder.class_path: peas.models.{found}`, or give a file of "
-                f"{ours}"
-            )
         report: ImportReport = model.import_weights(state, str(path))
         return report
+
+
+def require_family(state: Mapping[str, Any], where: str, ours: str) -> None:
+    """Refuse official weights of the other family, whose keys would all be missing.
+
+    Args:
+        state: Content of the file.
+        where: The file, for errors.
+        ours: Class of the encoder.
+
+    Raises:
+        CheckpointError: They are of the other one.
+    """
+    inner = state.get("state_dict", state)
+    found = "SSAST" if any(str(key).endswith("dist_token") for key in inner) else ""
+    found = "AudioMAE" if is_audiomae(state) else found
+    if found and found != ours:
+        raise CheckpointError(
+            f"{where}: holds {found} weights, and the model is {ours}'s: set "
+            f"`model.init_args.encoder.class_path: peas.models.{found}`, or give a file of {ours}"
+        )
