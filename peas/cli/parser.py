@@ -50,6 +50,8 @@ class _Discards(logging.Logger):
 
     def __init__(self) -> None:
         super().__init__("peas.discards")
+        # Else logging prints what else jsonargparse says.
+        self.addHandler(logging.NullHandler())
         self.said: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
