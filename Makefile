@@ -12,7 +12,7 @@ PEER_MAE ?=
 PEER_MAE_TIMM ?=
 CLIPS ?=
 ENGINE ?= docker
-WORKERS ?= auto
+WORKERS ?= 0
 
 .PHONY: install demo test lint types format bench docker docker-check clean help
 
@@ -36,7 +36,7 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
 	@echo "pictures:" && ls runs/demo/pretrain/pictures/*.png runs/demo/pictures/*.png
 
-test: install  ## all tests, on every core; WORKERS=0: one after another
+test: install  ## all tests; WORKERS=auto: on every core
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install  ## ruff, its format included
