@@ -49,7 +49,7 @@ class FrontEnd(Part, nn.Module, ABC):
 
     Args:
         frames: Number of frames T of every output, longer clips are cut; null takes the data's.
-        mean: Mean of the data set's cells before normalisation; null takes the data's, which only
+        mean: Mean of the data set's bins before normalisation; null takes the data's, which only
             `KaldiLogMel` may (`data_statistics`).
         std: Their standard deviation; null as for `mean`.
         channels: What becomes of several channels of a clip; null takes the data's. `peas tag`
@@ -163,7 +163,7 @@ class KaldiLogMel(FrontEnd):
 
     Args:
         frames: Number of frames T of every output, longer clips are cut; null takes the data's.
-        mean: Mean of the data set's cells before normalisation; null takes the data's.
+        mean: Mean of the data set's bins before normalisation; null takes the data's.
         std: Their standard deviation; null takes the data's.
         channels: What becomes of several channels of a clip; null takes the data's.
         rate: Samples per second of the waveforms.

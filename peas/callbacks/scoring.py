@@ -29,7 +29,7 @@ class AuxiliaryModel:
     """The encoder and head of the auxiliary passes.
 
     A copy is kept outside the module tree: the optimiser, DDP and the task's `state_dict` do not
-    see it; its weights are in the callback's state, so that a resumed run goes on with them.
+    see it; its weights are in the callback's state, so that a resumed run has them.
 
     Args:
         kind: `live`, `frozen` or `ema`.

@@ -105,7 +105,7 @@ def test_a_config_watches_and_hands_over(
     assert len(accuracies(run)) == EPOCHS
     assert len(list((run / "pictures").glob("*_reconstruction_*.png"))) == 2 * 3
     assert "knn " in caplog.text
-    assert "(trivial " in caplog.text
+    assert "(baseline " in caplog.text
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["trainer"]["callbacks"][0]["init_args"]["data"]["init_args"]["frames"] == 80
 

@@ -121,7 +121,7 @@ def test_epochs_and_the_line(
     lines = [record.message for record in printed.records if record.message.startswith("epoch ")]
     assert ["knn" in line for line in lines] == [True, False, False, True, False, True]
     for line in lines:
-        for part in ("lr ", "val loss ", "mse ", "(trivial ", "nce acc ", "clips/s"):
+        for part in ("lr ", "val loss ", "mse ", "(baseline ", "nce acc ", "clips/s"):
             assert part in line
 
 
