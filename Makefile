@@ -1,8 +1,9 @@
 # Everything runs in .venv, which the first target that needs it makes.
-# `make demo` and `make test` work from a bare clone with make and Python 3.11 or 3.12.
+# `make demo` and `make test` work from a bare clone with make and Python 3.11, 3.12 or 3.13.
 
-PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 \
-	|| { command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11; } || echo python3)
+# The first of them that starts: a version manager's stand-in may be on the path and refuse.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
+	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -12,9 +13,13 @@ PEER_MAE ?=
 PEER_MAE_TIMM ?=
 CLIPS ?=
 ENGINE ?= docker
-WORKERS ?= 0
+WORKERS ?= auto
+# laion-clap's NumPy 1 has no wheels for Python 3.13.
+CLAP_PYTHON ?= $(shell for python in python3.12 python3.11; do \
+	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
+CLAP_VENV := .venv-clap
 
-.PHONY: install demo test lint types format bench docker docker-check clean help
+.PHONY: install demo test test-clap lint types format bench docs docker docker-check clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,10 +27,15 @@ help:  ## this list
 install: $(STAMP)  ## make .venv and install peas with its tested set of packages
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else \
-		f"peas needs Python 3.11 or 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 …")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		f"peas needs Python 3.11 to 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(CLAP_VENV)/.installed: pyproject.toml constraints-clap.txt
+	$(CLAP_PYTHON) -m venv $(CLAP_VENV)
+	$(CLAP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clap.txt -e '.[dev,clap,sweeps]'
 	@touch $@
 
 demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, evaluate, tag a clip
@@ -36,8 +46,14 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
 	@echo "pictures:" && ls runs/demo/pretrain/pictures/*.png runs/demo/pictures/*.png
 
-test: install  ## all tests; WORKERS=auto: on every core
+test: install  ## all tests on every core, in random order; WORKERS=0: one after another
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-clap: $(CLAP_VENV)/.installed  ## what needs laion-clap or W&B's sweeps, in .venv-clap with NumPy 1
+	$(CLAP_VENV)/bin/python -m pytest -m needs_numpy1
+
+docs: install  ## the documentation site, into site/; a broken link or reference fails
+	$(BIN)/python -m mkdocs build --strict
 
 lint: install  ## ruff, its format included
 	$(BIN)/ruff check .
@@ -71,5 +87,5 @@ faults: install  ## kill, fill, poison and starve a run, and compare what comes 
 	$(BIN)/python benchmarks/faults.py
 
 clean:  ## remove .venv, caches and build products (runs are kept)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLAP_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

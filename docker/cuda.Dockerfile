@@ -7,7 +7,7 @@ RUN /opt/peas/docker/install.sh system
 RUN /opt/peas/docker/install.sh gpu
 RUN /opt/peas/docker/install.sh user
 
-COPY pyproject.toml constraints.txt /opt/peas/
+COPY pyproject.toml constraints-clap.txt /opt/peas/
 RUN /opt/peas/docker/install.sh packages
 
 COPY LICENSE README.md /opt/peas/

@@ -42,7 +42,7 @@ with open(sys.argv[1], "rb") as file:
 print("\n".join(project["dependencies"] + project["optional-dependencies"]["clap"]))
 PYTHON
     "$VENV/bin/python" -m pip install --no-cache-dir --disable-pip-version-check \
-        --constraint "$SOURCE/constraints.txt" --requirement /tmp/requirements.txt
+        --constraint "$SOURCE/constraints-clap.txt" --requirement /tmp/requirements.txt
     rm /tmp/requirements.txt
 }
 

@@ -61,7 +61,7 @@ def test_what_is_copied_is_there(name: str) -> None:
         if word == "COPY"
         for source in rest.split()[:-1]
     ]
-    assert {"peas", "configs", "constraints.txt", "pyproject.toml"} <= set(sources)
+    assert {"peas", "configs", "constraints-clap.txt", "pyproject.toml"} <= set(sources)
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
@@ -84,7 +84,7 @@ def test_a_change_of_code_installs_no_package_again(name: str) -> None:
     before = [rest for word, rest in lines[:packages] if word == "COPY"]
     assert sorted(before) == [
         "docker/install.sh /opt/peas/docker/install.sh",
-        "pyproject.toml constraints.txt /opt/peas/",
+        "pyproject.toml constraints-clap.txt /opt/peas/",
     ]
 
 
@@ -100,10 +100,10 @@ def test_the_image_runs_as_a_user_without_rights(name: str) -> None:
 def test_every_package_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["clap"]
-    pins = pinned((ROOT / "constraints.txt").read_text())
+    pins = pinned((ROOT / "constraints-clap.txt").read_text())
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
-    assert '--constraint "$SOURCE/constraints.txt"' in INSTALL.read_text()
+    assert '--constraint "$SOURCE/constraints-clap.txt"' in INSTALL.read_text()
 
 
 def test_make_builds_both_with_the_engine_that_is_there(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_steps_run_in_a_clean_root(tmp_path: Path) -> None:
         # Every package is the one that was tested.
         frozen = pinned(root.run("python -m pip freeze --exclude peas").stdout)
         assert len(frozen) > 50
-        assert frozen.items() <= pinned((ROOT / "constraints.txt").read_text()).items()
+        assert frozen.items() <= pinned((ROOT / "constraints-clap.txt").read_text()).items()
         assert root.run("id -un").stdout == "peas\n"
         assert root.run("touch /opt/venv/x /opt/peas/x").returncode != 0
         assert root.run("peas fit --config /opt/peas/configs/demo.yaml --help").returncode == 0
