@@ -13,9 +13,8 @@ import soundfile
 
 from peas.__main__ import main
 from peas.cli.data import verify
-from peas.data.checks.clips import Checks, Odd
-from peas.data.checks.report import Report, write_json
-from peas.data.checks.report_table import table
+from peas.data.checks.clips import Checks, Issue
+from peas.data.checks.report import Report, table, write_json
 from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.errors import ConfigError
@@ -415,7 +414,7 @@ def test_a_folder_that_cannot_be_written(set_, capsys):
     assert f"{out}: File exists" in capsys.readouterr().err
 
 
-def test_millions_of_findings_are_written_in_blocks(tmp_path):
+def test_names_of_all_findings_are_written(tmp_path):
     clips = 25_001
     names = Strings([f"ä{row}.wav" for row in range(clips)])
 
@@ -427,7 +426,7 @@ def test_millions_of_findings_are_written_in_blocks(tmp_path):
         verify.ClipTable(names, Targets.none(clips), Nothing()), ["all"], np.zeros(clips, np.int64)
     )
     checks = Checks.empty(clips)
-    checks.odd[:] = Odd.RATE
+    checks.columns["issues"][:] = Issue.RATE
     findings = list(verify.of_clips(inventory, checks))
     report = Report("x", "root", "peas", inventory, checks, [], findings)
     write_json(report, tmp_path / "report.json")
