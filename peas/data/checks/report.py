@@ -135,8 +135,9 @@ def lengths(seconds: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
     """`min`, `median`, `mean` and `max` of `[N]` lengths; empty for none."""
     if not len(seconds):
         return {}
-    statistics = {"min": np.min, "median": np.median, "mean": np.mean, "max": np.max}
-    return {name: round(float(of(seconds)), 4) for name, of in statistics.items()}
+    values = (seconds.min(), np.median(seconds), seconds.mean(), seconds.max())
+    names = ("min", "median", "mean", "max")
+    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
 
 
 def write_json(report: Report, file: Path) -> None:
