@@ -12,6 +12,7 @@ import numpy as np
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.fetch.sources import ESC50_CLIPS
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
@@ -36,19 +37,19 @@ class _Index:
 class ESC50(ClipDataModule):
     """ESC-50 (K. J. Piczak, 2015): 2,000 clips, 50 classes, five folds, in the official layout.
 
-    `ROOT/meta/esc50.csv` lists the clips of `ROOT/audio/`; any format that can be read is fine, as
-    the CSV names it. Labels are the official 50 when the CSV knows no other category, else the
-    CSV's own. A clip's id is its file name.
+    `ROOT/meta/esc50.csv` lists the clips of `ROOT/audio/`; any format that can be read is fine.
+    Labels are the official 50 if the CSV has no other category, else the CSV's own. A clip's id is
+    its file name.
 
-    Statistics and length are the official SSAST recipe's.
+    Statistics and length are those of the official SSAST recipe.
 
     Args:
         root: Folder of the data set.
-        fold: Fold that is tested, 1 to 5.
-        split: `official` trains on the other four folds and validates and tests on this one, as
-            the published numbers do; `3/1/1` validates on the next fold (after 5 comes 1), so that
-            the choice of an epoch does not see the test clips, and trains on the other three.
-        esc10: Only the clips marked as ESC-10, their labels renumbered in order.
+        fold: Test fold, 1 to 5.
+        split: `official` trains on the other four folds, and validates and tests on this one, as
+            published results do; `3/1/1` validates on the next fold (after 5 comes 1), so that
+            an epoch is not selected on the test clips, and trains on the other three.
+        esc10: Only the clips marked as ESC-10, with their labels renumbered in order.
         batch_size: Training clips of a batch, for each process.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
@@ -60,8 +61,8 @@ class ESC50(ClipDataModule):
     """
 
     advice = (
-        "fetch ESC-50 from https://github.com/karolpiczak/ESC-50 and put it so that "
-        "{root}/meta/esc50.csv and {root}/audio/ exist (data.init_args.root)"
+        "fetch ESC-50 from https://github.com/karolpiczak/ESC-50 into "
+        "{root}/meta/esc50.csv and {root}/audio/ (data.init_args.root)"
     )
 
     def __init__(
@@ -91,7 +92,7 @@ class ESC50(ClipDataModule):
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the tested fold validates too, as in the published numbers."""
+        """Whether the test fold is also for validation, as in published results."""
         return self.split == "official"
 
     def clips(self, split: Split) -> ClipTable:
@@ -108,9 +109,9 @@ class ESC50(ClipDataModule):
             )
         following = present[(present.index(self.fold) + 1) % len(present)]
         validation = self.fold if self.split == "official" else following
-        held = {"validation": {validation}, "test": {self.fold}}
-        wanted = held.get(split, set(present) - {validation, self.fold})
-        rows = [row for row, fold in enumerate(index.folds) if fold in wanted]
+        held_out = {"validation": {validation}, "test": {self.fold}}
+        folds = held_out.get(split, set(present) - {validation, self.fold})
+        rows = [row for row, fold in enumerate(index.folds) if fold in folds]
         if not rows:
             raise DataError(
                 f"{self._csv} has only the folds {present}: none is left for {split} "
@@ -126,12 +127,16 @@ class ESC50(ClipDataModule):
             DataError: The CSV cannot be read or contradicts itself.
         """
         folds = sorted(set(self._index.folds))
-        found = [_OFFICIAL_NAME.fullmatch(name) for name in self._index.names]
+        names = self._index.names
+        matches = [_OFFICIAL_NAME.fullmatch(name) for name in names]
+        published = 400 if self.esc10 else ESC50_CLIPS
+        notes = [f"{self._csv} lists {len(names)} clips, and {published} were published"]
         return Inventory(
             self._table,
             [f"fold {fold}" for fold in folds],
             np.searchsorted(folds, self._index.folds),
-            Strings([f"freesound:{match[1]}" if match else "" for match in found]),
+            Strings([f"freesound:{match[1]}" if match else "" for match in matches]),
+            notes=notes if len(names) != published else [],
         )
 
     @cached_property
@@ -143,12 +148,12 @@ class ESC50(ClipDataModule):
     def _require_files(self) -> None:
         names = self._index.names
         folder = self.root / "audio"
-        here = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        absent = [name for name in names if name not in here]
-        if absent:
+        files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing = [name for name in names if name not in files]
+        if missing:
             raise DataError(
-                f"{len(absent)} of the {len(names)} files that {self._csv} lists are not in "
-                f"{folder}: {some(absent)}; {self._advice()}"
+                f"{len(missing)} of the {len(names)} files that {self._csv} lists are not in "
+                f"{folder}: {some(missing)}; {self._advice()}"
             )
 
     @property
@@ -159,20 +164,20 @@ class ESC50(ClipDataModule):
     def _index(self) -> _Index:
         rows = self._rows()
         names = [row["filename"] for row in rows]
-        doubled = [name for name, count in Counter(names).items() if count > 1]
-        if doubled:
+        duplicates = [name for name, count in Counter(names).items() if count > 1]
+        if duplicates:
             raise DataError(
-                f"{self._csv} lists {some(doubled)} more than once: remove the duplicate rows"
+                f"{self._csv} lists {some(duplicates)} more than once: remove the duplicate rows"
             )
         labels = self._categories(rows)
         folds = [self._number(row, "fold") for row in rows]
         targets = [self._number(row, "target") for row in rows]
-        strange = sorted(set(folds) - set(FOLDS))
-        if strange:
+        invalid = sorted(set(folds) - set(FOLDS))
+        if invalid:
             line = next(
-                row["line"] for row, fold in zip(rows, folds, strict=True) if fold in strange
+                row["line"] for row, fold in zip(rows, folds, strict=True) if fold in invalid
             )
-            raise DataError(f"{self._csv} line {line}: fold {strange[0]} is not one of 1 to 5")
+            raise DataError(f"{self._csv} line {line}: fold {invalid[0]} is not one of 1 to 5")
         if self.esc10:
             kept = [row["esc10"].strip().lower() == "true" for row in rows]
             numbers = sorted({target for target, keep in zip(targets, kept, strict=True) if keep})
