@@ -47,13 +47,13 @@ class _Run(NamedTuple):
     Attributes:
         frames: Start and end of each frame with sound.
         head: The frame before them with a Xing header; empty = none.
-        count: Number of frames in that header; None = unknown.
+        num_frames: Number of frames in that header; None = unknown.
         size: Bytes of the stream in that header; 0 = unknown.
     """
 
     frames: list[tuple[int, int]]
     head: bytes = b""
-    count: int | None = None
+    num_frames: int | None = None
     size: int = 0
 
 
@@ -84,13 +84,13 @@ def pieces(data: bytes, label: str, samples: int = 0) -> list[bytes]:
         raise _cut(label, f"its header promises {samples} samples and {count} MPEG frames follow")
     for number, run in enumerate(runs):
         last = number == len(runs) - 1
-        missing = 0 if run.count is None else run.count - len(run.frames)
+        missing = 0 if run.num_frames is None else run.num_frames - len(run.frames)
         # Some encoders count the frame with the header.
         if missing > 1 or (missing == 1 and (run.size > len(data) or (last and tail))):
-            raise _cut(label, f"{len(run.frames)} of {run.count} MPEG frames are there")
-    if tail and runs[-1].count is None and not samples:
+            raise _cut(label, f"{len(run.frames)} of {run.num_frames} MPEG frames are there")
+    if tail and runs[-1].num_frames is None and not samples:
         raise _cut(label, f"its last MPEG frame has {tail} bytes less than its header promises")
-    valid = [bool(run.head) and (run.count or 0) >= len(run.frames) for run in runs]
+    valid = [bool(run.head) and (run.num_frames or 0) >= len(run.frames) for run in runs]
     if len(runs) == 1 and (valid[0] or not first.xing_at):
         return [data]
     return [

@@ -240,7 +240,7 @@ def test_silent_clips_are_no_copies(set_):
     [
         (lambda rows: rows[3], "more than once"),
         (lambda rows: ["3-9-A-0.wav", 3, 0, "rain"], "contradicts category"),
-        (lambda rows: ["3-9-A-0.wav", "x", 0, "dog"], "column fold is 'x'"),
+        (lambda rows: ["3-9-A-0.wav", "x", 0, "dog"], "line 14: "),
     ],
 )
 def test_contradicting_tables_are_one_error_and_the_files_are_checked(set_, capsys, row, said):
