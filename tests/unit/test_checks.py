@@ -56,31 +56,28 @@ def test_ogg_cut_short(subtype, share):
     data = encoded(noise(4 * RATE), format="OGG", subtype=subtype)
     found = check(data[: int(share * len(data))])
     assert found.issues == Issue.TRUNCATED
-    assert found.message.startswith("the clip: cut short, its last Ogg page")
+    assert found.message.startswith("the clip: ")
+    # Between two pages.
+    assert check(data[: data.rindex(b"OggS")]).issues == Issue.TRUNCATED
 
 
-def test_ogg_cut_between_two_pages_lacks_the_end_of_its_stream():
-    data = encoded(noise(10 * RATE), format="OGG", subtype="VORBIS")
-    last = data.rindex(b"OggS")
-    assert last > 1000
-    assert check(data[:last]).issues == Issue.TRUNCATED
-
-
-@pytest.mark.parametrize("share", [0.98, 0.5])
-def test_flac_cut_short_cannot_be_decoded(share):
+def test_flac_that_is_damaged():
     data = encoded(noise(), format="FLAC")
-    found = check(data[: int(share * len(data))])
-    assert found.issues in (Issue.TRUNCATED, Issue.UNDECODABLE)
-    assert "the clip: c" in found.message
-
-
-def test_flac_that_promises_more_than_memory_holds():
-    data = bytearray(encoded(noise(), format="FLAC"))
     # Total samples of STREAMINFO: 36 bits, all set.
-    data[21] |= 0x0F
-    data[22:26] = b"\xff" * 4
-    found = check(bytes(data))
-    assert found.issues in (Issue.TRUNCATED, Issue.UNDECODABLE)
+    huge = data[:21] + bytes([data[21] | 0x0F]) + b"\xff" * 4 + data[26:]
+    for damaged in (data[: len(data) // 2], data[:-100], huge):
+        found = check(damaged)
+        assert found.issues in (Issue.TRUNCATED, Issue.UNDECODABLE)
+        assert "the clip: c" in found.message or damaged is huge
+
+
+def test_samples_that_are_no_sound():
+    for values in ((np.nan,), (3e38, -3e38)):
+        samples = noise()
+        samples[100 : 100 + len(values), 0] = values
+        found = check(encoded(samples, subtype="FLOAT"))
+        assert found.issues == Issue.NAN
+        assert f"{len(values)} of 16000" in found.message
 
 
 def test_wav_header_that_promises_more():
@@ -88,15 +85,7 @@ def test_wav_header_that_promises_more():
     data[40:44] = (10 * RATE).to_bytes(4, "little")
     found = check(bytes(data))
     assert found.issues == Issue.TRUNCATED
-    assert "promises 160000 bytes of sound and 32000 follow" in found.message
-
-
-def test_nan():
-    samples = noise()
-    samples[100] = np.nan
-    found = check(encoded(samples, subtype="FLOAT"))
-    assert found.issues == Issue.NAN
-    assert "1 of 16000 samples" in found.message
+    assert "160000" in found.message
 
 
 @pytest.mark.parametrize("data", [b"", b"nothing to hear here" * 50, encoded(noise(0))])
@@ -105,33 +94,24 @@ def test_undecodable(data):
     assert found.issues == Issue.UNDECODABLE
     assert found.message.startswith("the clip: ")
     assert (found.seconds, found.rate, found.digest) == (0.0, 0, bytes(16))
-
-
-def test_a_name_that_sounds_like_a_fault_is_only_a_name():
-    found = check_clip(Source(b"", "cut short, NaN or infinite"))
-    assert found.issues == Issue.UNDECODABLE
+    named = check_clip(Source(data, "cut short, NaN or infinite"))
+    assert named.issues == Issue.UNDECODABLE
 
 
 def test_missing(tmp_path):
     found = check_clip(Source(tmp_path / "a.wav", "a.wav"))
     assert found.issues == Issue.MISSING
     assert found.message.startswith("a.wav: ")
-
-
-def test_a_folder_in_place_of_a_file(tmp_path):
     assert check_clip(Source(tmp_path, "here")).issues == Issue.UNDECODABLE
 
 
-def test_a_clip_that_begins_after_its_file():
+def test_a_clip_that_leaves_its_file():
     found = check_clip(Source(encoded(noise()), "late", 2.0, 3.0))
     assert found.issues == Issue.UNDECODABLE
-    assert "begins at 2 s" in found.message
-
-
-def test_a_clip_that_ends_after_its_file():
+    assert " 2 s" in found.message
     found = check_clip(Source(encoded(noise()), "long", 0.5, 4.5))
     assert found.issues == Issue.UNDECODABLE
-    assert "ends at 4.5 s, but the file has 1 s" in found.message
+    assert " 4.5 s" in found.message
     assert check_clip(Source(encoded(noise()), "rounded", 0.5, 1.04)).issues == 0
 
 
@@ -203,14 +183,6 @@ def test_a_clip_beyond_the_bound():
     found = check_clip(Source(data, "the clip"), max_samples=RATE - 1)
     assert found.issues == Issue.UNDECODABLE
     assert "max_samples" in found.message
-
-
-def test_huge_samples():
-    samples = noise()
-    samples[5], samples[9] = 3e38, -3e38
-    found = check(encoded(samples, subtype="FLOAT"))
-    assert found.issues == Issue.NAN
-    assert "2 of 16000" in found.message
 
 
 def test_channels_are_mixed_as_in_training():
@@ -319,11 +291,6 @@ def test_hashes_are_coded_by_all_their_bytes():
     assert codes[1] == codes[4]
     assert len({codes[1], codes[2], codes[5]}) == 3
     assert several(codes).tolist() == [False, True, False, False, True, False]
-
-
-def test_nothing_matches_in_nothing():
-    for codes in (coded(Strings([])), coded_hashes(np.zeros((0, 16), np.uint8))):
-        assert several(codes).tolist() == across(codes, codes).tolist() == []
 
 
 def inventory(part, data=None, targets=None, ids=None, **columns):
