@@ -180,21 +180,21 @@ def segment_clips(listing: Listing, context: Context) -> ListedClips:
 
     targets = context.classes.targets(pc.split_pattern(labels, ","), where)
     files = context.files()
-    found = files.find(ids, starts.cast(pa.float64()).to_numpy(zero_copy_only=False))
-    present = np.flatnonzero(found.files >= 0)
-    paths = Strings(files.paths.take(pa.array(found.files[present])))
+    matches = files.find(ids, starts.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    present = np.flatnonzero(matches.files >= 0)
+    paths = Strings(files.paths.take(pa.array(matches.files[present])))
     sounds = SoundFiles(context.reader, context.root, paths)
     notes = []
-    if found.duplicates:
-        first, second = found.example
+    if matches.duplicates:
+        first, second = matches.example
         notes.append(
-            f"{found.duplicates} clips of {listing} have several sound files: formats that need no "
+            f"{matches.duplicates} clips of {listing} have several sound files: formats that need no "
             f"ffmpeg are preferred, then the first path, such as {first} over {second}."
         )
-    if found.elsewhere:
+    if matches.elsewhere:
         notes.append(
-            f"{found.elsewhere} sound files have the id of a clip of {listing} and another start "
-            f"than in the list, such as {found.other_start}: they are not used."
+            f"{matches.elsewhere} sound files have the id of a clip of {listing} and another start "
+            f"than in the list, such as {matches.other_start}: they are not used."
         )
     return ListedClips.join(listing, where, ids, targets, present, sounds, notes)
 
@@ -267,7 +267,7 @@ def _existing(paths: pa.Array, bases: list[Path]) -> tuple[pa.Array, Rows]:
     """
     folders = pc.unique(pc.replace_substring_regex(paths, r"[^/]*$", "")).to_pylist()
     remaining = np.arange(len(paths))
-    found, rows = [pa.array([], pa.large_string())], [remaining[:0]]
+    existing, rows = [pa.array([], pa.large_string())], [remaining[:0]]
     for number, base in enumerate(bases):
         present = pc.is_in(paths, value_set=_present(base, folders))
         chosen = paths.filter(present)
@@ -275,12 +275,12 @@ def _existing(paths: pa.Array, bases: list[Path]) -> tuple[pa.Array, Rows]:
             absolute = pc.starts_with(chosen, "/")
             chosen = pc.if_else(absolute, chosen, join_paths(str(base.absolute()), chosen))
         mask = present.to_numpy(zero_copy_only=False)
-        found.append(chosen)
+        existing.append(chosen)
         rows.append(remaining[mask])
         paths, remaining = paths.filter(pc.invert(present)), remaining[~mask]
     all_rows = np.concatenate(rows)
     order = np.argsort(all_rows)
-    return pa.concat_arrays(found).take(pa.array(order)), all_rows[order]
+    return pa.concat_arrays(existing).take(pa.array(order)), all_rows[order]
 
 
 def _present(base: Path, folders: list[str]) -> pa.Array:

@@ -63,12 +63,12 @@ def walk_sounds(root: Path) -> pa.Array:
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: correct data.init_args.root")
-    found = walk(root, endings=(*SOUND_ENDINGS, *ffmpeg.ENDINGS))
-    if found.passed:
-        log.info("%s: %s", root, found.passed)
-    if found.loops:
-        log.warning("%s: not followed, as it leads back to a parent folder", min(found.loops))
-    return found.paths
+    result = walk(root, endings=(*SOUND_ENDINGS, *ffmpeg.ENDINGS))
+    if result.passed:
+        log.info("%s: %s", root, result.passed)
+    if result.loops:
+        log.warning("%s: not followed, as it leads back to a parent folder", min(result.loops))
+    return result.paths
 
 
 @dataclass(frozen=True)

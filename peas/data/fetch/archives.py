@@ -1,4 +1,4 @@
-"""Unpack .tar.gz and .zip archives: safely, and moved to their place when complete."""
+"""Unpack .tar.gz and .zip archives safely; files are moved into the target when complete."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def archive_clips(folder: Path) -> list[str]:
 
 
 def wav_names(folder: Path) -> list[str]:
-    """Names of the sound files below a folder, in order; none where there is no folder.
+    """Names of the sound files below a folder, in order; none if there is no folder.
 
     Raises:
         DataError: A link leads in a circle, or a name is not UTF-8.
