@@ -188,7 +188,7 @@ def segment_clips(listing: Listing, context: Context) -> ListedClips:
     if matches.duplicates:
         first, second = matches.example
         notes.append(
-            f"{matches.duplicates} clips of {listing} have several sound files: formats that need no "
+            f"{matches.duplicates} clips of {listing} have several sound files: formats without "
             f"ffmpeg are preferred, then the first path, such as {first} over {second}."
         )
     if matches.elsewhere:
