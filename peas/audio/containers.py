@@ -1,7 +1,7 @@
-"""What sound files state about their length, compared with what is there before they are decoded.
+"""Compare the length in the header of a sound file with the bytes that are there.
 
-libsndfile decodes most files that were cut short without a word, and of files that were joined the
-first one alone. A clip is either whole or an error, never silently shorter.
+libsndfile silently decodes most truncated files, and of concatenated files the first one only. A
+clip is either complete or an error, never silently truncated.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from peas.audio import mpeg
 from peas.errors import AudioError
 
 UNCHECKED = {"IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "WVE", "XI"}
-"""Formats of libsndfile of which nothing here can tell whether they are whole."""
+"""Formats of libsndfile whose truncation cannot be detected here."""
 
-# Bytes behind an Ogg stream that are searched for another one, and at once.
+# Bytes after an Ogg stream that are searched for another one, and bytes of a block.
 _TAGS, _BLOCK = 1 << 24, 1 << 16
-# Sounds that may be joined: each has a decoder, and a small file could hold any number of them.
+# Limit of concatenated streams: each has a decoder, and a small file could hold any number.
 _MOST_JOINED = 1_000
-# Chunks are looked at up to this number: a damaged file may seem to hold one for every 8 bytes.
+# Limit of chunks: a damaged file may seem to hold one for every 8 bytes.
 _MOST_CHUNKS = 10_000
 _W64_ID = bytes.fromhex("2e91cf11a5d628db04c10000")
 _FLAC_START = b"fLaC\0\0\0\x22"
 
 
 class _Chunks(NamedTuple):
-    """How a file of chunks is laid out.
+    """Layout of a file of chunks.
 
     Attributes:
-        first: Where its first chunk begins.
-        header: How the id and the size of a chunk are packed.
-        counted: Whether the size counts the header too.
+        first: Offset of its first chunk.
+        header: `struct` format of the id and the size of a chunk.
+        counted: Whether the size includes the header.
         align: Chunks begin at multiples of this.
         sound: Id of the chunk with the samples.
-        files: Ids that a whole file begins with, and no chunk.
+        files: Ids at the beginning of a file.
     """
 
     first: int
@@ -49,7 +49,7 @@ class _Chunks(NamedTuple):
 
 
 def _chunks(head: bytes) -> _Chunks | None:
-    """Layout of a file of chunks by its first bytes; None = it is something else."""
+    """Layout of a file of chunks by its first bytes; None for other formats."""
     kind = head[8:12]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64") and kind == b"WAVE":
         order = ">" if head[:4] == b"RIFX" else "<"
@@ -66,22 +66,22 @@ def _chunks(head: bytes) -> _Chunks | None:
 
 
 def split(
-    stream: BinaryIO, label: str, *, whole: bool = True, most_bytes: int | None = None
+    stream: BinaryIO, label: str, *, entire: bool = True, most_bytes: int | None = None
 ) -> list[bytes] | None:
-    """Compare what a file states about its length with what is there.
+    """Check the length of a file, and find the streams in it.
 
     Args:
         stream: The file, at its beginning.
         label: Name of the clip in messages.
-        whole: Whether all of it is wanted: a FLAC file is then searched for a second one behind it.
-        most_bytes: Size of an MPEG stream above which it is refused unread; None = any.
+        entire: Whether all of it is decoded: FLAC is then searched for a second file after it.
+        most_bytes: Size above which an MPEG stream is refused; None = any.
 
     Returns:
-        What is to be decoded one after the other, where the file is not what the decoder takes it
-        for: the links of an Ogg chain, joined MP3, MP3 inside of WAV. None: the file as it is.
+        The streams to decode one after the other: the links of an Ogg chain, concatenated MP3, MP3
+        in WAV. None: the file as it is.
 
     Raises:
-        AudioError: The file is cut short, or holds sound that the decoder would not reach.
+        AudioError: The file is truncated, or holds sound that the decoder would not reach.
     """
     base = mpeg.id3_size(stream.read(10))
     stream.seek(base)
@@ -90,18 +90,18 @@ def split(
     stream.seek(base)
     layout = _chunks(head)
     if layout is not None:
-        inside = _check_chunks(stream, base, end, head, layout, label)
-        return None if inside is None else _mpeg(stream, *inside, label, most_bytes)
+        embedded = _check_chunks(stream, base, end, head, layout, label)
+        return None if embedded is None else _mpeg(stream, *embedded, label, most_bytes)
     if head[:4] == b"OggS":
         links = _check_ogg(stream, label)
         return None if links is None else [_part(stream, *link) for link in links]
     if head[:1] == b"\xff" and head[1:2] >= b"\xe0":
         pieces = _mpeg(stream, base, end - base, 0, label, most_bytes)
-        # Decoded as it is, the tags around it included, where nothing has to be mended.
+        # As it is, with the tags around it, if nothing has to be repaired.
         return None if len(pieces) == 1 and len(pieces[0]) == end - base else pieces
     if head[:4] == b"fLaC":
-        if whole:
-            # Beyond this the clip is too long for its bytes alone, whatever its header says.
+        if entire:
+            # So many bytes are too long for a clip, whatever its header says.
             if most_bytes is not None and end - base > most_bytes + _TAGS:
                 raise AudioError(
                     f"{label}: {end - base} bytes of FLAC are too many for one clip (max_samples); "
@@ -111,21 +111,21 @@ def split(
     elif head[:20] == b"Creative Voice File\x1a":
         _check_voc(stream, base, end, label)
     else:
-        stated = _stated_end(stream, head)
-        if stated is not None and base + stated > end:
-            raise truncated(label, f"its header promises {stated} bytes and {end - base} are there")
+        size = _size_in_header(stream, head)
+        if size is not None and base + size > end:
+            raise truncated(label, f"its header promises {size} bytes and {end - base} are there")
     return None
 
 
 def truncated(label: str, what: str) -> AudioError:
-    """The error of a file that has less than it states."""
+    """The error of a truncated file."""
     return AudioError(f"{label}: cut short, {what}; copy or download it again")
 
 
 def _joined(label: str, what: str) -> AudioError:
     return AudioError(
-        f"{label}: holds {what}, of which a decoder reads the first alone; split it into one file "
-        "for each, or convert each and join them as WAV"
+        f"{label}: holds {what}, of which a decoder reads the first alone; split it, or "
+        "convert each part and join them as WAV"
     )
 
 
@@ -137,7 +137,7 @@ def _part(stream: BinaryIO, start: int, stop: int) -> bytes:
 def _mpeg(
     stream: BinaryIO, start: int, size: int, samples: int, label: str, most_bytes: int | None
 ) -> list[bytes]:
-    """The parts of an MPEG stream that are decoded on their own."""
+    """The parts of an MPEG stream that are decoded separately."""
     if most_bytes is not None and size > most_bytes:
         raise AudioError(
             f"{label}: {size} bytes of MPEG sound are too many for one clip (max_samples); cut it "
@@ -154,18 +154,15 @@ def _mpeg(
 
 
 def _unknown(size: int) -> bool:
-    """Whether a size of 32 bits stands for none.
-
-    Programs that write into a pipe cannot know it, and state one near 2 or 4 GiB.
-    """
+    """Whether a 32-bit size is a placeholder near 2 or 4 GiB, written into a pipe."""
     return min(abs(size - 2**31), abs(size - 2**32)) <= 4096
 
 
 def _check_ogg(stream: BinaryIO, label: str) -> list[tuple[int, int]] | None:
     """Walk an Ogg file's pages: each logical stream must reach a page with its end flag (RFC 3533).
 
-    A page behind the end of all streams begins a chain's next link. Other bytes are let pass there:
-    some programs append tags.
+    A page after the end of all streams begins the next link of a chain. Other bytes may follow
+    there, as some programs append tags.
     """
     unfinished: set[bytes] = set()
     links: list[tuple[int, int]] = []
@@ -174,23 +171,23 @@ def _check_ogg(stream: BinaryIO, label: str) -> list[tuple[int, int]] | None:
         if header[:4] != b"OggS":
             if unfinished:
                 break
-            # Tags, or tags and then the next link.
-            found = _next_link(stream, position)
-            if found is None:
+            # Tags, perhaps followed by another link.
+            link = _next_link(stream, position)
+            if link is None:
                 # A decoder would search all of them for the last page.
                 if stream.seek(0, io.SEEK_END) - position > _TAGS:
                     raise AudioError(
-                        f"{label}: more than {_TAGS} bytes behind its Ogg stream are no sound; "
+                        f"{label}: more than {_TAGS} bytes after its Ogg stream are no sound; "
                         "copy or download it again"
                     )
                 break
-            start = position = stream.seek(found)
+            start = position = stream.seek(link)
             continue
         flags, serial, segments = header[5], header[14:18], header[26]
         sizes = stream.read(segments)
         body = sum(sizes)
         if len(sizes) < segments or len(stream.read(body)) < body:
-            raise truncated(label, "its last Ogg page is not whole")
+            raise truncated(label, "its last Ogg page is incomplete")
         position += 27 + segments + body
         if flags & 4:
             unfinished.discard(serial)
@@ -206,16 +203,16 @@ def _check_ogg(stream: BinaryIO, label: str) -> list[tuple[int, int]] | None:
 
 
 def _next_link(stream: BinaryIO, position: int) -> int | None:
-    """Where an Ogg stream begins at a position or behind it; None where none does soon."""
+    """Offset of the next Ogg stream from a position on; None if there is none soon."""
     stream.seek(position)
     kept = b""
     for _ in range(_TAGS // _BLOCK):
         block = kept + stream.read(_BLOCK)
         if len(block) == len(kept):
             return None
-        found = re.search(rb"OggS\0[\x02\x06]", block)
-        if found is not None:
-            return position + found.start()
+        match = re.search(rb"OggS\0[\x02\x06]", block)
+        if match is not None:
+            return position + match.start()
         kept = block[-5:]
         position += len(block) - len(kept)
     return None
@@ -230,7 +227,7 @@ def _require_few(joined: Sequence[object], label: str) -> None:
 
 
 def _walk(stream: BinaryIO, base: int, layout: _Chunks) -> Iterator[tuple[bytes, int, int]]:
-    """Id, first byte and size of each chunk; a size below 0 = not known."""
+    """Id, offset and size of each chunk; a size below 0 = unknown."""
     width = struct.calcsize(layout.header)
     position = stream.seek(base + layout.first)
     for _ in range(_MOST_CHUNKS):
@@ -250,11 +247,11 @@ def _walk(stream: BinaryIO, base: int, layout: _Chunks) -> Iterator[tuple[bytes,
 def _check_chunks(
     stream: BinaryIO, base: int, end: int, head: bytes, layout: _Chunks, label: str
 ) -> tuple[int, int, int] | None:
-    """Walk the chunks of a file: those with samples must all be there, and be one.
+    """Walk the chunks of a file: there must be one with samples, and it must be complete.
 
     Returns:
-        First byte and size of the MPEG stream that a WAV file holds, and its samples per channel by
-        the `fact` chunk, 0 where there is none; None = it holds no such stream.
+        Offset and size of the MPEG stream in a WAV file, and its samples per channel by the `fact`
+        chunk, 0 if there is none; None = it holds no such stream.
     """
     order = layout.header[0]
     sound: tuple[int, int] | None = None
@@ -277,7 +274,7 @@ def _check_chunks(
                 raise truncated(
                     label, f"its header promises {size} bytes of sound and {end - start} follow"
                 )
-            # A program that was killed while it wrote leaves 0, and the decoder takes what follows.
+            # A killed program leaves a size of 0, and the decoder takes what follows.
             if unknown or not size or is_long:
                 sound = start, size if is_long else end - start
                 break
@@ -291,7 +288,7 @@ def _check_chunks(
 
 
 def _check_flac(stream: BinaryIO, label: str) -> None:
-    """A second FLAC file behind the first one would not be read."""
+    """Refuse a second FLAC file after the first one, which would not be decoded."""
     size = 1 << 20
     kept = stream.read(len(_FLAC_START))[1:]
     while block := stream.read(size):
@@ -301,7 +298,7 @@ def _check_flac(stream: BinaryIO, label: str) -> None:
 
 
 def _check_voc(stream: BinaryIO, base: int, end: int, label: str) -> None:
-    """Walk the blocks of a VOC file: each must be there, and the decoder reads one of sound."""
+    """Walk the blocks of a VOC file: all must be complete, and one of them sound."""
     (first,) = struct.unpack("<H", stream.read(22)[20:])
     position = stream.seek(base + first)
     sounds = 0
@@ -310,15 +307,15 @@ def _check_voc(stream: BinaryIO, base: int, end: int, label: str) -> None:
         position += 4 + size
         if position > end:
             raise truncated(label, f"its last block lacks {position - end} bytes")
-        # Sound, more of it, silence, and sound with a header of its own.
+        # Sound, its continuation, silence, and sound with an extended header.
         sounds += kind in (b"\1", b"\2", b"\3", b"\x09")
         stream.seek(position)
     if sounds > 1:
         raise _joined(label, f"{sounds} blocks of sound")
 
 
-def _stated_end(stream: BinaryIO, head: bytes) -> int | None:
-    """Bytes that a file has by its header; None where it does not state them."""
+def _size_in_header(stream: BinaryIO, head: bytes) -> int | None:
+    """Size of a file by its header; None if unknown."""
     if head[:4] in (b".snd", b"dns."):
         order = ">" if head[:4] == b".snd" else "<"
         first, size = struct.unpack(f"{order}II", head[4:12].ljust(8, b"\0"))

@@ -1,7 +1,7 @@
-"""Sound files and bytes to mono waveforms, with errors that name the file.
+"""Decode sound files and bytes to mono waveforms, with errors that name the file.
 
-A clip is either whole or an error, never silently shorter: what a file states about its length is
-compared with what is there before it is decoded (`peas.audio.containers`).
+A clip is either complete or an error, never silently truncated: before decoding, the length in the
+header is compared with the bytes that are there (`peas.audio.containers`).
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ SOUND_ENDINGS = (
     *(".sph", ".nist", ".voc", ".8svx", ".16sv", ".svx", ".iff"),
     *(".avr", ".sds"),
 )
-"""Names of sound files that libsndfile decodes end in one of these, in either case."""
+"""Extensions of the sound files that libsndfile decodes; case does not matter."""
 
 MAX_SAMPLES = 2**29
-"""Samples of all channels that a clip may have: 2 GiB, 46 minutes of stereo at 96 kHz. Headers may
-promise any number, and the memory is asked for before the first one is decoded."""
+"""Limit of samples, over all channels: 2 GiB, 46 minutes of stereo at 96 kHz. Headers may contain
+any number, and the memory is allocated before the first sample is decoded."""
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""Sampling rates in Hz that sound may have. Others come from damaged headers."""
+"""Valid sampling rates in Hz. Others come from damaged headers."""
 
 LOUDEST = 2.0**31
-"""Largest sample, full scale being 1: whole numbers of 32 bits that were stored as floating point
-are let pass. The energy of larger ones overflows, and a single such clip would be the mean."""
+"""Largest sample, full scale being 1: 32-bit integers stored as floating point are accepted. The
+energy of larger ones overflows, and a single such clip would dominate the mean."""
 
-# Seconds by which a clip's end may lie beyond its file: tables round, and so do coders' frames.
+# Seconds by which a clip may end after its file: tables are rounded, and so are codec frames.
 _END_SLACK = 0.05
 
 
 def is_sound(path: str | Path) -> bool:
-    """Whether a file's name is that of sound that is decoded without ffmpeg."""
+    """Whether a file is decoded without ffmpeg, by its extension."""
     return str(path).lower().endswith(SOUND_ENDINGS)
 
 
 class AudioInfo(NamedTuple):
-    """What a file's header says.
+    """Metadata in a file's header.
 
     Attributes:
         rate: Samples per second and channel.
         channels: Number of channels.
         frames: Number of samples per channel.
         format: Container, as libsndfile names it ("WAV", "OGG", "FLAC"), or `peas.audio.ffmpeg`.
-        subtype: Coding of the samples ("PCM_16", "VORBIS"); empty where ffmpeg decodes.
+        subtype: Encoding ("PCM_16", "VORBIS"); empty if ffmpeg decodes.
     """
 
     rate: int
@@ -82,18 +82,17 @@ def load(
 ) -> Tensor:
     """Decode one clip as a mono waveform.
 
-    Any rate from 1 to 768 kHz, bit depth, channel count and length of at least one sample is
-    accepted; silence too.
+    Any rate from 1 to 768 kHz, bit depth, number of channels and length from one sample on.
 
     Args:
         source: Path of a file, or the bytes of one.
-        rate: Wanted samples per second. Other rates are resampled (windowed sinc, Kaiser window).
-        channels: "mean" averages the channels. "first" keeps channel 0, which is what the official
-            SSAST loader does without saying so.
+        rate: Samples per second of the result (resampled with a Kaiser-windowed sinc).
+        channels: "mean" averages the channels. "first" keeps channel 0, as the official SSAST
+            loader does.
         name: Name of the clip in messages. Default: the path.
         start: Where the clip begins in the source, in seconds.
         stop: Where it ends, in seconds. Default: the source's end.
-        max_samples: Samples that the clip may have, of all channels together.
+        max_samples: Limit of samples over all channels.
 
     Returns:
         `[S]` float32, full scale at -1 and 1.
@@ -107,10 +106,10 @@ def load(
         raise ValueError(f"channels must be 'mean' or 'first', not {channels!r}")
     label = _label(source, name)
     with _boundary(source, label), ExitStack() as stack:
-        whole = stop is None and not start
-        # A second more than is wanted, so that rounding in another program cannot cost a sample.
+        entire = stop is None and not start
+        # A second more, so that rounding in another program cannot cost a sample.
         seconds = stop and stop + 1
-        _, parts = _parts(source, label, whole, seconds, max_samples)
+        _, parts = _parts(source, label, entire, seconds, max_samples)
         sounds = [stack.enter_context(_decoder(part)) for part in parts]
         native = sounds[0].samplerate
         samples = _decode(sounds, label, start, stop, max_samples, rate)
@@ -118,20 +117,20 @@ def load(
     # Comparisons with NaN are false.
     if not (low >= -LOUDEST and high <= LOUDEST):
         raise AudioError(f"{label}: {_bad_samples(samples)}")
-    alone = channels == "first" or samples.shape[1] == 1
-    waveform = samples[:, 0] if alone else samples.mean(dim=1)
+    single = channels == "first" or samples.shape[1] == 1
+    waveform = samples[:, 0] if single else samples.mean(dim=1)
     return resample(waveform.contiguous(), native, rate)
 
 
 def probe(
     source: str | Path | bytes, *, name: str | None = None, max_samples: int = MAX_SAMPLES
 ) -> AudioInfo:
-    """Read a clip's header without decoding it, where libsndfile knows its format.
+    """Read a clip's header; only what needs ffmpeg is decoded.
 
     Args:
         source: Path of a file, or the bytes of one.
         name: Name of the clip in messages. Default: the path.
-        max_samples: As for `load`, where ffmpeg decodes.
+        max_samples: As for `load`, if ffmpeg decodes.
 
     Raises:
         AudioError: The source is missing, empty, cut short or of an unknown format.
@@ -140,8 +139,8 @@ def probe(
     with _boundary(source, label), ExitStack() as stack:
         kind, parts = _parts(source, label, False, None, max_samples)
         sounds = [stack.enter_context(_decoder(part)) for part in parts]
-        one, frames = sounds[0], sum(sound.frames for sound in sounds)
-        info = AudioInfo(one.samplerate, one.channels, frames, one.format, one.subtype)
+        first, frames = sounds[0], sum(sound.frames for sound in sounds)
+        info = AudioInfo(first.samplerate, first.channels, frames, first.format, first.subtype)
     return info if kind is None else info._replace(format=kind, subtype="")
 
 
@@ -153,7 +152,7 @@ def read_bytes(
     Args:
         source: Path of a file, or the bytes of one.
         name: Name of the clip in messages. Default: the path.
-        most: Bytes above which a file is refused unread.
+        most: Bytes above which a file is refused.
 
     Raises:
         AudioError: The source is missing, no regular file, empty, too large or not readable.
@@ -182,7 +181,7 @@ def _open(source: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
         stream: BinaryIO = io.BytesIO(source)
     else:
         try:
-            # A pipe or a device might never answer.
+            # Reading a pipe or a device might block for ever.
             mode = os.stat(source).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise AudioError(
@@ -203,7 +202,7 @@ def _open(source: str | Path | bytes, label: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _boundary(source: str | Path | bytes, label: str) -> Iterator[None]:
-    """Make whatever the decoder and its libraries raise an error that names the clip."""
+    """Turn whatever the decoder and its libraries raise into an error that names the clip."""
     try:
         yield
     except PeasError:
@@ -219,30 +218,30 @@ def _boundary(source: str | Path | bytes, label: str) -> Iterator[None]:
             "again"
         ) from error
     except Exception as error:
-        said = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
         raise AudioError(
-            f"{label}: cannot be decoded ({said.strip()}); it is damaged or in a format that is "
-            "not known here. Copy it again, or convert it: "
+            f"{label}: cannot be decoded ({reason.strip()}); it is damaged or of an unknown "
+            "format. Copy it again, or convert it: "
             f"ffmpeg -i {_shown(source)} clip.wav"
         ) from error
 
 
 def _shown(source: str | Path | bytes) -> str:
-    """What stands for the source in a command."""
+    """The source in a shell command."""
     return "clip.m4a" if isinstance(source, bytes) else f'"{source}"'
 
 
 def _parts(
-    source: str | Path | bytes, label: str, whole: bool, seconds: float | None, most: int
+    source: str | Path | bytes, label: str, entire: bool, seconds: float | None, most: int
 ) -> tuple[str | None, list[str | Path | bytes]]:
-    """What libsndfile is to decode one after the other, and the container if ffmpeg has read it."""
+    """The container if ffmpeg has decoded it, and the streams for libsndfile, in order."""
     with _open(source, label) as stream:
         kind = ffmpeg.container(stream.read(12))
         stream.seek(0)
         if kind is None:
-            # No coding of MPEG has more bytes than its samples.
-            found = containers.split(stream, label, whole=whole, most_bytes=4 * most)
-            return None, [source] if found is None else [*found]
+            # No MPEG stream has more bytes than its samples.
+            parts = containers.split(stream, label, entire=entire, most_bytes=4 * most)
+            return None, [source] if parts is None else [*parts]
     return kind, [ffmpeg.to_wav(source, kind, label, seconds, 4 * most)]
 
 
@@ -258,7 +257,7 @@ def _decode(
     most: int,
     rate: int,
 ) -> Tensor:
-    """Samples from `start` up to `stop` of sounds one after the other, `[S, channels]` float32."""
+    """Samples from `start` to `stop` of concatenated sounds, `[S, channels]` float32."""
     native, channels = sounds[0].samplerate, sounds[0].channels
     _check_kind(sounds, label)
     lengths = [sound.frames for sound in sounds]
@@ -295,21 +294,21 @@ def _decode(
 
 
 def _check_kind(sounds: list[soundfile.SoundFile], label: str) -> None:
-    """Raise AudioError where the sounds do not fit together, or their lengths are not known."""
-    one = sounds[0]
+    """Raise AudioError if the sounds differ in rate or channels, or have no known length."""
+    first = sounds[0]
     if len({(sound.samplerate, sound.channels) for sound in sounds}) > 1:
         raise AudioError(
             f"{label}: joined from {len(sounds)} streams of several rates or numbers of channels; "
             "split it, or convert each part and join them as WAV"
         )
-    if one.format in containers.UNCHECKED:
+    if first.format in containers.UNCHECKED:
         raise AudioError(
-            f"{label}: {one.format} does not tell whether a file is whole, and is not read; "
+            f"{label}: {first.format} hides truncation, and is not supported; "
             "convert it: sox IN clip.wav"
         )
-    if not LOWEST_RATE <= one.samplerate <= HIGHEST_RATE:
+    if not LOWEST_RATE <= first.samplerate <= HIGHEST_RATE:
         raise AudioError(
-            f"{label}: its header states a rate of {one.samplerate} Hz, and {LOWEST_RATE} to "
+            f"{label}: its header states a rate of {first.samplerate} Hz, and {LOWEST_RATE} to "
             f"{HIGHEST_RATE} Hz are read; correct it by ffmpeg's -ar before -i, or leave it out"
         )
     if any(sound.frames > 2**40 for sound in sounds):
@@ -321,7 +320,7 @@ def _check_kind(sounds: list[soundfile.SoundFile], label: str) -> None:
 
 def _read(sound: soundfile.SoundFile, label: str, start: int, count: int) -> Tensor:
     """Samples of one sound from `start` on, `[count, channels]` float32."""
-    # Codings of telephones cannot be entered in the middle.
+    # Telephone codecs cannot seek.
     skipped = 0 if sound.seekable() else start
     if start and not skipped:
         sound.seek(start)
@@ -333,7 +332,7 @@ def _read(sound: soundfile.SoundFile, label: str, start: int, count: int) -> Ten
 
 
 def _bad_samples(samples: Tensor) -> str:
-    """What is wrong with samples that cannot be used."""
+    """Description of samples that cannot be used."""
     bad = int((~torch.isfinite(samples)).sum())
     what = "are NaN or infinite"
     if not bad:

@@ -12,17 +12,16 @@ from peas.errors import AudioError
 ENDINGS = (".m4a", ".aac", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".wma")
 """Names of sound files that need ffmpeg end in one of these, in either case."""
 
-# A decoder runs hundreds of times faster than the sound. One that takes longer waits for something
-# that will not come.
+# Decoding is hundreds of times faster than real time: a process that takes longer hangs.
 _SECONDS = 600
-# With a limit of bytes it stops a packet before or behind it, without a word.
+# With a limit of bytes ffmpeg silently stops a packet before or after it.
 _PACKET = 1 << 20
-# What ffmpeg says of a source that ends too early, also where its exit status is 0.
+# Messages of ffmpeg about truncated sources, even if its exit status is 0.
 _CUT = ("prematurely", "moov atom not found", "corrupt input packet", "exhausted before END")
 
 
 def container(head: bytes) -> str | None:
-    """Name of a container that libsndfile does not know and ffmpeg does.
+    """Name of a container that ffmpeg decodes and libsndfile does not; None for others.
 
     Args:
         head: The source's first twelve bytes.
@@ -59,7 +58,7 @@ def to_wav(
         A WAV file of 32-bit floats, at the source's rate and with its channels.
 
     Raises:
-        AudioError: There is no `ffmpeg`, it cannot decode the source, or there is too much of it.
+        AudioError: There is no `ffmpeg`, it cannot decode the source, or it is too long.
     """
     program = shutil.which("ffmpeg")
     shown = "clip.m4a" if isinstance(source, bytes) else f'"{source}"'
@@ -72,17 +71,17 @@ def to_wav(
         # Both through files: an MPEG-4 source may have its table of contents at its end, and the
         # header of a WAV file that was written into a pipe lacks the length.
         if isinstance(source, bytes):
-            place = Path(folder, "source")
-            place.write_bytes(source)
+            path = Path(folder, "source")
+            path.write_bytes(source)
         else:
-            place = Path(source).absolute()
+            path = Path(source).absolute()
         wav = Path(folder, "clip.wav")
         limit = [] if seconds is None else ["-t", f"{seconds:.6f}"]
         command = [program, "-nostdin", "-v", "error", "-xerror", "-threads", "1"]
         if most_bytes is not None:
             limit += ["-fs", str(most_bytes + 2 * _PACKET)]
         # With `file:` a colon in the name makes no protocol.
-        command += ["-i", f"file:{place}", "-map", "0:a:0", "-c:a", "pcm_f32le", *limit]
+        command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le", *limit]
         try:
             done = subprocess.run(
                 [*command, "-f", "wav", "-y", str(wav)],
@@ -92,16 +91,16 @@ def to_wav(
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise AudioError(
-                f"{label}: cannot be decoded, {program} did not run to its end ({error}); try "
+                f"{label}: cannot be decoded, {program} did not finish ({error}); try "
                 f"ffmpeg -i {shown} clip.wav"
             ) from error
-        said = done.stderr.decode(errors="replace").strip()
-        cut = any(sign in said for sign in _CUT)
+        message = done.stderr.decode(errors="replace").strip()
+        cut = any(sign in message for sign in _CUT)
         if cut or done.returncode or not wav.is_file():
             raise AudioError(
                 f"{label}: {'cut short' if cut else 'cannot be decoded'}, ffmpeg says: "
-                f"{_first(said)}; copy or download it again, or see what ffmpeg -i {shown} "
-                "clip.wav tells"
+                f"{_first_line(message)}; copy or download it again, or try "
+                f"ffmpeg -i {shown} clip.wav"
             )
         if most_bytes is not None and wav.stat().st_size > most_bytes + _PACKET:
             raise AudioError(
@@ -111,7 +110,7 @@ def to_wav(
         return wav.read_bytes()
 
 
-def _first(said: str) -> str:
-    """The first line, without the part of ffmpeg that says it."""
-    line = said.splitlines()[0] if said else "nothing"
+def _first_line(message: str) -> str:
+    """The first line, without the name of ffmpeg's module."""
+    line = message.splitlines()[0] if message else "nothing"
     return line.rpartition("] ")[2].rstrip(".")

@@ -1,9 +1,9 @@
 """Kaldi's log-mel filter bank for batches.
 
 It equals `torchaudio.compliance.kaldi.fbank` with the arguments of the official SSAST loader. Each
-step on samples rounds as torchaudio's does: cells near the floor hold little but rounding, so a
-shorter formula of the same value differs there by 0.04 on a pure tone (and by 0.003 on
-recordings), while this one stays within 1e-5.
+step on samples rounds as torchaudio's does: bins near the floor are mostly rounding errors, so a
+shorter formula of the same value differs there by 0.04 on a pure tone (and by 0.003 on recordings),
+while this one stays within 1e-5.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ENERGY_FLOOR = torch.finfo(torch.float32).eps
 SILENCE = math.log(ENERGY_FLOOR)
 """Log-mel value of digital silence, -15.9424."""
 
-# Frames worked on at once on a CPU. Their samples, spectra and energies (about 3 MB) then stay in
-# a core's cache from one step to the next; whole batches ran at half the speed.
+# Frames in a block on a CPU. Their samples, spectra and energies (about 3 MB) then stay in a core's
+# cache from one step to the next; entire batches ran at half the speed.
 _CPU_FRAMES = 512
 # Filters multiplied at once. Each overlaps few FFT bins, so a group needs only its own bins: about
 # a third of the time of the dense product. Smaller groups lose it again in calls.
@@ -36,7 +36,7 @@ _LIFT = 2.0**24
 
 
 class _Group(NamedTuple):
-    """Neighbouring filters (columns of `mel`) and the rows of `mel` that they are not 0 on."""
+    """Adjacent filters (columns of `mel`) and the rows of `mel` where they are not 0."""
 
     filters: slice
     bins: slice
@@ -56,7 +56,7 @@ def kaldi_fbank(waveform: Tensor, rate: int = 16_000, n_mels: int = 128) -> Tens
 
     Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False,
     window_type="hanning", dither=0.0, frame_shift=10)` on each clip: frames of 25 ms every 10 ms
-    that lie wholly inside the clip, frame mean removed, pre-emphasis 0.97, power spectrum,
+    that lie entirely inside the clip, frame mean removed, pre-emphasis 0.97, power spectrum,
     triangles on Kaldi's mel scale from 20 Hz to half the rate, natural logarithm, floor at float32
     epsilon. At 128 filters and 16 kHz filter 3 covers no FFT bin and is always at the floor.
 
@@ -92,8 +92,8 @@ def log_mel_energies(
         waveform: `[B, S]`.
         bank: Window and filters.
         out: `[B, T, F]`, written: all frames of the waveforms.
-        then: Changes a block of `out` while it is still in the core's cache; it is given the block
-            `[b, t, F]`, and its clips and frames.
+        then: Modifies a block of `out` `[b, t, F]`, given its clips and frames, while it is in the
+            core's cache.
     """
     # Contiguous, because a frame's mean is summed in another order over strided samples.
     waveform = waveform.float().contiguous()
@@ -136,7 +136,7 @@ def _prepare(
     torch.sub(frames, frames.mean(dim=2, keepdim=True), out=centred.view(frames.shape))
     # Not `sub(alpha=0.97)`: its fused rounding differs from torchaudio's.
     torch.mul(centred, PREEMPHASIS, out=scaled)
-    # Column 0 stays 0: the Hann window is 0 there, whatever sample stands before the frame.
+    # Column 0 stays 0: the Hann window is 0 there, whatever sample precedes the frame.
     target = padded[:, 1 : window.numel()]
     torch.sub(centred[:, 1:], scaled[:, :-1], out=target)
     target.mul_(window[1:])
@@ -145,7 +145,7 @@ def _prepare(
 def _energies(padded: Tensor, weights: list[tuple[_Group, Tensor]], out: Tensor) -> None:
     """Log-mel energies of windowed, zero-padded frames, written to `out` [rows, F]."""
     # Real and imaginary squares are left side by side and summed by the product, whose weights
-    # stand twice: this saves a strided pass and torchaudio's square root.
+    # are repeated: this saves a strided pass and torchaudio's square root.
     spectrum = torch.view_as_real(torch.fft.rfft(padded)).flatten(1).square_()
     for group, mel in weights:
         torch.mm(spectrum[:, group.bins], mel, out=out[:, group.filters])
@@ -154,16 +154,19 @@ def _energies(padded: Tensor, weights: list[tuple[_Group, Tensor]], out: Tensor)
 
 @functools.lru_cache(maxsize=8)
 def filter_bank(rate: int, n_mels: int, device: torch.device) -> FilterBank:
-    """Window and mel triangles, in float32 throughout as torchaudio computes them.
+    """Window and mel triangles (torchaudio's).
 
     Args:
         rate: Samples per second.
         n_mels: Number of filters F.
-        device: Where they are used.
+        device: Device of the constants.
 
     Raises:
-        ValueError: There is no filter bank of such a rate or so few filters.
+        ValueError: The rate is too low, or there are less than 4 filters.
     """
+    # Here, as torchaudio is slow to import.
+    from torchaudio.compliance.kaldi import get_mel_banks
+
     # The same products as torchaudio's, so that odd rates round to the same lengths.
     window_size = int(rate * 25.0 * 0.001)
     shift = int(rate * 10.0 * 0.001)
@@ -171,15 +174,9 @@ def filter_bank(rate: int, n_mels: int, device: torch.device) -> FilterBank:
         raise ValueError(f"no filter bank at {rate} Hz with {n_mels} filters (at least 4)")
     fft = 1 << (window_size - 1).bit_length()
 
-    low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (LOW_FREQUENCY, rate / 2))
-    step = (high - low) / (n_mels + 1)
-    index = torch.arange(n_mels, device="cpu")[:, None]
-    left, centre, right = (low + (index + shifted) * step for shifted in (0.0, 1.0, 2.0))
-    bins = 1127.0 * (1.0 + rate / fft * torch.arange(fft / 2, device="cpu") / 700.0).log()
-    rising = (bins - left) / (centre - left)
-    falling = (right - bins) / (right - centre)
-    triangles = torch.minimum(rising, falling).clamp(min=0.0)
-
+    with torch.device("cpu"):
+        # High frequency 0 is half the rate; the rest is for a warping that is off.
+        triangles, _ = get_mel_banks(n_mels, fft, rate, LOW_FREQUENCY, 0.0, 100.0, -500.0, 1.0)
     mel = triangles.T.repeat_interleave(2, dim=0).contiguous()
     groups = []
     for first in range(0, n_mels, _GROUP):
@@ -192,7 +189,7 @@ def filter_bank(rate: int, n_mels: int, device: torch.device) -> FilterBank:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Hold matrix products at float32 where a run allows TF32 or bfloat16 for its own."""
+    """Keep matrix products in float32 if a run allows TF32 or bfloat16."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     before = backend.matmul.fp32_precision
     backend.matmul.fp32_precision = "ieee"

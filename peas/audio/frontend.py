@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from peas.audio.filter_bank import SILENCE, FilterBank, filter_bank, log_mel_energies
+from peas.audio.normalisation import Normalisation
 from peas.errors import ConfigError
 from peas.parts import Part
 
 SOUND_MARGIN = 3.0
-"""Nepers of energy above the floor from which a cell holds sound.
+"""Nepers of energy above the floor from which a bin holds sound.
 
-Rounding to 16 bits reaches 2.1 at 16 kHz, and with dither 3 in 99 of 100 frames, so what lies lower
-cannot be told from it."""
+Rounding to 16 bits reaches 2.1 at 16 kHz, and 3 with dither in 99 of 100 frames."""
 
 SOUND_SHARE = 0.01
-"""Share of a clip's sounding frames above which a mel bin holds sound: codecs put clicks above a
-source's highest frequency."""
+"""Share of a clip's frames with sound above which a mel bin holds sound: codecs put clicks above
+the highest frequency of the source."""
 
 
 class Spectrogram(NamedTuple):
@@ -29,7 +29,7 @@ class Spectrogram(NamedTuple):
 
     Attributes:
         log_mel: `[B, T, F]` float32, normalised.
-        frames: `[B]` int64, frames that lie inside the clip. The rest is padding.
+        frames: `[B]` int64, number of frames inside the clip. The rest is padding.
         valid: `[B, T]` bool, True on real sound: inside the clip and not digital silence.
     """
 
@@ -38,12 +38,12 @@ class Spectrogram(NamedTuple):
     valid: Tensor
 
 
-class FrontEnd(Part, nn.Module, ABC):
+class FrontEnd(Part, Normalisation, ABC):
     """Waveforms to normalised log-mels, chosen in a config by its class path.
 
-    A subclass takes its settings in `__init__`, sets `n_mels`, and gives `forward`. It normalises
-    by `normalise`, or overrides `fill_value` too. Frames follow each other every 10 ms and are
-    25 ms long, or `samples` is overridden too.
+    A subclass takes its settings in `__init__`, sets `n_mels`, and implements `forward`. It
+    normalises by `normalise`, or overrides `fill_value` too. Frames are 25 ms long with a shift of
+    10 ms, or `samples` is overridden too.
 
     The statistics are buffers of the state dict, so that a checkpoint carries them.
 
@@ -52,8 +52,8 @@ class FrontEnd(Part, nn.Module, ABC):
         mean: Mean of the data set's bins before normalisation; null takes the data's, which only
             `KaldiLogMel` may (`data_statistics`).
         std: Their standard deviation; null as for `mean`.
-        channels: What becomes of several channels of a clip; null takes the data's. `peas tag`
-            reads sound so.
+        channels: How several channels of a clip are mixed; null takes the data's. `peas tag`
+            uses it.
 
     Attributes:
         rate: Samples per second of the waveforms; data sets give 16,000.
@@ -61,14 +61,12 @@ class FrontEnd(Part, nn.Module, ABC):
     """
 
     data_statistics: ClassVar[bool] = False
-    """Whether mean and deviation that data sets know, those of `KaldiLogMel`, are its own."""
+    """Whether the statistics of data sets, measured with `KaldiLogMel`, apply to it."""
     fixed: ClassVar[tuple[str, ...]] = ("frames", "mean", "std", "channels")
     """Settings that weights depend on."""
     rate: int = 16_000
     n_mels: int
     frames: int
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -79,33 +77,25 @@ class FrontEnd(Part, nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.channels = channels
-        if frames is not None:
-            self.frames = frames
-        for name, value in (("mean", mean), ("std", std)):
-            # Without the data's they are no numbers yet.
-            given = float("nan") if value is None else value
-            self.register_buffer(name, torch.tensor(given, dtype=torch.float32))
-        self._check(frames, std)
+        self._set(frames=frames, mean=mean, std=std)
 
-    def build(self, **facts: Any) -> Self:
-        """Takes what the settings left to the data, and gives itself back.
+    def build(self, **info: Any) -> Self:
+        """Takes the settings that were left to the data, and returns itself.
 
         Args:
-            facts: Of `frames`, `mean`, `std` and `channels`.
+            info: Of `frames`, `mean`, `std` and `channels`.
         """
-        self._given.update(facts)
-        for name, value in facts.items():
-            if name in ("mean", "std"):
-                getattr(self, name).fill_(value)
-            else:
-                setattr(self, name, value)
-        self._check(facts.get("frames"), facts.get("std"))
+        self._given.update(info)
+        self._set(**info)
         return self
 
-    @staticmethod
-    def _check(frames: int | None, std: float | None) -> None:
-        if (frames is not None and frames < 1) or (std is not None and std <= 0):
-            raise ValueError(f"frames and std must be positive, not {frames} and {std}")
+    def _set(self, mean: float | None = None, std: float | None = None, **settings: Any) -> None:
+        self.set_statistics(mean, std)
+        for name, value in settings.items():
+            if value is not None:
+                setattr(self, name, value)
+        if getattr(self, "frames", 1) < 1:
+            raise ValueError(f"frames must be positive, not {self.frames}")
 
     @abstractmethod
     def forward(self, waveform: Tensor, length: Tensor | None = None) -> Spectrogram:
@@ -124,12 +114,8 @@ class FrontEnd(Part, nn.Module, ABC):
         """Samples S that `frames` frames need."""
         return (self.frames - 1) * self.rate // 100 + self.rate * 25 // 1000
 
-    def normalise(self, log_mel: Tensor) -> Tensor:
-        """Subtracts the mean and divides by twice the deviation, as SSAST does."""
-        return (log_mel - self.mean) / (2 * self.std)
-
     def sounding_bins(self, log_mel: Tensor, valid: Tensor) -> Tensor:
-        """Mel bins that hold sound, clip by clip, `[B, F]` bool; all, unless a front end knows.
+        """Mel bins that hold sound, clip by clip, `[B, F]` bool; all, unless overridden.
 
         Args:
             log_mel: `[B, T, F]` as `forward` returns it, without noise over it.
@@ -138,34 +124,18 @@ class FrontEnd(Part, nn.Module, ABC):
         shape = (len(log_mel), log_mel.shape[2])
         return torch.ones(shape, dtype=torch.bool, device=log_mel.device)
 
-    def fill_value(self, kind: Literal["raw_zero", "zero"]) -> Tensor:
-        """Value that a masked cell takes on the normalised scale.
-
-        Args:
-            kind: "raw_zero" is 0.0 before normalisation, the official loader's masks and padding.
-                "zero" is 0.0 after it, the mean of the data set.
-
-        Returns:
-            Scalar float32 on the module's device.
-        """
-        if kind == "raw_zero":
-            return self.normalise(torch.zeros_like(self.mean))
-        if kind == "zero":
-            return torch.zeros_like(self.mean)
-        raise ValueError(f"kind must be 'raw_zero' or 'zero', not {kind!r}")
-
 
 class KaldiLogMel(FrontEnd):
     """Front end of SSAST and AudioMAE: mean removal, filter bank, padding or cut, normalisation.
 
-    The order is that of the official SSAST loader: padding is 0.0 on the raw log-mel scale and so
-    lies well above the mean afterwards (0.467 with AudioSet's statistics).
+    The order is that of the official SSAST loader: padding is 0.0 on the raw log-mel scale, well
+    above the mean after normalisation (0.467 with AudioSet's statistics).
 
     Args:
         frames: Number of frames T of every output, longer clips are cut; null takes the data's.
         mean: Mean of the data set's bins before normalisation; null takes the data's.
         std: Their standard deviation; null takes the data's.
-        channels: What becomes of several channels of a clip; null takes the data's.
+        channels: How several channels of a clip are mixed; null takes the data's.
         rate: Samples per second of the waveforms.
         n_mels: Number of mel filters F.
 
@@ -207,7 +177,7 @@ class KaldiLogMel(FrontEnd):
             Spectrogram with T = `frames`. A clip shorter than one frame (25 ms) is padded with
             zeros to one.
         """
-        # Asking would make a GPU wait.
+        # A test on a GPU would synchronise it.
         if self.mean.device.type == "cpu" and (self.mean + self.std).isnan():
             raise ConfigError(
                 "the front end has no statistics yet: give `mean` and `std`, or `build` it with "
@@ -230,13 +200,13 @@ class KaldiLogMel(FrontEnd):
             loud = torch.zeros(batch, self.frames, dtype=torch.bool, device=device)
 
             def normalise(energies: Tensor, clips: slice, times: slice) -> None:
-                # The margin is far below a real difference and far above one of the logarithm's.
+                # A margin far below a real difference and far above an error of the logarithm.
                 loud[clips, times] = energies.amax(dim=2) > SILENCE + 1e-4
                 energies.sub_(self.mean).div_(2 * self.std)
 
             log_mel_energies(centred, bank, log_mel[:, :count], normalise)
 
-            # A clip below one frame still has one: its zero-padded samples.
+            # A clip shorter than one frame is padded with zeros to one.
             steps = (length - window).clamp(min=0) // self._shift
             frames = (1 + steps).clamp(max=self.frames)
             inside = torch.arange(self.frames, device=device) < frames[:, None]
@@ -267,13 +237,13 @@ class KaldiLogMel(FrontEnd):
 
 
 LogMel = KaldiLogMel
-"""Its name until 0.1."""
+"""Name in release 0.1."""
 
 
 def _remove_mean(waveform: Tensor, length: Tensor) -> Tensor:
     """Subtract each clip's mean over its own samples; samples past its length become 0."""
     samples = waveform.shape[1]
-    # Before the shortest clip's end there is nothing to hide. Asking would make a GPU wait.
+    # Up to the end of the shortest clip there is no padding. A test on a GPU would synchronise it.
     first = int(length.min()) if waveform.device.type == "cpu" and len(length) else 0
     outside = torch.arange(first, samples, device=waveform.device) >= length[:, None]
     if first < samples:
@@ -287,8 +257,8 @@ def _remove_mean(waveform: Tensor, length: Tensor) -> Tensor:
 def _sum(waveform: Tensor) -> Tensor:
     """Sum of each row of `[B, S]`, in double precision.
 
-    The padding's length then cannot change the mean's last bit, and with it cells near the floor.
-    MPS has no doubles. NumPy converts through a small buffer: several times as fast on a CPU.
+    The length of the padding then cannot change the last bit of the mean, and with it bins near the
+    floor. MPS has no doubles. NumPy converts in a small buffer: several times as fast on a CPU.
     """
     kind = waveform.device.type
     if kind == "cpu":

@@ -1,4 +1,4 @@
-"""MP3 streams, counted frame by frame: what a decoder thinks of their length is an estimate."""
+"""MP3 streams, counted frame by frame, as a decoder only estimates their length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from peas.errors import AudioError
 
 SLACK = 2 * 1152
-"""Samples: decoders differ by up to two frames in what they take for padding at an end."""
+"""Samples: decoders differ by up to two frames in the padding that they remove."""
 
 _KBITS = {
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -26,55 +26,55 @@ _SYNC = re.compile(rb"\xff[\xe0-\xff]|ID3")
 
 
 class _Frame(NamedTuple):
-    """What a frame's header says.
+    """Header of a frame.
 
     Attributes:
         size: Bytes of the frame, header included.
-        samples: Samples per channel in it.
-        kind: What frames of one stream have in common: version, layer and rate.
-        counts_at: Where in the frame a Xing header would lie; 0 = not in this layer.
+        samples: Samples per channel.
+        kind: Version, layer and rate, which the frames of a stream have in common.
+        xing_at: Offset of a Xing header in the frame; 0 = not in this layer.
     """
 
     size: int
     samples: int
     kind: tuple[int, int, int]
-    counts_at: int
+    xing_at: int
 
 
 class _Run(NamedTuple):
-    """Frames that one encoder wrote one after the other.
+    """Consecutive frames of one encoder.
 
     Attributes:
-        frames: Where each frame with sound begins and ends.
-        head: The frame before them that states their number; empty = none does.
-        stated: The number; None = not stated.
-        size: Bytes that the stream has by the same statement; 0 = not stated.
+        frames: Start and end of each frame with sound.
+        head: The frame before them with a Xing header; empty = none.
+        num_frames: Number of frames in that header; None = unknown.
+        size: Bytes of the stream in that header; 0 = unknown.
     """
 
     frames: list[tuple[int, int]]
     head: bytes = b""
-    stated: int | None = None
+    num_frames: int | None = None
     size: int = 0
 
 
 def pieces(data: bytes, label: str, samples: int = 0) -> list[bytes]:
-    """Split a stream into parts of which libsndfile finds the right length.
+    """Split a stream into parts whose length libsndfile gets right.
 
-    libsndfile takes the number of frames from the first frame, where there is a Xing header, and
-    else from the first frame's bit rate. Both are wrong where files were joined, and the second
-    one where the bit rate varies: the rest would be dropped in silence.
+    libsndfile takes the number of frames from a Xing header in the first frame, else from the bit
+    rate of the first frame. Both are wrong for concatenated files, and the second one for variable
+    bit rates: the rest would be dropped silently.
 
     Args:
-        data: The stream, without what surrounds it.
+        data: The stream, without its container.
         label: Name of the clip in messages.
-        samples: Samples per channel by a container around the stream; 0 = not stated.
+        samples: Samples per channel according to the container; 0 = unknown.
 
     Returns:
-        Streams that are decoded on their own; `[data]` where it is right already, and nothing
-        where there is no frame whose size is known.
+        Streams to decode separately: `[data]` if its length is right already, `[]` if there is no
+        frame of known size.
 
     Raises:
-        AudioError: The stream is cut short, or changes its rate.
+        AudioError: The stream is truncated, or changes its rate.
     """
     runs, first, tail = _walk(data, label)
     if first is None:
@@ -84,18 +84,18 @@ def pieces(data: bytes, label: str, samples: int = 0) -> list[bytes]:
         raise _cut(label, f"its header promises {samples} samples and {count} MPEG frames follow")
     for number, run in enumerate(runs):
         last = number == len(runs) - 1
-        missing = 0 if run.stated is None else run.stated - len(run.frames)
-        # Some encoders count the frame that holds the number.
+        missing = 0 if run.num_frames is None else run.num_frames - len(run.frames)
+        # Some encoders count the frame with the header.
         if missing > 1 or (missing == 1 and (run.size > len(data) or (last and tail))):
-            raise _cut(label, f"{len(run.frames)} of {run.stated} MPEG frames are there")
-    if tail and runs[-1].stated is None and not samples:
+            raise _cut(label, f"{len(run.frames)} of {run.num_frames} MPEG frames are there")
+    if tail and runs[-1].num_frames is None and not samples:
         raise _cut(label, f"its last MPEG frame has {tail} bytes less than its header promises")
-    right = [bool(run.head) and (run.stated or 0) >= len(run.frames) for run in runs]
-    if len(runs) == 1 and (right[0] or not first.counts_at):
+    valid = [bool(run.head) and (run.num_frames or 0) >= len(run.frames) for run in runs]
+    if len(runs) == 1 and (valid[0] or not first.xing_at):
         return [data]
     return [
-        (run.head if is_right else _counted(data, run)) + _joined(data, run.frames)
-        for run, is_right in zip(runs, right, strict=True)
+        (run.head if is_valid else _xing_frame(data, run)) + _concatenated(data, run.frames)
+        for run, is_valid in zip(runs, valid, strict=True)
         if run.frames
     ]
 
@@ -109,7 +109,7 @@ def _cut(label: str, what: str) -> AudioError:
 
 @functools.lru_cache(maxsize=4096)
 def _frame(header: bytes) -> _Frame | None:
-    """Meaning of four bytes; None where they are no header of a frame."""
+    """Header of a frame in four bytes; None if it is none."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -129,18 +129,18 @@ def _frame(header: bytes) -> _Frame | None:
 
 
 def _walk(data: bytes, label: str) -> tuple[list[_Run], _Frame | None, int]:
-    """Runs of frames, the first frame, and the bytes that the last one lacks."""
+    """Runs of frames, the first frame, and the missing bytes of the last one."""
     runs: list[_Run] = []
     first: _Frame | None = None
     position, end = 0, len(data)
-    joined = False
+    adjacent = False
     while position < end - 3:
         frame = _frame(data[position : position + 4])
-        if frame is None or (first is not None and frame.kind != first.kind) or not joined:
-            found = _next_frame(data, position)
-            if found is None:
+        if frame is None or (first is not None and frame.kind != first.kind) or not adjacent:
+            start = _next_frame(data, position)
+            if start is None:
                 break
-            position = found
+            position = start
             frame = _frame(data[position : position + 4])
             assert frame is not None
             if first is not None and frame.kind != first.kind:
@@ -153,19 +153,19 @@ def _walk(data: bytes, label: str) -> tuple[list[_Run], _Frame | None, int]:
         stop = position + frame.size
         if stop > end:
             return runs, first, stop - end
-        head = _stated(data[position:stop], frame)
+        head = _run_header(data[position:stop], frame)
         if head is not None:
             runs.append(head)
         elif runs:
             runs[-1].frames.append((position, stop))
         else:
             runs.append(_Run([(position, stop)]))
-        position, joined = stop, True
+        position, adjacent = stop, True
     return runs, first, 0
 
 
 def _next_frame(data: bytes, position: int) -> int | None:
-    """Where the next frame begins that another one follows, or nothing: tags are passed over."""
+    """Offset of the next frame that is followed by another one or the end; tags are skipped."""
     while True:
         if data[position : position + 3] == b"ID3":
             position += id3_size(data[position : position + 10])
@@ -174,7 +174,7 @@ def _next_frame(data: bytes, position: int) -> int | None:
             after = position + frame.size
             following = _frame(data[after : after + 4])
             if after >= len(data) or (following is not None and following.kind == frame.kind):
-                # A single frame behind a tag that only looks like one would be no sound.
+                # Not a single frame after a tag that only looks like one.
                 if after <= len(data):
                     return position
             elif data[after : after + 3] in (b"ID3", b"TAG", b"APE"):
@@ -186,16 +186,16 @@ def _next_frame(data: bytes, position: int) -> int | None:
 
 
 def id3_size(head: bytes) -> int:
-    """Bytes of the ID3 tag that begins with these ten; 0 where none does."""
+    """Size of the ID3 tag that begins with these ten bytes; 0 if there is none."""
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 127:
         return 0
     size = functools.reduce(lambda total, byte: total << 7 | byte, head[6:10], 0)
     return 10 + size + (10 if head[5] & 0x10 else 0)
 
 
-def _stated(frame: bytes, header: _Frame) -> _Run | None:
-    """The run that begins with a frame that holds a Xing or VBRI header instead of sound."""
-    at = header.counts_at
+def _run_header(frame: bytes, header: _Frame) -> _Run | None:
+    """The run that begins with this frame, if it holds a Xing or VBRI header instead of sound."""
+    at = header.xing_at
     if not at:
         return None
     if frame[at : at + 4] in (b"Xing", b"Info"):
@@ -204,25 +204,25 @@ def _stated(frame: bytes, header: _Frame) -> _Run | None:
         count = fields.pop(0) if flags & 1 else None
         return _Run([], frame, count, fields[0] if flags & 2 else 0)
     if frame[36:40] == b"VBRI":
-        # Decoders other than Fraunhofer's do not know it: what it says is compared, not used.
+        # Only Fraunhofer's decoder knows it: the count is checked, the header is replaced.
         count = int.from_bytes(frame[50:54], "big")
         return _Run([], b"", count, int.from_bytes(frame[46:50], "big"))
     return None
 
 
-def _joined(data: bytes, frames: list[tuple[int, int]]) -> bytes:
-    """The frames alone; in one piece where nothing lies between them."""
+def _concatenated(data: bytes, frames: list[tuple[int, int]]) -> bytes:
+    """The frames without what lies between them."""
     start, stop = frames[0][0], frames[-1][1]
     if stop - start == sum(end - begin for begin, end in frames):
         return data[start:stop]
     return b"".join(data[begin:end] for begin, end in frames)
 
 
-def _counted(data: bytes, run: _Run) -> bytes:
-    """A frame that states the number of a run's frames."""
+def _xing_frame(data: bytes, run: _Run) -> bytes:
+    """A frame with a Xing header for a run."""
     begin = run.frames[0][0]
     header = bytes([data[begin], data[begin + 1] | 1, *data[begin + 2 : begin + 4]])
     frame = _frame(header)
     assert frame is not None
-    said = b"Xing" + (1).to_bytes(4, "big") + len(run.frames).to_bytes(4, "big")
-    return (header + bytes(frame.counts_at - 4) + said).ljust(frame.size, b"\0")
+    xing = b"Xing" + (1).to_bytes(4, "big") + len(run.frames).to_bytes(4, "big")
+    return (header + bytes(frame.xing_at - 4) + xing).ljust(frame.size, b"\0")

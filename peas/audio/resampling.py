@@ -1,9 +1,9 @@
 """A windowed sinc (Kaiser window) between any two sampling rates.
 
-Rates in a ratio of small numbers go through torchaudio, which keeps one filter for each output
-phase. For others that table would take gigabytes. They take a ratio of small numbers that is right
-to a millionth, less than clocks differ; and where there is none (15,999 Hz to 16 kHz), the filter
-is interpolated between finely spaced phases: ten times slower, and exact to float32.
+Rates in a ratio of small numbers are resampled by torchaudio, which keeps one filter for each
+output phase. For others that table would take gigabytes: they use a ratio of small numbers that is
+exact to a millionth, less than clocks differ. If there is none (15,999 Hz to 16 kHz), the filter is
+interpolated between finely spaced phases: ten times slower, and exact to float32.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _BLOCK = 2_000_000
 
 
 def resample(waveform: Tensor, native: int, rate: int) -> Tensor:
-    """Bring a waveform to another rate.
+    """Resample a waveform.
 
     Args:
         waveform: `[S]` float32.
         native: Its samples per second.
-        rate: Wanted samples per second.
+        rate: Samples per second of the result.
 
     Returns:
         `[ceil(S * rate / native)]` float32.
@@ -51,7 +51,7 @@ def resample(waveform: Tensor, native: int, rate: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _resampler(native: int, rate: int) -> Callable[[Tensor], Tensor]:
-    """Resampler with its filters, kept: they cost three times as much as using them on a clip."""
+    """Resampler with its filters, cached: they cost three times as much as using them on a clip."""
     ratio = _small_ratio(Fraction(native, rate))
     if ratio is None:
         return _Interpolated(native, rate)
@@ -70,7 +70,7 @@ def _resampler(native: int, rate: int) -> Callable[[Tensor], Tensor]:
 
 
 def _small_ratio(exact: Fraction) -> Fraction | None:
-    """The ratio itself, or one near it, whose table is small enough; None where there is none."""
+    """The ratio itself, or one near it, whose table is small enough; None if there is none."""
     limit = exact.denominator
     while limit:
         ratio = exact.limit_denominator(limit)
@@ -116,7 +116,7 @@ class _Interpolated:
         result = torch.empty(count)
         size = max(1, _BLOCK // (2 * self.reach + 1))
         for first in range(0, count, size):
-            # Whole numbers up to the division: positions in an hour of sound stay exact.
+            # Integers up to the division: positions in an hour of sound stay exact.
             ticks = torch.arange(first, min(first + size, count)) * self.native
             phase = (ticks % self.rate).double() * (self.phases / self.rate)
             below = phase.long().clamp(max=self.phases - 1)

@@ -3,15 +3,16 @@
 import csv
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.fetch.sources import ESC50_CLIPS
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
@@ -23,32 +24,33 @@ FOLDS = range(1, 6)
 _OFFICIAL_NAME = re.compile(r"\d+-(\d+)-[A-Z]+-\d+\.\w+")
 
 
-@dataclass(frozen=True)
-class _Index:
-    """The rows of `meta/esc50.csv` by column, checked."""
+class _Row(NamedTuple):
+    """A row of `meta/esc50.csv`."""
 
-    names: list[str]
-    folds: list[int]
-    targets: list[int]
-    labels: list[str]
+    name: str
+    fold: int
+    target: int
+    category: str
+    esc10: bool
+    line: int
 
 
 class ESC50(ClipDataModule):
     """ESC-50 (K. J. Piczak, 2015): 2,000 clips, 50 classes, five folds, in the official layout.
 
-    `ROOT/meta/esc50.csv` lists the clips of `ROOT/audio/`; any format that can be read is fine, as
-    the CSV names it. Labels are the official 50 when the CSV knows no other category, else the
-    CSV's own. A clip's id is its file name.
+    `ROOT/meta/esc50.csv` lists the clips of `ROOT/audio/`; any format that can be read is fine.
+    Labels are the official 50 if the CSV has no other category, else the CSV's own. A clip's id is
+    its file name.
 
-    Statistics and length are the official SSAST recipe's.
+    Statistics and length are those of the official SSAST recipe.
 
     Args:
         root: Folder of the data set.
-        fold: Fold that is tested, 1 to 5.
-        split: `official` trains on the other four folds and validates and tests on this one, as
-            the published numbers do; `3/1/1` validates on the next fold (after 5 comes 1), so that
-            the choice of an epoch does not see the test clips, and trains on the other three.
-        esc10: Only the clips marked as ESC-10, their labels renumbered in order.
+        fold: Test fold, 1 to 5.
+        split: `official` trains on the other four folds, and validates and tests on this one, as
+            published results do; `3/1/1` validates on the next fold (after 5 comes 1), so that
+            an epoch is not selected on the test clips, and trains on the other three.
+        esc10: Only the clips marked as ESC-10, with their labels renumbered in order.
         batch_size: Training clips of a batch, for each process.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
@@ -60,8 +62,8 @@ class ESC50(ClipDataModule):
     """
 
     advice = (
-        "fetch ESC-50 from https://github.com/karolpiczak/ESC-50 and put it so that "
-        "{root}/meta/esc50.csv and {root}/audio/ exist (data.init_args.root)"
+        "fetch ESC-50 from https://github.com/karolpiczak/ESC-50 into "
+        "{root}/meta/esc50.csv and {root}/audio/ (data.init_args.root)"
     )
 
     def __init__(
@@ -87,11 +89,11 @@ class ESC50(ClipDataModule):
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of the targets."""
-        return list(self._index.labels)
+        return list(self._index[1])
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the tested fold validates too, as in the published numbers."""
+        """Whether the test fold is also for validation, as in published results."""
         return self.split == "official"
 
     def clips(self, split: Split) -> ClipTable:
@@ -100,17 +102,17 @@ class ESC50(ClipDataModule):
         Raises:
             DataError: The data set is missing, incomplete or contradicts itself.
         """
-        index = self._index
-        present = sorted(set(index.folds))
+        all_folds = [row.fold for row in self._index[0]]
+        present = sorted(set(all_folds))
         if self.fold not in present:
             raise DataError(
                 f"data.init_args.fold is {self.fold}, but {self._csv} has the folds {present}"
             )
         following = present[(present.index(self.fold) + 1) % len(present)]
         validation = self.fold if self.split == "official" else following
-        held = {"validation": {validation}, "test": {self.fold}}
-        wanted = held.get(split, set(present) - {validation, self.fold})
-        rows = [row for row, fold in enumerate(index.folds) if fold in wanted]
+        held_out = {"validation": {validation}, "test": {self.fold}}
+        folds = held_out.get(split, set(present) - {validation, self.fold})
+        rows = [row for row, fold in enumerate(all_folds) if fold in folds]
         if not rows:
             raise DataError(
                 f"{self._csv} has only the folds {present}: none is left for {split} "
@@ -125,30 +127,35 @@ class ESC50(ClipDataModule):
         Raises:
             DataError: The CSV cannot be read or contradicts itself.
         """
-        folds = sorted(set(self._index.folds))
-        found = [_OFFICIAL_NAME.fullmatch(name) for name in self._index.names]
+        clips, folds = self._index[0], [row.fold for row in self._index[0]]
+        present = sorted(set(folds))
+        matches = [_OFFICIAL_NAME.fullmatch(row.name) for row in clips]
+        published = 400 if self.esc10 else ESC50_CLIPS
+        notes = [f"{self._csv} lists {len(clips)} clips, and {published} were published"]
         return Inventory(
             self._table,
-            [f"fold {fold}" for fold in folds],
-            np.searchsorted(folds, self._index.folds),
-            Strings([f"freesound:{match[1]}" if match else "" for match in found]),
+            [f"fold {fold}" for fold in present],
+            np.searchsorted(present, folds),
+            Strings([f"freesound:{match[1]}" if match else "" for match in matches]),
+            notes=notes if len(clips) != published else [],
         )
 
     @cached_property
     def _table(self) -> ClipTable:
-        names = self._index.names
+        rows = self._index[0]
+        names = [row.name for row in rows]
         paths = [f"audio/{name}" for name in names]
-        return self.files(paths, names, Targets.one_each(self._index.targets))
+        return self.files(paths, names, Targets.one_each([row.target for row in rows]))
 
     def _require_files(self) -> None:
-        names = self._index.names
+        names = [row.name for row in self._index[0]]
         folder = self.root / "audio"
-        here = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        absent = [name for name in names if name not in here]
-        if absent:
+        files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing = [name for name in names if name not in files]
+        if missing:
             raise DataError(
-                f"{len(absent)} of the {len(names)} files that {self._csv} lists are not in "
-                f"{folder}: {some(absent)}; {self._advice()}"
+                f"{len(missing)} of the {len(names)} files that {self._csv} lists are not in "
+                f"{folder}: {some(missing)}; {self._advice()}"
             )
 
     @property
@@ -156,96 +163,75 @@ class ESC50(ClipDataModule):
         return self.root / "meta" / "esc50.csv"
 
     @cached_property
-    def _index(self) -> _Index:
-        rows = self._rows()
-        names = [row["filename"] for row in rows]
-        doubled = [name for name, count in Counter(names).items() if count > 1]
-        if doubled:
-            raise DataError(
-                f"{self._csv} lists {some(doubled)} more than once: remove the duplicate rows"
-            )
+    def _index(self) -> tuple[list[_Row], list[str]]:
+        """Rows with the targets of the labels, and the labels."""
+        rows = list(self._read())
         labels = self._categories(rows)
-        folds = [self._number(row, "fold") for row in rows]
-        targets = [self._number(row, "target") for row in rows]
-        strange = sorted(set(folds) - set(FOLDS))
-        if strange:
-            line = next(
-                row["line"] for row, fold in zip(rows, folds, strict=True) if fold in strange
-            )
-            raise DataError(f"{self._csv} line {line}: fold {strange[0]} is not one of 1 to 5")
-        if self.esc10:
-            kept = [row["esc10"].strip().lower() == "true" for row in rows]
-            numbers = sorted({target for target, keep in zip(targets, kept, strict=True) if keep})
-            if not numbers:
-                raise DataError(
-                    f"{self._csv} marks no clip as ESC-10: set data.init_args.esc10 to false"
-                )
-            order = {number: place for place, number in enumerate(numbers)}
-            labels = [labels[number] for number in numbers]
-            rows_kept = [row for row, keep in enumerate(kept) if keep]
-            names = [names[row] for row in rows_kept]
-            folds = [folds[row] for row in rows_kept]
-            targets = [order[targets[row]] for row in rows_kept]
-        return _Index(names, folds, targets, labels)
+        duplicates = [
+            name for name, count in Counter(row.name for row in rows).items() if count > 1
+        ]
+        if duplicates:
+            raise DataError(f"{self._csv} lists {some(duplicates)} more than once: keep one row")
+        if not self.esc10:
+            return rows, labels
+        rows = [row for row in rows if row.esc10]
+        if not rows:
+            raise DataError(f"{self._csv} has no clip of ESC-10: set data.init_args.esc10 to false")
+        numbers = sorted({row.target for row in rows})
+        rows = [row._replace(target=numbers.index(row.target)) for row in rows]
+        return rows, [labels[number] for number in numbers]
 
-    def _rows(self) -> list[dict[str, str]]:
-        """Rows of the CSV, each with its `line`."""
+    def _read(self) -> Iterator[_Row]:
         if not self._csv.is_file():
             raise DataError(f"there is no {self._csv}: {self._advice()}")
-        needed = ["filename", "fold", "target", "category", *(["esc10"] if self.esc10 else [])]
+        required = ["filename", "fold", "target", "category", *(["esc10"] if self.esc10 else [])]
+        line = 1
         try:
             with self._csv.open(encoding="utf-8-sig", newline="") as lines:
                 reader = csv.DictReader(lines, restval="")
-                missing = [name for name in needed if name not in (reader.fieldnames or [])]
+                missing = set(required) - set(reader.fieldnames or [])
                 if missing:
                     raise DataError(
-                        f"{self._csv} has no column {some(missing)}: its first line must name "
-                        f"{', '.join(needed)}"
+                        f"{self._csv} has no column {some(sorted(missing))}: its first line must "
+                        f"name {', '.join(required)}"
                     )
-                rows = [{**row, "line": str(reader.line_num)} for row in reader]
+                for row in reader:
+                    line = reader.line_num
+                    fold, target = int(row["fold"]), int(row["target"])
+                    if fold not in FOLDS:
+                        raise ValueError(f"fold {fold} is not one of 1 to 5")
+                    esc10 = row.get("esc10", "").strip().lower() == "true"
+                    yield _Row(row["filename"], fold, target, row["category"], esc10, line)
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(
                 f"{self._csv} cannot be read as a table in UTF-8 ({error}): save it as CSV UTF-8"
             ) from None
-        if not rows:
+        except ValueError as error:
+            raise DataError(f"{self._csv} line {line}: {error}; correct the row") from None
+        if line == 1:
             raise DataError(f"{self._csv} lists no clips: 0 clips, 0 classes; {self._advice()}")
-        return rows
 
-    def _categories(self, rows: list[dict[str, str]]) -> list[str]:
+    def _categories(self, rows: list[_Row]) -> list[str]:
         """Names of the classes; every row must agree with them."""
-        official = read_labels("esc50")
-        known = dict(enumerate(official))
-        own = not {row["category"] for row in rows} <= set(official)
-        if own:
-            known = {}
-            for row in rows:
-                known.setdefault(self._number(row, "target"), row["category"])
-            if sorted(known) != list(range(len(known))):
+        names = dict(enumerate(read_labels("esc50")))
+        if not {row.category for row in rows} <= set(names.values()):
+            names = {row.target: row.category for row in reversed(rows)}
+            if sorted(names) != list(range(len(names))):
                 raise DataError(
-                    f"{self._csv} column target: {len(known)} classes must be numbered "
-                    f"0 to {len(known) - 1}, but the numbers are {some(sorted(known))}"
+                    f"{self._csv} column target: {len(names)} classes must be numbered "
+                    f"0 to {len(names) - 1}, but the numbers are {some(sorted(names))}"
                 )
         numbers: dict[str, int] = {}
-        for number, name in known.items():
+        for number, name in sorted(names.items()):
             numbers.setdefault(name, number)
         for row in rows:
-            number = self._number(row, "target")
-            if known.get(number) != row["category"] or numbers[row["category"]] != number:
+            if names.get(row.target) != row.category or numbers[row.category] != row.target:
                 raise DataError(
-                    f"{self._csv} line {row['line']}: target {number} contradicts category "
-                    f"{row['category']!r}: {'rows before say' if own else 'in ESC-50'} target "
-                    f"{number} is {known.get(number, 'no class')!r}; correct the row"
+                    f"{self._csv} line {row.line}: target {row.target} contradicts category "
+                    f"{row.category!r}: target {row.target} is "
+                    f"{names.get(row.target, 'no class')!r}; correct the row"
                 )
-        return [known[number] for number in sorted(known)]
-
-    def _number(self, row: dict[str, str], column: str) -> int:
-        try:
-            return int(row[column])
-        except ValueError:
-            raise DataError(
-                f"{self._csv} line {row['line']}: column {column} is {row[column]!r}, "
-                "which is not a whole number"
-            ) from None
+        return [names[number] for number in sorted(names)]
 
     def _advice(self) -> str:
         return self.advice.format(root=self.root)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peas.data.fetch.download import file_sum
 from peas.data.packed.journal import write_text
 from peas.errors import ConfigError, DataError
 from peas.teachers.grid import Extent
+from peas.utils.files import checksum as file_sum
 
 FORMAT = "peas-targets"
 VERSION = 1

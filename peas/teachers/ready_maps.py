@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings
-from peas.data.fetch.download import file_sum
 from peas.errors import ConfigError, DataError
 from peas.teachers.grid import Extent
 from peas.teachers.writing import Block, sorted_ids
+from peas.utils.files import checksum as file_sum
 from peas.utils.text import some
 
 _IDS = "ids"

@@ -23,9 +23,7 @@ class Answer:
         start: What `Content-Range` claims as first byte in place of the truth.
         chunked: Sends the body in chunks, without a length.
         hang: Falls silent after `drop` bytes and keeps the connection open.
-        again: Headers that are sent beside those of the same name.
         trickle: Seconds before each byte of the body; 0 = all at once.
-        slow_header: Seconds before each byte of a header that never ends; 0 = none.
     """
 
     status: int = 200
@@ -37,9 +35,7 @@ class Answer:
     start: int | None = None
     chunked: bool = False
     hang: bool = False
-    again: tuple[tuple[str, str], ...] = ()
     trickle: float = 0.0
-    slow_header: float = 0.0
 
 
 @dataclass
@@ -98,8 +94,6 @@ def serve(files: dict[str, Served | bytes]) -> Iterator[FaultyServer]:
             answer = file.answers.pop(0) if file.answers else file.then
             _answer(self, answer, file.data if answer.data is None else answer.data, faulty)
 
-        do_CONNECT = do_GET
-
         def log_message(self, *args: object) -> None:
             pass
 
@@ -128,9 +122,6 @@ def _answer(
         if answer.hang:
             faulty.closing.wait(20)
         return
-    if answer.slow_header:
-        _slowly(handler, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000, answer.slow_header, faulty)
-        return
     start = _start(handler, answer)
     if start is not None and start >= len(data):
         handler.send_response(416)
@@ -151,8 +142,6 @@ def _answer(
             handler.send_header(name, str(len(body)))
         elif value:
             handler.send_header(name, value)
-    for name, value in answer.again:
-        handler.send_header(name, value)
     handler.end_headers()
     sent = body if answer.drop is None else body[: answer.drop]
     if answer.chunked:

@@ -279,7 +279,7 @@ def test_a_file_of_many_small_streams_is_refused_soon():
         load((xing + frame.ljust(104, b"\0")) * 1_500)
 
 
-@pytest.mark.parametrize(("format", "words"), [("OGG", "behind its Ogg"), ("FLAC", "max_samples")])
+@pytest.mark.parametrize(("format", "words"), [("OGG", "hole: .*Ogg"), ("FLAC", "max_samples")])
 def test_a_hole_behind_the_sound_is_not_searched(tmp_path, format, words):
     path = tmp_path / "hole"
     path.write_bytes(encoded(tone(), format))

@@ -109,8 +109,8 @@ def test_other_endings_links_and_what_is_left_out(root, tmp_path_factory):
         "bed/3.WAV",
         "bed/more/7.flac",
     ]
-    (note,) = module.inventory().notes
-    assert "4 recordings that this task has no use for (such as '_background_noise_')" in note
+    note = module.inventory().notes[0]
+    assert "4 recordings that this task does not use (such as '_background_noise_')" in note
     assert ".txt: 1" in note
 
 

@@ -105,7 +105,7 @@ def test_unknown_fold_in_the_table(tmp_path, rows):
 
 
 def test_fold_that_is_no_number(tmp_path, rows):
-    _reject(_write(tmp_path, [*rows, _row("x", 0, "dog")]), r"line 22: column fold is 'x'")
+    _reject(_write(tmp_path, [*rows, _row("x", 0, "dog")]), r"line 22: .*'x'")
 
 
 def test_duplicate_file(tmp_path, rows):
@@ -139,7 +139,7 @@ def test_no_clips(tmp_path):
 
 
 def test_no_esc10_clips(tmp_path):
-    _reject(_write(tmp_path, [_row(1, 3, "cow")]), "no clip as ESC-10", esc10=True)
+    _reject(_write(tmp_path, [_row(1, 3, "cow")]), "no clip of ESC-10", esc10=True)
 
 
 def test_no_fold_left_for_training(tmp_path):

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from huggingface_hub import constants
 
-from peas.data.audioset.hub import hub_folder
+from peas.data.audioset.parquet import hub_folder
 from peas.errors import DataError
 
 SHA = "1" * 40
@@ -106,9 +106,9 @@ def test_without_network_the_cache_is_used(hub, monkeypatch, caplog):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with caplog.at_level(logging.WARNING):
         assert hub_folder("hf://owner/name", _balanced) == folder
-    assert "the copy in the cache is used" in caplog.text
+    assert str(folder) in caplog.text
     # What was not fetched is missed, and not quietly left out.
-    with pytest.raises(DataError, match=r"its copy in the hub's cache is not whole"):
+    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE.*incomplete"):
         hub_folder("hf://owner/name", lambda file: file.endswith(".parquet"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -117,27 +117,23 @@ def test_without_network_the_cache_is_used(hub, monkeypatch, caplog):
 
 def test_neither_network_nor_cache(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(
-        DataError, match=r"hf://owner/name: the hub cannot be reached .*hf download"
-    ):
+    with pytest.raises(DataError, match=r"hf://owner/name.*refused.*hf download"):
         hub_folder("hf://owner/name", _balanced)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError, match=r"HF_HUB_OFFLINE is set, and its copy in the hub's cache is not there"
-    ):
+    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE.*missing"):
         hub_folder("hf://owner/name", _balanced)
 
 
 def test_what_the_hub_does_not_have(hub):
-    with pytest.raises(DataError, match=r"hf://owner/none: the hub refuses it .*check its name"):
+    with pytest.raises(DataError, match=r"hf://owner/none.*check its name"):
         hub_folder("hf://owner/none", _balanced)
-    with pytest.raises(DataError, match=r"hf://owner/name has no file that can be used"):
+    with pytest.raises(DataError, match=r"hf://owner/name.*Parquet"):
         hub_folder("hf://owner/name", lambda file: False)
 
 
 def test_a_download_that_breaks_off(hub, monkeypatch):
     monkeypatch.setattr(Hub, "broken", True)
-    with pytest.raises(DataError, match=r"hf://owner/name: the download broke off .*goes on"):
+    with pytest.raises(DataError, match=r"hf://owner/name.*403.*resumes"):
         hub_folder("hf://owner/name", _balanced)
     monkeypatch.setattr(Hub, "broken", False)
     assert _names(hub_folder("hf://owner/name", _balanced)) == ["data/bal_train/0[1].parquet"]

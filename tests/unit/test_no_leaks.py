@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from peas.data.checks.clips import Checks
-from peas.data.checks.comparisons import of_two_sets
+from peas.data.checks.findings import of_two_sets
 from peas.data.columns import Strings
 from peas.data.esc50 import ESC50
 from peas.data.folder.module import AudioFolder

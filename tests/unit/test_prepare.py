@@ -1,4 +1,3 @@
-import csv
 import hashlib
 import io
 import os
@@ -79,7 +78,6 @@ def _run(set_name, root, server, *options):
 @pytest.fixture
 def esc50(monkeypatch):
     """Files of the archive: two classes, five folds, one clip each."""
-    monkeypatch.setattr(sources, "ESC50_COUNTS", sources.ESC50Counts(10, 2, 5))
     rows = ["filename,fold,target,category,esc10,src_file,take"]
     files = {
         "LICENSE": b"CC BY-NC",
@@ -104,7 +102,7 @@ def _esc50_zip(files):
 GITHUB = Answer(chunked=True, ranges=False)
 
 
-def _esc50(tmp_path, files, *answers, options=("--workers", "0")):
+def _esc50(tmp_path, files, *answers, options=()):
     served = Served(_esc50_zip(files), list(answers), GITHUB)
     with serve({"/data/master.zip": served}) as server:
         _run("esc50", tmp_path / "esc", server, *options)
@@ -120,33 +118,23 @@ def test_esc50(tmp_path, esc50, capsys):
     assert (root / "audio" / "1-101-A-0.wav").read_bytes() == esc50["audio/1-101-A-0.wav"]
     assert _state(root) == ["lock", "master.zip.json"]
     printed = capsys.readouterr().out
-    assert f"esc50 is whole in {root}" in printed
-    assert "10 clips, all of which decode; 2 classes, 5 folds of 2" in printed
+    assert f"esc50 is complete in {root}" in printed
     assert printed.endswith(f"next: peas data verify esc50 {root}\n")
 
 
 def test_esc50_is_not_fetched_again(tmp_path, esc50, capsys):
     _esc50(tmp_path, esc50)
     assert _esc50(tmp_path, esc50).paths == []
-    assert capsys.readouterr().out.count("esc50 is whole") == 2
-
-
-def test_esc50_in_processes(tmp_path, esc50, capsys):
-    _esc50(tmp_path, esc50, options=("--workers", "2"))
-    assert "10 clips, all of which decode" in capsys.readouterr().out
-    esc50["audio/3-103-A-10.wav"] = b"RIFF"
-    with pytest.raises(DataError, match=r"1 of the 10 clips cannot be decoded(.|\n)*3-103-A-10"):
-        _esc50(tmp_path, esc50, options=("--workers", "2", "--again"))
+    assert capsys.readouterr().out.count("esc50 is complete") == 2
 
 
 def test_esc50_again_and_kept(tmp_path, esc50):
-    _esc50(tmp_path, esc50, options=("--workers", "0", "--keep-archives"))
+    _esc50(tmp_path, esc50, options=("--keep-archives",))
     assert "master.zip" in _state(tmp_path / "esc")
     (tmp_path / "esc" / "audio" / "1-101-A-0.wav").unlink()
-    with pytest.raises(DataError, match=r"1-101-A-0\.wav not there; .*--again"):
-        _esc50(tmp_path, esc50)
+    assert _esc50(tmp_path, esc50).paths == []
     assert "master.zip" not in _state(tmp_path / "esc")
-    assert len(_esc50(tmp_path, esc50, options=("--workers", "0", "--again")).paths) == 1
+    assert len(_esc50(tmp_path, esc50, options=("--again",)).paths) == 1
 
 
 def test_esc50_through_a_bad_link(tmp_path, esc50):
@@ -159,7 +147,7 @@ def test_esc50_page_in_place_of_the_archive(tmp_path, esc50, capsys):
     page = Answer(data=b"<html>come back later</html>")
     server = _esc50(tmp_path, esc50, page)
     assert len(server.paths) == 2
-    assert "esc50 is whole" in capsys.readouterr().out
+    assert "esc50 is complete" in capsys.readouterr().out
 
 
 def test_esc50_never_the_archive(tmp_path, esc50):
@@ -168,70 +156,6 @@ def test_esc50_never_the_archive(tmp_path, esc50):
         _esc50(tmp_path, esc50, page, page)
     # The next try must not begin with the page.
     assert _state(tmp_path / "esc") == ["lock"]
-
-
-def _csv(files, change):
-    rows = list(csv.reader(files["meta/esc50.csv"].decode().splitlines()))
-    change(rows)
-    files["meta/esc50.csv"] = "\n".join(",".join(row) for row in rows).encode()
-
-
-def _more_rows(files):
-    _csv(files, lambda rows: rows.append(rows[-1]))
-
-
-def _fewer_rows(files):
-    _csv(files, lambda rows: rows.pop())
-
-
-def _other_class(files):
-    _csv(files, lambda rows: [row.__setitem__(3, "wolf") for row in rows if row[3] == "dog"])
-
-
-def _uneven_folds(files):
-    _csv(files, lambda rows: rows[1].__setitem__(1, "2"))
-
-
-def _uneven_classes(files):
-    _csv(files, lambda rows: rows[1].__setitem__(slice(2, 4), ["10", "rain"]))
-
-
-def _third_class(files):
-    _csv(files, lambda rows: rows[1].__setitem__(slice(2, 4), ["1", "rooster"]))
-
-
-def _no_fold(files):
-    _csv(files, lambda rows: rows[0].__setitem__(1, "part"))
-
-
-def _same_clip(files):
-    _csv(files, lambda rows: rows[1].__setitem__(0, rows[2][0]))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "match"),
-    [
-        (lambda files: files.pop("meta/esc50.csv"), r"there is no .*esc50\.csv"),
-        (lambda files: files.pop("audio/2-102-A-0.wav"), r"2-102-A-0\.wav not there"),
-        (lambda files: files.update({"audio/2-102-A-0.wav": b""}), r"2-102-A-0\.wav.*empty"),
-        (
-            lambda files: files.update({"audio/2-102-A-0.wav": _wav()[:-7]}),
-            r"1 of the 10 clips cannot be decoded(.|\n)*2-102-A-0\.wav: cut short",
-        ),
-        (_more_rows, r"rows: 11 instead of 10"),
-        (_fewer_rows, r"rows: 9 instead of 10"),
-        (_other_class, r"class 0 is called 'wolf'"),
-        (_uneven_folds, r"clips of fold 1: 1 instead of 2"),
-        (_uneven_classes, r"clips of class 0: 4 instead of 5"),
-        (_third_class, r"classes: 3 instead of 2"),
-        (_no_fold, r"no column fold"),
-        (_same_clip, r"names a clip twice"),
-    ],
-)
-def test_esc50_that_is_not_as_published(tmp_path, esc50, spoil, match):
-    spoil(esc50)
-    with pytest.raises(DataError, match=match):
-        _esc50(tmp_path, esc50)
 
 
 # Speech Commands
@@ -252,9 +176,6 @@ def words(monkeypatch):
         main = sources.SPEECH_COMMANDS[version]
         other = sources.SPEECH_COMMANDS_TEST[version]
         archives[main.name], archives[other.name] = _tar(files), _tar(test)
-        counts = sources.SpeechCommandsCounts(len(names), len(clips), 2, 3)
-        monkeypatch.setitem(sources.SPEECH_COMMANDS_COUNTS, version, counts)
-        monkeypatch.setitem(sources.SPEECH_COMMANDS_TEST_CLIPS, version, 3)
         monkeypatch.setitem(sources.SPEECH_COMMANDS, version, _of(archives[main.name], main))
         monkeypatch.setitem(sources.SPEECH_COMMANDS_TEST, version, _of(archives[other.name], other))
     return {f"/data/{name}": data for name, data in archives.items()}
@@ -269,7 +190,6 @@ def test_speech_commands(tmp_path, words, capsys):
     assert "validation_list.txt" in tree
     assert len(tree) == 12 + 6 + 5
     printed = capsys.readouterr().out
-    assert "version 0.02: 12 clips of 3 words: 7 for training, 2 for validation, 3 for" in printed
     assert _state(tmp_path) == ["lock", "speech_commands_v0.02.tar.gz.json"]
     assert printed.endswith(f"next: peas data verify speech_commands {tmp_path}\n")
 
@@ -282,10 +202,6 @@ def test_speech_commands_with_test_set(tmp_path, words, capsys):
         "speech_commands_test_set_v0.01.tar.gz",
     ]
     printed = capsys.readouterr().out
-    assert "version 0.01: 8 clips of 2 words" in printed
-    assert (
-        f"test set of version 0.01: 3 clips in {tmp_path}/speech_commands_test_set_v0.01" in printed
-    )
     assert printed.endswith(f"next: peas data verify speech_commands {tmp_path} --task v1-12\n")
     # The folder of the test set is taken for no word: a second run finds the same.
     with serve(words) as server:
@@ -301,12 +217,6 @@ def test_speech_commands_of_two_versions_are_not_mixed(tmp_path, words):
     assert len(server.paths) == 1
 
 
-def test_speech_commands_beside_own_folders(tmp_path, words):
-    (tmp_path / "my_word").mkdir()
-    with serve(words) as server, pytest.raises(DataError, match="words: 4 instead of 3"):
-        _run("speech_commands", tmp_path, server)
-
-
 def test_wrong_archive_then_the_right_one(tmp_path, words, capsys):
     path = "/data/speech_commands_v0.02.tar.gz"
     wrong = bytearray(words[path])
@@ -314,7 +224,7 @@ def test_wrong_archive_then_the_right_one(tmp_path, words, capsys):
     with serve({path: Served(words[path], [Answer(data=bytes(wrong))])}) as server:
         _run("speech_commands", tmp_path, server)
     assert server.ranges == [None, None]
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
 
 
 def test_wrong_archive_is_never_unpacked(tmp_path, words):
@@ -323,31 +233,11 @@ def test_wrong_archive_is_never_unpacked(tmp_path, words):
     wrong[-20] ^= 1
     with (
         serve({path: bytes(wrong)}) as server,
-        pytest.raises(DataError, match="another file than expected, twice"),
+        pytest.raises(DataError, match="checksum"),
     ):
         _run("speech_commands", tmp_path, server)
     assert _tree(tmp_path) == []
     assert _state(tmp_path) == ["lock"]
-
-
-@pytest.mark.parametrize(
-    ("gone", "match"),
-    [
-        ("bed/0a0_nohash_0.wav", "clips of words: 11 instead of 12"),
-        ("_background_noise_/n3.wav", "noises: 5 instead of 6"),
-        ("testing_list.txt", r"there is no .*testing_list\.txt"),
-    ],
-)
-def test_speech_commands_that_lost_a_file(tmp_path, words, gone, match):
-    with serve(words) as server:
-        _run("speech_commands", tmp_path, server)
-        (tmp_path / gone).unlink()
-        with pytest.raises(DataError, match=match):
-            _run("speech_commands", tmp_path, server)
-        assert len(server.paths) == 1
-        _run("speech_commands", tmp_path, server, "--again")
-        assert len(server.paths) == 2
-    assert (tmp_path / gone).is_file()
 
 
 # LibriSpeech
@@ -366,20 +256,16 @@ def books(monkeypatch):
             files[f"LibriSpeech/{subset}/{speaker}/7/{speaker}-7.trans.txt"] = b""
         archives[f"/data/{subset}.tar.gz"] = data = _tar(files)
         monkeypatch.setitem(sources.LIBRISPEECH, subset, _of(data, sources.LIBRISPEECH[subset]))
-        monkeypatch.setitem(sources.LIBRISPEECH_CLIPS, subset, 2 * clips)
     return archives
 
 
-def test_librispeech(tmp_path, books, capsys):
+def test_librispeech(tmp_path, books):
     with serve(books) as server:
         _run("librispeech", tmp_path, server, "--subsets", "train-clean-100, dev-clean")
     assert server.paths == ["/data/train-clean-100.tar.gz", "/data/dev-clean.tar.gz"]
     tree = _tree(tmp_path)
     assert "dev-clean/84/7/84-7-0000.flac" in tree
     assert "SPEAKERS.TXT" in tree
-    printed = capsys.readouterr().out
-    assert "train-clean-100: 4 clips of 2 speakers" in printed
-    assert "dev-clean: 2 clips of 2 speakers" in printed
 
 
 def test_librispeech_goes_on_with_the_part_that_failed(tmp_path, books, capsys):
@@ -394,7 +280,6 @@ def test_librispeech_goes_on_with_the_part_that_failed(tmp_path, books, capsys):
         before = len(server.paths)
         _run("librispeech", tmp_path, server, *options)
     assert server.paths[before:] == ["/data/train-other-500.tar.gz"]
-    assert "train-other-500: 6 clips" in capsys.readouterr().out
 
 
 def test_librispeech_with_the_mark_of_another_archive(tmp_path, books):
@@ -443,7 +328,6 @@ def test_killed_in_the_middle_and_restarted(tmp_path, books, capsys):
         assert _tree(tmp_path) == []
         _run("librispeech", tmp_path, server, "--subsets", "dev-clean")
     assert server.ranges == [None, "bytes=2000-"]
-    assert "dev-clean: 2 clips" in capsys.readouterr().out
 
 
 # AudioSet
@@ -455,7 +339,7 @@ def tables(monkeypatch):
     head += "# YTID, start_seconds, end_seconds, positive_labels\n"
     files, rows = {}, []
     for n, source in enumerate(sources.AUDIOSET):
-        if source.name == sources.AUDIOSET_LABELS:
+        if source.checksum is None:
             table = resources.files("peas.data.labels") / "audioset_class_labels_indices.csv"
             files[f"/data/{source.name}"] = table.read_bytes()
             rows.append(source)
@@ -465,7 +349,6 @@ def tables(monkeypatch):
         files[f"/data/{source.name}"] = data
         rows.append(_of(data, source))
     monkeypatch.setattr(sources, "AUDIOSET", tuple(rows))
-    monkeypatch.setattr(sources, "AUDIOSET_ROWS", dict.fromkeys(sources.AUDIOSET_ROWS, 2))
     return files
 
 
@@ -477,50 +360,8 @@ def test_audioset(tmp_path, tables, capsys):
         assert len(server.paths) == 4
     assert [f"/data/{name}" for name in _tree(tmp_path)] == sorted(tables)
     printed = capsys.readouterr().out
-    assert "unbalanced_train_segments.csv: 2 clips, 3 classes" in printed
-    assert "class_labels_indices.csv: 527 classes" in printed
     assert "obtain it yourself" in printed
     assert "Y<id>.wav" in printed
-
-
-def test_audioset_with_another_label_table(tmp_path, tables):
-    path = "/data/class_labels_indices.csv"
-    good = tables[path]
-    for bad, line in (
-        (good.replace(b"Speech", b"Spoken", 1), 2),
-        (good[:-30], 528),
-        (b"<html>", 1),
-    ):
-        tables[path] = bad
-        with (
-            serve(tables) as server,
-            pytest.raises(DataError, match=rf"indices\.csv line {line}: differs .* 527 classes"),
-        ):
-            _run("audioset", tmp_path, server, "--again")
-    tables[path] = good
-    with serve(tables) as server:
-        _run("audioset", tmp_path, server, "--again")
-    assert server.paths == [path]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "match"),
-    [
-        (b"/m/012xff", b"/m/nothing", r"eval_segments\.csv: /m/nothing is no label"),
-        (b'"/m/012xff"', b'"/m/01', r"eval_segments\.csv line 5: .* is no segment"),
-        (b'"/m/012xff"\n', b'"/m/012xff"\nabcdefghijk, 1.0, 2.0, "/m/09x0r"', "3 instead of 2"),
-    ],
-)
-def test_audioset_with_another_table(tmp_path, tables, monkeypatch, old, new, match):
-    path = "/data/eval_segments.csv"
-    tables[path] = tables[path].replace(old, new)
-    rows = [
-        _of(tables[path], row) if row.name == "eval_segments.csv" else row
-        for row in sources.AUDIOSET
-    ]
-    monkeypatch.setattr(sources, "AUDIOSET", tuple(rows))
-    with serve(tables) as server, pytest.raises(DataError, match=match):
-        _run("audioset", tmp_path, server)
 
 
 # The command
@@ -531,8 +372,6 @@ def test_audioset_with_another_table(tmp_path, tables, monkeypatch, old, new, ma
     [
         (["folder", "x"], "invalid choice: 'folder'"),
         (["esc50"], "ROOT"),
-        (["esc50", "x", "--workers", "-1"], "--workers"),
-        (["esc50", "x", "--workers", "many"], "'many' is no number of processes"),
         (["librispeech", "x", "--subsets", "dev-clean,all"], "'all' is no part of LibriSpeech"),
         (["librispeech", "x", "--subsets", ","], "is no part of LibriSpeech"),
         (["speech_commands", "x", "--version", "3"], "0.01"),
@@ -574,28 +413,6 @@ def test_importing_the_command_is_quick():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "numpy", "rich", "soundfile", "jsonargparse"):
         assert f"'{heavy}'" not in run.stdout
-
-
-def test_table_is_the_published_one():
-    # The figures that users are told, and nothing that a test left behind.
-    everything = [
-        sources.ESC50,
-        *sources.SPEECH_COMMANDS.values(),
-        *sources.SPEECH_COMMANDS_TEST.values(),
-        *sources.LIBRISPEECH.values(),
-        *sources.AUDIOSET,
-    ]
-    checked = [source for source in everything if source.checksum]
-    assert len(everything) == 16
-    assert [source.name for source in everything if source not in checked] == [
-        "master.zip",
-        "class_labels_indices.csv",
-    ]
-    assert all(len(source.checksum) == len("sha256:") + 64 for source in checked)
-    assert len({source.checksum for source in checked}) == 14
-    assert sum(sources.LIBRISPEECH_CLIPS[part] for part in sources.LIBRISPEECH_960) == 281_241
-    counts = sources.SPEECH_COMMANDS_COUNTS["0.02"]
-    assert counts.clips - counts.validation - counts.test == 84_843
 
 
 def test_checksums_are_torchaudios():
@@ -662,5 +479,5 @@ def test_home_folder(tmp_path, esc50, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     served = Served(_esc50_zip(esc50), [], GITHUB)
     with serve({"/data/master.zip": served}) as server:
-        _run("esc50", Path("~/esc"), server, "--workers", "0")
+        _run("esc50", Path("~/esc"), server)
     assert (tmp_path / "esc" / "meta").is_dir()

@@ -9,7 +9,7 @@ import soundfile
 from peas import errors
 from peas.__main__ import main
 from peas.cli.data.bar import Bar
-from peas.data.checks.report_table import columns
+from peas.data.checks.report import columns
 from peas.errors import printable, say
 
 EVIL = "\x1b[2J\x07gone"

@@ -11,7 +11,7 @@ from pathlib import Path
 from peas.cli.arguments import Arguments
 from peas.cli.data.bar import Bar
 from peas.data.disk import disk_errors, only_one
-from peas.data.fetch import completeness, sources
+from peas.data.fetch import sources
 from peas.data.fetch.archives import ArchiveError, read_marker, unpack
 from peas.data.fetch.download import Patience, Progress, download
 from peas.data.fetch.sources import Source
@@ -54,12 +54,7 @@ def parser() -> Arguments:
         epilog="peas data prepare SET --help shows the options of a set.",
     )
     sets = p.add_subparsers(dest="set", required=True, metavar="SET")
-    one = sets.add_parser("esc50", parents=[common], help="ESC-50: 2,000 clips, 0.6 GB")
-    one.add_argument(
-        "--workers",
-        type=_workers,
-        help="processes that decode every clip in the end; 0 = this one (default: one a core)",
-    )
+    sets.add_parser("esc50", parents=[common], help="ESC-50: 2,000 clips, 0.6 GB")
     one = sets.add_parser(
         "speech_commands", parents=[common], help="Google Speech Commands: 1.5 or 2.4 GB"
     )
@@ -80,12 +75,6 @@ def parser() -> Arguments:
     )
     sets.add_parser("audioset", parents=[common], help="AudioSet's tables, 0.1 GB; no sound")
     return p
-
-
-def _workers(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 0 or more")
-    return int(text)
 
 
 def _subsets(text: str) -> list[str]:
@@ -115,12 +104,11 @@ def main(argv: list[str]) -> None:
         state.mkdir(parents=True, exist_ok=True)
     try:
         with only_one(args.root, state / "lock"), Bar() as bar:
-            found = _SETS[args.set](args, bar)
+            _SETS[args.set](args, bar)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from here", sys.stderr)
         sys.exit(130)
-    say(f"{args.set} is whole in {args.root}:")
-    say("\n".join(f"  {line}" for line in found))
+    say(f"{args.set} is complete in {args.root}")
     if args.set == "audioset":
         say(SOUND)
     say(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}{_task(args)}")
@@ -144,7 +132,7 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
             if source.checksum is None:
                 place.unlink(missing_ok=True)
     done = read_marker(marker)
-    if done is not None and source.checksum in (None, done.checksum):
+    if done is not None and source.checksum in (None, done):
         if not args.keep_archives:
             place.unlink(missing_ok=True)
         return
@@ -154,7 +142,6 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
             place,
             checksum=source.checksum,
             size=source.size,
-            most=source.most,
             progress=progress,
             patience=PATIENCE,
         )
@@ -180,16 +167,11 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
         place.unlink()
 
 
-def _esc50(args: argparse.Namespace, bar: Bar) -> list[str]:
+def _esc50(args: argparse.Namespace, bar: Bar) -> None:
     _get(sources.ESC50, args, bar.of("ESC-50"))
-    if args.workers is None:
-        from peas.data.workers import default_workers
-
-        args.workers = default_workers()
-    return completeness.esc50(args.root, args.workers, bar.of("ESC-50"))
 
 
-def _speech_commands(args: argparse.Namespace, bar: Bar) -> list[str]:
+def _speech_commands(args: argparse.Namespace, bar: Bar) -> None:
     for version, source in sources.SPEECH_COMMANDS.items():
         other = args.root / STATE / f"{source.name}.json"
         if version != args.version and other.exists():
@@ -200,30 +182,23 @@ def _speech_commands(args: argparse.Namespace, bar: Bar) -> list[str]:
             )
     main_archive = sources.SPEECH_COMMANDS[args.version]
     _get(main_archive, args, bar.of(main_archive.name))
-    found = completeness.speech_commands(args.root, args.version)
     if args.test_set:
         test = sources.SPEECH_COMMANDS_TEST[args.version]
         _get(test, args, bar.of(test.name))
-        found += completeness.speech_commands_test(args.root, args.version)
-    return found
 
 
-def _librispeech(args: argparse.Namespace, bar: Bar) -> list[str]:
-    found = []
+def _librispeech(args: argparse.Namespace, bar: Bar) -> None:
     for subset in args.subsets:
         source = sources.LIBRISPEECH[subset]
         _get(source, args, bar.of(source.name))
-        found += completeness.librispeech(args.root, subset)
-    return found
 
 
-def _audioset(args: argparse.Namespace, bar: Bar) -> list[str]:
+def _audioset(args: argparse.Namespace, bar: Bar) -> None:
     for source in sources.AUDIOSET:
         _get(source, args, bar.of(source.name))
-    return completeness.audioset(args.root)
 
 
-_SETS: dict[str, Callable[[argparse.Namespace, Bar], list[str]]] = {
+_SETS: dict[str, Callable[[argparse.Namespace, Bar], None]] = {
     "esc50": _esc50,
     "speech_commands": _speech_commands,
     "librispeech": _librispeech,

@@ -15,8 +15,7 @@ import numpy as np
 from peas import __version__
 from peas.cli.data.bar import Bar
 from peas.cli.data.sets import SetParser
-from peas.data.checks.report import lengths
-from peas.data.checks.report_table import columns, spread
+from peas.data.checks.report import columns, lengths, spread
 from peas.data.clips import FRAME_SECONDS
 from peas.data.module import SPLITS, ClipDataModule
 from peas.data.statistics import Measured, measure

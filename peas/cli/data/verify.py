@@ -12,17 +12,16 @@ from pathlib import Path
 from peas.cli.data.bar import Bar
 from peas.cli.data.sets import SETS, SetParser, in_arguments
 from peas.data.checks.clips import Checks, check_clips
-from peas.data.checks.comparisons import (
+from peas.data.checks.findings import (
     class_counts,
     of_classes,
     of_clips,
     of_parts,
+    of_tables,
     of_two_sets,
     unread,
 )
-from peas.data.checks.findings import of_tables
-from peas.data.checks.report import Report, write_json
-from peas.data.checks.report_table import table
+from peas.data.checks.report import Report, table, write_json
 from peas.data.clips import ClipTable
 from peas.data.columns import Targets
 from peas.data.inventory import Inventory

@@ -13,24 +13,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.audioset.classes import ClassTable
-from peas.data.audioset.hub import PREFIX, hub_folder
-from peas.data.audioset.listed import ListedClips, Place, read_list, require_once, require_sound
-from peas.data.audioset.sources import (
+from peas.data.audioset.layout import (
     PARTS,
     Listing,
     Subset,
     evaluation_lists,
+    find_lists,
     locate,
-    look,
-    named,
+    named_lists,
     parquet_part,
     training_lists,
 )
+from peas.data.audioset.lists import (
+    Context,
+    ListedClips,
+    json_clips,
+    require_once,
+    require_sound,
+    segment_clips,
+)
+from peas.data.audioset.parquet import PREFIX, hub_folder, parquet_clips
 from peas.data.audioset.youtube_files import YOUTUBE_ID, YouTubeFiles, walk_sounds
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
 from peas.data.inventory import Inventory
+from peas.data.labels import ClassTable
 from peas.data.module import ClipDataModule, Split
 from peas.data.packed.manifest import FORMAT, JOURNAL, MANIFEST
 from peas.errors import ConfigError, DataError
@@ -40,11 +47,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_READERS = {"segments": segment_clips, "json": json_clips, "parquet": parquet_clips}
+
 
 class AudioSet(ClipDataModule):
     """AudioSet (J. F. Gemmeke et al., 2017): clips of 10 s, each with some of 527 classes.
 
-    What `ROOT` holds is found by looking:
+    `ROOT` may be, and is recognised as:
 
     - a folder that `peas data pack` made;
     - Parquet files of a copy on a hub, or that copy itself with `hf://owner/name` as `ROOT`.
@@ -56,19 +65,19 @@ class AudioSet(ClipDataModule):
       files in any folder of `ROOT`, named `Y<id>.wav`, `<id>.flac`, `<id>_<start>.wav` or
       `<id>_<start>_<end>.m4a`, with any extension; starts are in seconds or thousandths.
 
-    A clip's id is its YouTube id. A clip that is listed and has no sound is counted, named in the
-    log and left out, as videos vanish: state how many clips a result is of. A sound file is one
-    whole clip, whatever start the lists give.
+    A clip's id is its YouTube id. Listed clips without sound are logged and left out, as videos
+    vanish: report the number of clips with a result. A sound file is one clip, whatever start the
+    lists give.
 
-    Statistics, length, mixup and batch size are the official SSAST recipe's.
+    Statistics, length, mixup and batch size are those of the official SSAST recipe.
 
     Args:
         root: Folder of the data set, or `hf://owner/name`, or `hf://owner/name@revision`.
-        subset: What trains: `as20k`, the balanced part; `as2m`, the balanced and the unbalanced
-            one. The evaluation part validates and tests.
-        train: Files that list the training clips (CSV, JSON, Parquet or a folder of the last), in
-            place of `subset`; from `root`, else from the working folder.
-        evaluation: Files that list the evaluation clips, likewise; null = found by looking.
+        subset: Training set: `as20k`, the balanced part; `as2m`, the balanced and the unbalanced
+            one. The evaluation part is for validation and test.
+        train: Files that list the training clips (CSV, JSON, Parquet or a folder of Parquet files)
+            instead of `subset`; from `root`, else from the working folder.
+        evaluation: Files that list the evaluation clips, likewise; null = the usual names.
         class_labels: CSV of other classes (index, mid, display_name); null = AudioSet's 527.
         batch_size: Training clips of a batch, for each process.
         mixup: Probability that a training clip is mixed with another one.
@@ -120,7 +129,7 @@ class AudioSet(ClipDataModule):
     def setup(self, stage: str) -> None:
         """Read the lists and find the sounds."""
         super().setup(stage)
-        # The names of all files of the folder: nothing needs them any more.
+        # The names of all files of the folder are no longer needed.
         self.__dict__.pop("_files", None)
 
     def clips(self, split: Split) -> ClipTable:
@@ -147,21 +156,22 @@ class AudioSet(ClipDataModule):
         else:
             notes.append("No list of the evaluation clips was found.")
         require_once(lists)
-        table = ClipTable.concatenate([one.table for one in lists])
-        names = list(dict.fromkeys(one.part for one in lists))
+        table = ClipTable.concatenate([clips.table for clips in lists])
+        parts = list(dict.fromkeys(clips.part for clips in lists))
+        numbers = [parts.index(clips.part) for clips in lists]
         return Inventory(
             table,
-            names,
-            np.repeat([names.index(one.part) for one in lists], [len(one.table) for one in lists]),
+            parts,
+            np.repeat(numbers, [len(clips.table) for clips in lists]),
             _videos(table.ids),
-            absent=Strings(pa.chunked_array([one.absent.array for one in lists])),
-            notes=[*notes, *(note for one in lists for note in one.notes)],
+            absent=Strings(pa.chunked_array([clips.absent.array for clips in lists])),
+            notes=[*notes, *(note for clips in lists for note in clips.notes)],
         )
 
     @cached_property
     def _training_table(self) -> ClipTable:
         lists = self._training_lists
-        # Also where only training reads: a clip that trains must not be tested later.
+        # Also if only training is wanted: a training clip must not be tested later.
         require_once([*lists, *(self._evaluation_lists if self._has_evaluation else [])])
         return self._table(lists)
 
@@ -172,41 +182,37 @@ class AudioSet(ClipDataModule):
 
     def _table(self, lists: Sequence[ListedClips]) -> ClipTable:
         require_sound(lists, self._folder)
-        tables = [one.table for one in lists]
+        tables = [clips.table for clips in lists]
         return tables[0] if len(tables) == 1 else ClipTable.concatenate(tables)
 
     @cached_property
     def _training_lists(self) -> list[ListedClips]:
         if self.train:
-            found = named(self._folder, self.train, "train", "train")
-        else:
-            found = training_lists(self._found, self.subset, self._folder)
-        return self._read(found)
+            return self._read(named_lists(self._folder, self.train, "train"))
+        return self._read(training_lists(self._lists, self.subset, self._folder))
 
     @cached_property
     def _evaluation_lists(self) -> list[ListedClips]:
         if self.evaluation:
-            found = named(self._folder, self.evaluation, "evaluation", "evaluation")
-        else:
-            found = evaluation_lists(self._found, self._folder)
-        return self._read(found)
+            return self._read(named_lists(self._folder, self.evaluation, "evaluation"))
+        return self._read(evaluation_lists(self._lists, self._folder))
 
     @property
     def _has_evaluation(self) -> bool:
-        return bool(self.evaluation) or any(one.part == "evaluation" for one in self._found)
+        return bool(self.evaluation) or any(each.part == "evaluation" for each in self._lists)
 
-    def _read(self, found: list[Listing]) -> list[ListedClips]:
-        place = Place(self._folder, self._classes, self.reader, lambda: self._files)
-        lists = [read_list(listing, place) for listing in found]
-        for one in lists:
-            for note in (one.missing(self._folder), *one.notes):
+    def _read(self, listings: list[Listing]) -> list[ListedClips]:
+        context = Context(self._folder, self._classes, self.reader, lambda: self._files)
+        lists = [_READERS[listing.form](listing, context) for listing in listings]
+        for clips in lists:
+            for note in (clips.missing(self._folder), *clips.notes):
                 if note:
                     log.warning("%s", note)
         return lists
 
     @cached_property
-    def _found(self) -> list[Listing]:
-        return look(self._folder)
+    def _lists(self) -> list[Listing]:
+        return find_lists(self._folder)
 
     @cached_property
     def _files(self) -> YouTubeFiles:
@@ -217,9 +223,9 @@ class AudioSet(ClipDataModule):
         """The data set's folder; a hub copy's is in the hub's cache."""
         if self.hub is None:
             return self.root
-        unwanted = {"unbalanced", "whole"} if self.subset == "as20k" else set()
-        wanted = set(PARTS) - unwanted
-        return hub_folder(self.hub, lambda file: parquet_part(Path(file)) in wanted)
+        large = {"unbalanced", "whole"} if self.subset == "as20k" else set()
+        parts = set(PARTS) - large
+        return hub_folder(self.hub, lambda file: parquet_part(Path(file)) in parts)
 
     @cached_property
     def _classes(self) -> ClassTable:
@@ -230,23 +236,23 @@ class AudioSet(ClipDataModule):
 
     @cached_property
     def _class_table(self) -> ClassTable:
-        """The classes that the arguments say."""
+        """The classes of the argument `class_labels`."""
         if self.class_labels is None:
             return ClassTable.shipped()
         return ClassTable.read(locate(self._folder, self.class_labels))
 
     @cached_property
     def _packed(self) -> PackedFolder | None:
-        """The folder, if it is one that `peas data pack` made, or began to make."""
+        """The folder, if `peas data pack` made it, or began to."""
         from peas.data.packed.opening import PackedFolder
 
         manifest = self.root / MANIFEST
         try:
-            said = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+            content = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
         except ValueError:
-            said = {}
-        ours = isinstance(said, dict) and said.get("format") == FORMAT
-        if not ours and not (self.root / JOURNAL).is_file():
+            content = {}
+        is_packed = isinstance(content, dict) and content.get("format") == FORMAT
+        if not is_packed and not (self.root / JOURNAL).is_file():
             return None
         return PackedFolder(self.root, self.reader)
 
@@ -265,22 +271,22 @@ class AudioSet(ClipDataModule):
             )
         if split != "train":
             return packed.table(packed.parts_of(split))
-        wanted = ["balanced"] if self.subset == "as20k" else ["balanced", "unbalanced"]
-        if set(wanted) <= set(packed.parts):
-            return packed.table(wanted)
+        required = ["balanced"] if self.subset == "as20k" else ["balanced", "unbalanced"]
+        if set(required) <= set(packed.parts):
+            return packed.table(required)
         for other in ("train", *(["whole"] if self.subset == "as2m" else [])):
             if other in packed.parts:
                 return packed.table([other])
         raise DataError(
             f"{self.root} was packed with the parts {', '.join(packed.parts)}: "
-            f"data.init_args.subset {self.subset} needs {' and '.join(wanted)}"
+            f"data.init_args.subset {self.subset} needs {' and '.join(required)}"
         )
 
 
 def _videos(ids: Strings) -> Strings:
-    """Names of the videos that clips were cut from; empty where an id is not YouTube's."""
+    """Names of the videos that clips were cut from; empty if an id is not YouTube's."""
     array = ids.array.cast(pa.large_string())
-    before, between, nothing = (pa.scalar(text, pa.large_string()) for text in ("youtube", ":", ""))
-    names = pc.binary_join_element_wise(before, array, between)
-    known = pc.match_substring_regex(array, pattern=f"^{YOUTUBE_ID}$")
-    return Strings(pc.if_else(known, names, nothing))
+    before, separator, empty = (pa.scalar(text, pa.large_string()) for text in ("youtube", ":", ""))
+    names = pc.binary_join_element_wise(before, array, separator)
+    is_id = pc.match_substring_regex(array, pattern=f"^{YOUTUBE_ID}$")
+    return Strings(pc.if_else(is_id, names, empty))

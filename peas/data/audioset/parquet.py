@@ -1,11 +1,10 @@
-"""Clips in Parquet files, as copies on model hubs hold them: sound as bytes, classes by name."""
+"""AudioSet in Parquet files, as on the Hugging Face hub: sound as bytes, classes by name."""
 
 from __future__ import annotations
 
 import glob
-import re
-from collections import defaultdict
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.audioset.classes import ClassTable, targets_of
+from peas.data.audioset.layout import Listing
+from peas.data.audioset.lists import Context, ListedClips
 from peas.data.audioset.youtube_files import stems_of, youtube_ids
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Targets
+from peas.data.labels import ClassTable, targets_of
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError, DataError
 from peas.utils.text import some
@@ -24,19 +25,22 @@ from peas.utils.text import some
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
+
+PREFIX = "hf://"
+_SECONDS = 10
 IDS = ("video_id", "youtube_id", "ytid", "id")
 LABELS = ("labels", "human_labels", "label")
-_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 _FORM = f"a copy of AudioSet has the columns {IDS[0]}, audio and {LABELS[0]} or {LABELS[1]}"
 
 
 class EncodedSounds(Sounds):
-    """Clips whose sound files are bytes in a column of a data set on disk.
+    """Clips whose encoded sound is a column of a data set on disk.
 
     Args:
-        reader: Decodes, resamples and remembers.
+        reader: Decodes, resamples and caches.
         audio: `[N]` structs with the field `bytes`; memory-mapped, so that processes share it.
-        names: `[N]` what messages call the clips.
+        names: `[N]` names of the clips in messages.
     """
 
     def __init__(self, reader: ResampledCache, audio: pa.ChunkedArray, names: pa.Array) -> None:
@@ -61,102 +65,57 @@ class EncodedSounds(Sounds):
     def extents(self, rows: Rows) -> Rows:
         """Sizes of the encoded sounds."""
         sizes = [pc.binary_length(pc.struct_field(chunk, "bytes")) for chunk in self.audio.chunks]
-        found: Rows = np.concatenate([size.fill_null(0).to_numpy() for size in sizes])
-        return found[rows].astype(np.int64)
+        lengths: Rows = np.concatenate([size.fill_null(0).to_numpy() for size in sizes])
+        return lengths[rows].astype(np.int64)
 
 
-@dataclass(frozen=True)
-class ParquetClips:
-    """Rows of Parquet files. N clips.
+def parquet_clips(listing: Listing, context: Context) -> ListedClips:
+    """Clips of Parquet files.
 
-    Attributes:
-        files: The files.
-        ends: `[files]` number of rows up to the end of each file.
-        ids: `[N]` names of the clips.
-        targets: Classes of each clip.
-        sounds: Sound of each clip.
-        present: Rows that hold sound, rising.
-    """
-
-    files: list[Path]
-    ends: Rows
-    ids: pa.Array
-    targets: Targets
-    sounds: Sounds
-    present: Rows
-
-    def place(self, row: int) -> str:
-        """Where a row stands, for messages."""
-        return _place(self.files, self.ends, row)
-
-
-def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache) -> ParquetClips:
-    """Open Parquet files for reading by row.
-
-    A row of Parquet can only be read with its whole row group, so `datasets` first writes the
+    A row of Parquet can only be read with its entire row group, so `datasets` first writes the
     rows into Arrow files, once: as large as the Parquet files, in `$HF_DATASETS_CACHE` or
-    `~/.cache/huggingface/datasets`. From there a row is read by itself.
+    `~/.cache/huggingface/datasets`. There a row can be read by itself.
 
-    Args:
-        files: All shards, in order.
-        classes: Numbers of the classes; a column may hold machine ids, display names, or numbers
-            of a class feature.
-        reader: Decodes the sound.
+    A column of classes may hold machine ids, display names, or numbers of a class feature.
 
     Raises:
         DataError: A file is damaged, a column is missing, or a class is unknown.
     """
-    sizes, names = zip(*(_footer(file) for file in files), strict=True)
-    label = next((name for name in LABELS if name in names[0]), "")
-    identity = next((name for name in IDS if name in names[0]), "")
-    for file, present in zip(files, names, strict=True):
-        lacking = [name for name in ("audio", label or LABELS[0]) if name not in present]
-        if lacking:
+    files = listing.files
+    sizes, columns = zip(*(_footer(file) for file in files), strict=True)
+    label = next((name for name in LABELS if name in columns[0]), "")
+    identity = next((name for name in IDS if name in columns[0]), "")
+    for file, present in zip(files, columns, strict=True):
+        missing = [name for name in ("audio", label or LABELS[0]) if name not in present]
+        if missing:
             raise DataError(
-                f"{file} has no column {some(lacking)}, but {some(sorted(present), 8)}: {_FORM}"
+                f"{file} has no column {some(missing)}, but {some(sorted(present), 8)}: {_FORM}"
             )
     ends = np.cumsum(sizes)
     if not ends[-1]:
         raise DataError(f"{files[0]} holds no rows: fetch it again")
+
+    def where(row: int) -> str:
+        number = int(np.searchsorted(ends, row, side="right"))
+        return f"{files[number]} row {row - (int(ends[number - 1]) if number else 0)}"
+
     table = _arrow(files, [name for name in (identity, "audio", label) if name])
     audio = table.data.column("audio")
     # In one piece: looking up a name in a column of many pieces costs more than the name.
-    ids = _text(table.data.column(identity) if identity else _paths(audio))
+    names = table.data.column(identity) if identity else pc.struct_field(audio, "path")
+    ids = pa.concat_arrays([pa.array([], pa.large_string()), *names.cast(pa.large_string()).chunks])
     if not identity:
-        found, _ = youtube_ids(stems_of(ids))
-        ids = pc.coalesce(found, ids)
+        ids = pc.coalesce(youtube_ids(stems_of(ids))[0], ids)
     if ids.null_count:
         row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"{_place(files, ends, row)} has no name: {_FORM}")
-    targets = _targets(table, label, classes, files, ends)
-    full = pc.greater(pc.binary_length(pc.struct_field(audio, "bytes")), 0)
-    here = pc.fill_null(full, False).to_numpy()
-    return ParquetClips(
-        files, ends, ids, targets, EncodedSounds(reader, audio, ids), np.flatnonzero(here)
-    )
-
-
-def require_shards(files: list[Path]) -> None:
-    """Check that names such as `train-00001-of-00004.parquet` leave out no number.
-
-    Raises:
-        DataError: A shard is missing.
-    """
-    shards: defaultdict[tuple[Path, str, str], set[int]] = defaultdict(set)
-    for file in files:
-        if match := _SHARD.fullmatch(file.name):
-            shards[file.parent, match[1], match[3]].add(int(match[2]))
-    for (folder, name, count), numbers in shards.items():
-        absent = [
-            f"{name}-{number:0{len(count)}}-of-{count}"
-            for number in sorted(set(range(int(count))) - numbers)
-        ]
-        if absent:
-            raise DataError(
-                f"{folder}: {len(absent)} of {int(count)} shards of {name} are missing: "
-                f"{some(absent)}; fetch them, or name the files that are meant as "
-                "data.init_args.train or evaluation"
-            )
+        raise DataError(f"{where(row)} has no name: {_FORM}")
+    targets = _targets(table, label, context.classes, where)
+    has_sound = pc.greater(pc.binary_length(pc.struct_field(audio, "bytes")), 0)
+    rows = np.flatnonzero(pc.fill_null(has_sound, False).to_numpy())
+    sounds: Sounds = EncodedSounds(context.reader, audio, ids)
+    if len(rows) < len(ids):
+        sounds = sounds.take(rows)
+    return ListedClips.join(listing, where, ids, targets, rows, sounds)
 
 
 def _footer(file: Path) -> tuple[int, list[str]]:
@@ -166,14 +125,13 @@ def _footer(file: Path) -> tuple[int, list[str]]:
     try:
         footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        raise _broken(file, error) from None
+        raise _unreadable(file, error) from None
     return footer.num_rows, list(footer.schema.to_arrow_schema().names)
 
 
-def _broken(file: Path, error: Exception) -> DataError:
-    said = str(error).strip().splitlines() or [type(error).__name__]
+def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(
-        f"{file}: cannot be read as Parquet ({said[0].rstrip('.')}); it is damaged or cut short: "
+        f"{file}: cannot be read as Parquet ({_first_line(error)}); it is damaged or cut short: "
         "fetch it again"
     )
 
@@ -198,7 +156,7 @@ def _arrow(files: list[Path], columns: list[str]) -> Dataset:
             f"`datasets` ({error.__cause__ or error}); it needs as much room as they have, in "
             "$HF_DATASETS_CACHE or ~/.cache/huggingface/datasets"
         ) from error
-    # The bytes as they are: decoding is the reader's.
+    # The bytes as they are: the reader decodes.
     return table.cast_column("audio", Audio(decode=False))
 
 
@@ -211,22 +169,11 @@ def _read_through(file: Path) -> None:
             for group in range(source.num_row_groups):
                 source.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
-        raise _broken(file, error) from None
-
-
-def _text(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(
-        [pa.array([], pa.large_string()), *column.cast(pa.large_string()).chunks]
-    )
-
-
-def _paths(audio: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Name of the file that each clip once was."""
-    return pc.struct_field(audio, "path")
+        raise _unreadable(file, error) from None
 
 
 def _targets(
-    table: Dataset, label: str, classes: ClassTable, files: list[Path], ends: Rows
+    table: Dataset, label: str, classes: ClassTable, where: Callable[[int], str]
 ) -> Targets:
     """Classes of each row."""
     column = table.data.column(label)
@@ -240,7 +187,7 @@ def _targets(
         lists = pa.ListArray.from_arrays(np.arange(len(lists) + 1, dtype=np.int32), lists)
     values = pc.list_flatten(lists)
     if not pa.types.is_integer(values.type):
-        return classes.targets(lists, lambda row: _place(files, ends, row))
+        return classes.targets(lists, where)
     rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     numbers = values.to_numpy(zero_copy_only=False).astype(np.int64)
     names = getattr(getattr(feature, "feature", feature), "names", None)
@@ -248,23 +195,98 @@ def _targets(
     wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
     if len(wrong):
         raise DataError(
-            f"{_place(files, ends, int(rows[wrong[0]]))}: class number {numbers[wrong[0]]} of "
+            f"{where(int(rows[wrong[0]]))}: class number {numbers[wrong[0]]} of "
             f"column {label} is none of 0 to {count - 1}; give the table of its classes as "
             "data.init_args.class_labels"
         )
     if names is not None:
-        known = classes.numbers(pa.array(names, pa.string()))
-        strange = [name for name, number in zip(names, known, strict=True) if number < 0]
-        if strange:
+        own = classes.numbers(pa.array(names, pa.string()))
+        unknown = [name for name, number in zip(names, own, strict=True) if number < 0]
+        if unknown:
             raise DataError(
-                f"{files[0]}: its column {label} knows the class {strange[0]!r}, which is none of "
+                f"{where(0)}: its column {label} has the class {unknown[0]!r}, which is none of "
                 f"{classes.source}; give the table of its classes as data.init_args.class_labels"
             )
-        numbers = known[numbers]
+        numbers = own[numbers]
     return targets_of(rows, numbers, len(lists), len(classes))
 
 
-def _place(files: list[Path], ends: Rows, row: int) -> str:
-    number = int(np.searchsorted(ends, row, side="right"))
-    before = int(ends[number - 1]) if number else 0
-    return f"{files[number]} row {row - before}"
+def hub_folder(name: str, select: Callable[[str], bool]) -> Path:
+    """Folder of a hub repository in the local cache; what is missing is downloaded first.
+
+    Without a network, or with `HF_HUB_OFFLINE=1`, the copy in the cache is used.
+
+    Args:
+        name: `hf://owner/name`, or `hf://owner/name@revision`.
+        select: Whether a file is needed, by its path in the repository.
+
+    Raises:
+        DataError: There is no such repository or no such file in it, or it cannot be reached and
+            its copy in the cache is incomplete.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    if repository.count("/") != 1:
+        raise DataError(f"data.init_args.root is {name!r}: a hub copy is {PREFIX}owner/name")
+    where: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset"}
+    where["revision"] = revision or None
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        info = HfApi().dataset_info(repository, revision=revision or None, timeout=_SECONDS)
+        files = [file.rfilename for file in info.siblings or [] if select(file.rfilename)]
+    except HfHubHTTPError as error:
+        raise DataError(
+            f"{name}: the hub refuses access ({_first_line(error)}); check its name, and log in "
+            "with `hf auth login` if it is not public"
+        ) from error
+    # The classes of connection errors change with the hub client's HTTP library.
+    except Exception as error:
+        return _cached_folder(name, where, select, f"no connection to the hub ({error})")
+    if not files:
+        raise DataError(
+            f"{name} has no file that can be used: give a copy with Parquet files, whose names or "
+            "folders tell training from evaluation"
+        )
+    try:
+        # By exact name: other parts may be terabytes.
+        patterns = [glob.escape(file) for file in files]
+        return Path(snapshot_download(**where, allow_patterns=patterns))
+    except Exception as error:
+        raise DataError(
+            f"{name}: the download was interrupted ({_first_line(error)}); the same command "
+            "resumes it"
+        ) from error
+
+
+def _cached_folder(
+    name: str, where: dict[str, Any], select: Callable[[str], bool], reason: str
+) -> Path:
+    """The copy in the cache, complete as far as the cache knows its files."""
+    from huggingface_hub import snapshot_download
+
+    patterns = None
+    try:
+        # Newer than the oldest client that `datasets` accepts.
+        from huggingface_hub import get_cached_repo_tree
+
+        patterns = [glob.escape(f.path) for f in get_cached_repo_tree(**where) if select(f.path)]
+    except Exception:
+        log.debug("%s: the cache has no list of its files", name)
+    try:
+        folder = snapshot_download(**where, local_files_only=True, allow_patterns=patterns)
+    except Exception as error:
+        state = "is incomplete" if hasattr(error, "snapshot_path") else "is missing"
+        raise DataError(
+            f"{name}: {reason}, and its copy in the hub's cache {state}; fetch it where there is a "
+            f"network (`hf download --repo-type dataset {where['repo_id']} --local-dir DIR`) and "
+            "give DIR as data.init_args.root"
+        ) from None
+    log.warning("%s: %s: using the copy in the cache, %s", name, reason, folder)
+    return Path(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -20,26 +20,26 @@ from peas.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# Where a clip has both, what libsndfile decodes goes first.
+# Of several files of a clip, those that libsndfile decodes are preferred.
 _FOREIGN_NAME = rf"(?i)({'|'.join(map(re.escape, ffmpeg.ENDINGS))})$"
 
 # An id has eleven characters and may itself hold underscores, begin with a Y or look like a
-# number. Its length alone parts it from what surrounds it: a Y before it, which AudioSet's tools
-# add, and the start and end after it. No name can be read in two ways.
+# number. Its length alone separates it from a Y before it, which AudioSet's tools add, and from the
+# start and end after it, so no name is ambiguous.
 YOUTUBE_ID = "[0-9A-Za-z_-]{11}"
 _NAME = rf"^Y?(?P<id>{YOUTUBE_ID})(?:_(?P<start>[0-9]+(?:\.[0-9]+)?)(?:_[0-9]+(?:\.[0-9]+)?)?)?$"
 
 
 def youtube_ids(stems: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """YouTube id and start that each file name states.
+    """YouTube id and start in each file name.
 
     Args:
         stems: `[N]` file names without folder and extension: `<id>`, `<id>_<start>` or
             `<id>_<start>_<end>`, each with or without a `Y` before it.
 
     Returns:
-        `[N]` ids, null where the name is none of these; `[N]` starts as they are written, null
-        where the name states none.
+        `[N]` ids, null if the name is none of these; `[N]` starts as written, null if there is
+        none.
     """
     parts = pc.extract_regex(stems, pattern=_NAME)
     start = pc.struct_field(parts, "start")
@@ -54,48 +54,44 @@ def stems_of(paths: pa.Array) -> pa.Array:
 
 
 def walk_sounds(root: Path) -> pa.Array:
-    """Paths of all sound files in a folder and the folders in it, from `root`.
+    """Paths of all sound files below a folder, `[N]` in no particular order.
 
-    What is passed over is said in the log: a clip is looked for by its name, and what has another
-    name is none.
-
-    Returns:
-        `[N]`, in no particular order.
+    Skipped files are logged.
 
     Raises:
         DataError: A folder cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: correct data.init_args.root")
-    found = walk(root, endings=(*SOUND_ENDINGS, *ffmpeg.ENDINGS))
-    if found.passed:
-        log.info("%s: %s", root, found.passed)
-    if found.loops:
-        log.warning("%s: not followed, as it leads back to a folder it lies in", min(found.loops))
-    return found.paths
+    result = walk(root, endings=(*SOUND_ENDINGS, *ffmpeg.ENDINGS))
+    if result.passed:
+        log.info("%s: %s", root, result.passed)
+    if result.loops:
+        log.warning("%s: not followed, as it leads back to a parent folder", min(result.loops))
+    return result.paths
 
 
 @dataclass(frozen=True)
-class Found:
-    """Which files hold the sound of some clips. N clips.
+class FoundFiles:
+    """The sound files of some clips. N clips.
 
     Attributes:
-        files: `[N]` row of each clip's file, -1 where there is none.
-        doubled: Clips that have several files.
+        files: `[N]` row of each clip's file, -1 if there is none.
+        duplicates: Number of clips that have several files.
         example: Two files of one such clip, the chosen one first.
-        elsewhere: Files whose name states a start that is not the list's.
-        cut: Such a file.
+        elsewhere: Number of files whose name has another start than the list.
+        other_start: Such a file.
     """
 
     files: Rows
-    doubled: int = 0
+    duplicates: int = 0
     example: tuple[str, str] = ("", "")
     elsewhere: int = 0
-    cut: str = ""
+    other_start: str = ""
 
 
 class YouTubeFiles:
-    """Sound files, found by the clip that their names state.
+    """Sound files, found by the clip in their names.
 
     Args:
         paths: `[M]` paths, as `walk_sounds` gives them.
@@ -109,33 +105,34 @@ class YouTubeFiles:
             starts.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
         )
 
-    def find(self, ids: pa.Array, starts: NDArray[np.float64]) -> Found:
+    def find(self, ids: pa.Array, starts: NDArray[np.float64]) -> FoundFiles:
         """Find the files of clips.
 
-        A clip's file is named by its id exactly, or as `youtube_ids` says. A start in the name, in
-        seconds or in thousandths, must be the clip's, since other data sets cut other pieces from
-        the same videos. Of several files, one that libsndfile decodes goes before the others, then
-        the first by path.
+        A clip's file is named by its id exactly, or as for `youtube_ids`. A start in the name, in
+        seconds or in thousandths, must be the clip's, since other data sets use other segments of
+        the same videos. Of several files, one that libsndfile decodes is preferred, then the first
+        by path.
 
         Args:
             ids: `[N]` names of clips, each once.
             starts: `[N]` where they begin in their videos, in seconds.
         """
-        wanted = ids.cast(pa.large_string())
-        clips = _rows_in(self._ids, wanted)
-        stated = self._starts
-        if not pc.all(pc.match_substring_regex(wanted, pattern=f"^{YOUTUBE_ID}$")).as_py():
+        ids = ids.cast(pa.large_string())
+        clips = _rows_in(self._ids, ids)
+        file_starts = self._starts
+        if not pc.all(pc.match_substring_regex(ids, pattern=f"^{YOUTUBE_ID}$")).as_py():
             # The name of a clip that is no YouTube id may end like a start.
-            whole = _rows_in(self._stems, wanted)
-            clips = np.where(whole >= 0, whole, clips)
-            stated = np.where(whole >= 0, np.nan, stated)
+            exact = _rows_in(self._stems, ids)
+            clips = np.where(exact >= 0, exact, clips)
+            file_starts = np.where(exact >= 0, np.nan, file_starts)
         files = np.flatnonzero(clips >= 0)
         clips = clips[files]
-        other = _differ(stated[files], starts[clips])
-        cut = files[other]
-        files, clips = files[~other], clips[~other]
-        best, doubled, example = self._choose(files, clips, len(ids))
-        return Found(best, doubled, example, len(cut), self._path(cut[0]) if len(cut) else "")
+        differ = _differ(file_starts[files], starts[clips])
+        others = files[differ]
+        files, clips = files[~differ], clips[~differ]
+        best, duplicates, example = self._choose(files, clips, len(ids))
+        other = self._path(others[0]) if len(others) else ""
+        return FoundFiles(best, duplicates, example, len(others), other)
 
     def _choose(self, files: Rows, clips: Rows, count: int) -> tuple[Rows, int, tuple[str, str]]:
         """One file of each clip; how many clips had several; two files of one of them."""
@@ -165,18 +162,18 @@ class YouTubeFiles:
 
 
 def _rows_in(values: pa.Array, table: pa.Array) -> Rows:
-    """Row of each value in a table, -1 where it is not there."""
-    found = pc.fill_null(pc.index_in(values, value_set=table), -1)
-    rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
+    """Row of each value in a table, -1 if it is not there."""
+    indices = pc.fill_null(pc.index_in(values, value_set=table), -1)
+    rows: Rows = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return rows
 
 
-def _differ(stated: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether a start in a name is neither the true one in seconds nor in thousandths.
+def _differ(names: NDArray[np.float64], listed: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether a start in a name is neither the listed one in seconds nor in thousandths.
 
-    Names may round or cut to whole seconds, or to whole thousandths.
+    Names may be rounded or truncated.
     """
-    seconds = np.abs(stated - true) < 1
-    thousandths = np.abs(stated - 1000 * true) < 1
-    differ: NDArray[np.bool_] = ~(np.isnan(stated) | seconds | thousandths)
+    seconds = np.abs(names - listed) < 1
+    thousandths = np.abs(names - 1000 * listed) < 1
+    differ: NDArray[np.bool_] = ~(np.isnan(names) | seconds | thousandths)
     return differ

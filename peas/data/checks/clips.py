@@ -1,4 +1,4 @@
-"""What is found in one clip by decoding it, and the columns that hold it for all clips."""
+"""Check clips one by one by decoding them; the results of all clips as columns."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HASH_BYTES = 16
 
 CLIPPED_SHARE = 0.001
 CLIPPED_RUN = 3
-"""A clip is clipped when this share of its samples lies in runs of so many at full scale. Single
-samples there do not count: a tone that was brought to full scale touches it at every peak."""
+"""A clip is clipped if this share of its samples is in runs of this length at full scale. Single
+samples do not count: a tone normalised to full scale reaches it at every peak."""
 
 # Largest sample of codings that do not reach 32767 / 32768.
 _FULL_SCALE = {
@@ -32,12 +32,12 @@ _FULL_SCALE = {
     "ALAW": 32_256 / 32_768,
 }
 _STEP = 1 / 32_768
-# Messages kept for each chunk of clips: a report quotes a few, and millions may fail alike.
+# Messages kept of each chunk of clips: a report quotes a few, and millions may fail alike.
 _QUOTED = 3
 
 
-class Odd(IntFlag):
-    """What may be odd about one clip. The first four leave nothing to train on."""
+class Issue(IntFlag):
+    """What may be wrong with a clip. The first four leave nothing to train on."""
 
     MISSING = 1
     UNDECODABLE = 2
@@ -50,22 +50,22 @@ class Odd(IntFlag):
     CHANNELS = 256
 
 
-UNREADABLE = Odd.MISSING | Odd.UNDECODABLE | Odd.TRUNCATED | Odd.NAN
+UNREADABLE = Issue.MISSING | Issue.UNDECODABLE | Issue.TRUNCATED | Issue.NAN
 
 
 class ClipCheck(NamedTuple):
-    """What one clip's check found.
+    """Result for one clip.
 
     Attributes:
-        odd: What is odd.
-        seconds: Length; 0 where the clip cannot be read, as are the next three.
+        issues: What is wrong with it.
+        seconds: Length; 0 if the clip cannot be read, as are the next three.
         rate: Samples per second in the file.
         channels: Channels in the file.
-        digest: Hash of the samples; zeros as well where the clip is silent.
+        digest: Hash of the samples; zeros also if the clip is silent.
         message: Why it cannot be read.
     """
 
-    odd: Odd
+    issues: Issue
     seconds: float = 0.0
     rate: int = 0
     channels: int = 0
@@ -73,81 +73,69 @@ class ClipCheck(NamedTuple):
     message: str = ""
 
 
+_COLUMNS = np.dtype(
+    [
+        ("issues", np.uint16),
+        ("seconds", np.float32),
+        ("rate", np.int32),
+        ("channels", np.uint16),
+        ("digest", np.uint8, HASH_BYTES),
+    ]
+)
+
+
 @dataclass
 class Checks:
-    """Checks of consecutive clips, by column. N clips.
+    """Checks of consecutive clips. N clips.
 
     Attributes:
-        odd: `[N]` values of `Odd`.
-        seconds: `[N]` lengths.
-        rate: `[N]` samples per second in the files; 0 = not readable.
-        channels: `[N]` channels in the files; 0 = not readable.
-        digest: `[N, 16]` hash of the samples; zeros = nothing to compare.
+        columns: `[N]` the fields `issues`, `seconds`, `rate`, `channels` and `digest`, as in
+            `ClipCheck`.
         messages: Why the first few unreadable clips are, by row.
     """
 
-    odd: NDArray[np.uint16]
-    seconds: NDArray[np.float32]
-    rate: NDArray[np.int32]
-    channels: NDArray[np.uint16]
-    digest: NDArray[np.uint8]
+    columns: NDArray[np.void]
     messages: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, clips: int) -> Checks:
         """Columns to be filled."""
-        return cls(
-            np.zeros(clips, np.uint16),
-            np.zeros(clips, np.float32),
-            np.zeros(clips, np.int32),
-            np.zeros(clips, np.uint16),
-            np.zeros((clips, HASH_BYTES), np.uint8),
-        )
+        return cls(np.zeros(clips, _COLUMNS))
 
     def __len__(self) -> int:
-        return len(self.odd)
+        return len(self.columns)
 
     def put(self, first: int, part: Checks) -> None:
         """Fill in the checks of the clips from row `first` on."""
-        rows = slice(first, first + len(part))
-        self.odd[rows] = part.odd
-        self.seconds[rows] = part.seconds
-        self.rate[rows] = part.rate
-        self.channels[rows] = part.channels
-        self.digest[rows] = part.digest
+        self.columns[first : first + len(part)] = part.columns
         self.messages.update({first + row: text for row, text in part.messages.items()})
 
-    def rows(self, odd: Odd) -> NDArray[np.int64]:
-        """Rows of the clips that are odd in one of some ways."""
-        return np.flatnonzero(self.odd & odd)
+    def rows(self, issues: Issue) -> NDArray[np.int64]:
+        """Rows of the clips that have one of some issues."""
+        return np.flatnonzero(self.columns["issues"] & issues)
 
 
 def check_clips(table: ClipTable, rows: range) -> Checks:
-    """Decode some clips of a table and look at each.
+    """Decode and check some clips of a table.
 
     Args:
         table: The clips.
         rows: Consecutive rows of it.
     """
-    found = Checks.empty(len(rows))
+    checks = Checks.empty(len(rows))
     reader = table.sounds.reader
-    quoted = 0
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         try:
             source = table.sounds.source(row)
         except AudioError as error:
-            clip = ClipCheck(Odd.UNDECODABLE, message=str(error))
+            clip = ClipCheck(Issue.UNDECODABLE, message=str(error))
         else:
             clip = check_clip(source, reader.channels, reader.max_samples)
-        found.odd[place] = clip.odd
-        found.seconds[place] = clip.seconds
-        found.rate[place] = clip.rate
-        found.channels[place] = clip.channels
-        found.digest[place] = np.frombuffer(clip.digest, np.uint8)
-        if clip.message and quoted < _QUOTED:
-            found.messages[place] = clip.message
-            quoted += 1
-    return found
+        digest = np.frombuffer(clip.digest, np.uint8)
+        checks.columns[index] = (clip.issues, clip.seconds, clip.rate, clip.channels, digest)
+        if clip.message and len(checks.messages) < _QUOTED:
+            checks.messages[index] = clip.message
+    return checks
 
 
 def check_clip(
@@ -155,16 +143,16 @@ def check_clip(
     channels: Literal["mean", "first"] = "mean",
     max_samples: int = audio.MAX_SAMPLES,
 ) -> ClipCheck:
-    """Decode one clip at its own rate and look at it.
+    """Decode and check one clip at its own rate.
 
     Args:
-        source: Where its sound lies.
-        channels: What becomes of several channels, as in training.
-        max_samples: Samples that a clip may have, as in training.
+        source: Its sound.
+        channels: How several channels are mixed, as in training.
+        max_samples: Limit of samples, as in training.
     """
     data, name = source.data, source.name
     if isinstance(data, Path) and not data.exists():
-        return ClipCheck(Odd.MISSING, message=f"{name}: there is no such file")
+        return ClipCheck(Issue.MISSING, message=f"{name}: no such file")
     try:
         info = audio.probe(data, name=name, max_samples=max_samples)
         waveform = audio.load(
@@ -179,26 +167,25 @@ def check_clip(
         )
     except (AudioError, OSError, MemoryError) as error:
         return _unreadable(name, error)
-    odd = Odd(0)
-    if info.rate != RATE:
-        odd |= Odd.RATE
-    if info.channels > 1:
-        odd |= Odd.CHANNELS
-    if len(waveform) < FRAME_SECONDS * info.rate:
-        odd |= Odd.SHORT
     samples = waveform.numpy()
     silent = is_silent(samples)
-    if silent:
-        odd |= Odd.SILENT
-    if is_clipped(samples, _FULL_SCALE.get(info.subtype, 1 - _STEP)):
-        odd |= Odd.CLIPPED
+    full_scale = _FULL_SCALE.get(info.subtype, 1 - _STEP)
+    issues = Issue(0)
+    for issue, present in (
+        (Issue.RATE, info.rate != RATE),
+        (Issue.CHANNELS, info.channels > 1),
+        (Issue.SHORT, len(waveform) < FRAME_SECONDS * info.rate),
+        (Issue.SILENT, silent),
+        (Issue.CLIPPED, is_clipped(samples, full_scale)),
+    ):
+        issues |= issue if present else Issue(0)
     # Silence is the same everywhere, and no leak.
     digest = bytes(HASH_BYTES) if silent else sound_hash(samples)
-    return ClipCheck(odd, len(samples) / info.rate, info.rate, info.channels, digest)
+    return ClipCheck(issues, len(samples) / info.rate, info.rate, info.channels, digest)
 
 
 def is_silent(samples: NDArray[np.float32]) -> bool:
-    """Whether nothing moves by more than one step of 16 bits to either side.
+    """Whether no sample is more than one 16-bit step off a constant.
 
     Args:
         samples: `[S]`, full scale at -1 and 1. A constant offset is silence too.
@@ -224,22 +211,22 @@ def is_clipped(samples: NDArray[np.float32], full_scale: float = 1 - _STEP) -> b
 def sound_hash(samples: NDArray[np.float32]) -> bytes:
     """Hash of a waveform, 16 bytes.
 
-    Samples are rounded to 16 bits first, so that a copy in FLAC, in 24 bits or in floating point
-    counts as the same sound. A copy at another rate or from a lossy coder does not.
+    Samples are rounded to 16 bits first, so that a copy in FLAC, 24 bits or floating point has the
+    same hash. A copy at another rate or from a lossy codec does not.
     """
     rounded = np.rint(samples * 32_768).clip(-32_768, 32_767).astype("<i2")
     return hashlib.blake2b(rounded.tobytes(), digest_size=HASH_BYTES).digest()
 
 
 def _unreadable(name: str, error: Exception) -> ClipCheck:
-    said = str(error).removeprefix(f"{name}: ")
+    reason = str(error).removeprefix(f"{name}: ")
     if isinstance(error, MemoryError):
-        said = "its header promises more samples than memory holds; copy or download it again"
+        reason = "its header promises more samples than memory holds; copy or download it again"
     elif isinstance(error, OSError):
-        said = f"cannot be read ({error.strerror or error}); check its disk, and copy it again"
-    odd = Odd.UNDECODABLE
-    if said.startswith("cut short"):
-        odd = Odd.TRUNCATED
-    elif " samples are NaN" in said or " samples exceed" in said:
-        odd = Odd.NAN
-    return ClipCheck(odd, message=f"{name}: {said}")
+        reason = f"cannot be read ({error.strerror or error}); check its disk, and copy it again"
+    issues = Issue.UNDECODABLE
+    if reason.startswith("cut short"):
+        issues = Issue.TRUNCATED
+    elif " samples are NaN" in reason or " samples exceed" in reason:
+        issues = Issue.NAN
+    return ClipCheck(issues, message=f"{name}: {reason}")

@@ -1,1 +1,1 @@
-"""Downloads: resumed, verified, unpacked safely, and complete in the end."""
+"""Downloads of the public data sets: resumed, checked against their checksums, unpacked safely."""

@@ -1,34 +1,27 @@
-"""Where the public data sets come from: addresses, checksums, and what must be there in the end.
-
-A set whose publisher's files never change has checksums. Counts are checked everywhere: they tell
-that what was unpacked is still whole.
-"""
+"""The public data sets: addresses, checksums, published numbers of clips."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to fetch.
+    """A file to download.
 
     Attributes:
         url: Its address; the last part is its name.
-        checksum: `sha256:...`; None where none is published.
-        size: Its bytes; None where they are not fixed.
-        most: Bytes that it has at most, where they are not fixed.
-        into: Folder to unpack it into, relative to the root ("" = the root itself); None = it
-            is no archive and lies in the root.
-        strip: Everything in the archive lies in one folder, which is left out.
-        only: Beginnings of the names that are unpacked; () = all.
+        checksum: `sha256:...`; None if none is published.
+        size: Its bytes; None if they are not fixed.
+        into: Folder to unpack it into, from the root ("" = the root itself); None = it is no
+            archive and stays in the root.
+        strip: Leave out the single top folder of the archive.
+        only: Names at the top of the archive that are unpacked; () = all.
     """
 
     url: str
     checksum: str | None = None
     size: int | None = None
-    most: int = 1 << 30
     into: str | None = None
     strip: bool = False
     only: tuple[str, ...] = ()
@@ -43,35 +36,14 @@ class Source:
         return self.url if mirror is None else f"{mirror.rstrip('/')}/{self.name}"
 
 
-class ESC50Counts(NamedTuple):
-    """Of `meta/esc50.csv`."""
-
-    clips: int = 2000
-    classes: int = 50
-    folds: int = 5
-
-
-class SpeechCommandsCounts(NamedTuple):
-    """Of the main archive of a version."""
-
-    words: int
-    clips: int
-    validation: int
-    test: int
-    noises: int = 6
-
-
 # GitHub packs this archive anew for every request, so it has no fixed checksum or length.
-# Address and counts: the data set's README (github.com/karolpiczak/ESC-50), Piczak 2015.
 ESC50 = Source(
     "https://github.com/karolpiczak/ESC-50/archive/master.zip",
-    # 616 MB when it was last looked at.
-    most=2 << 30,
     into="",
     strip=True,
-    only=("audio/", "meta/", "LICENSE", "README.md"),
+    only=("audio", "meta", "LICENSE", "README.md"),
 )
-ESC50_COUNTS = ESC50Counts()
+ESC50_CLIPS = 2000
 
 # Main archives: SHA-256 from torchaudio 2.11 (datasets/speechcommands.py); length of 0.02 from
 # TensorFlow Datasets (url_checksums/speech_commands.txt), which has the same SHA-256.
@@ -106,15 +78,13 @@ SPEECH_COMMANDS_TEST = {
         into="speech_commands_test_set_v0.02",
     ),
 }
-# Clips: Warden 2018 has 64,727 (with the six noises) and 105,829. Lists of 0.02: 9,981 and 11,005
-# (84,843 are left for training). Lists of 0.01: SUPERB trains on 51,094 files, which are 51,088
-# clips and the six noises, and validates on 6,798; 6,835 of the 64,721 are left.
-SPEECH_COMMANDS_COUNTS = {
-    "0.01": SpeechCommandsCounts(words=30, clips=64_721, validation=6_798, test=6_835),
-    "0.02": SpeechCommandsCounts(words=35, clips=105_829, validation=9_981, test=11_005),
+# Clips of the splits, with recordings of noise: Warden 2018, the official lists of 0.02 (9,981 and
+# 11,005), SUPERB for 0.01 (51,088 and 6,798), Hugging Face datasets for the test archives.
+SPEECH_COMMANDS_CLIPS = {
+    "v2-35": {"train": 84_843, "validation": 9_981, "test": 11_005},
+    "v2-12": {"train": 84_849, "validation": 9_987, "test": 4_890},
+    "v1-12": {"train": 51_094, "validation": 6_804, "test": 3_081},
 }
-# Hugging Face datasets (speech_commands/dataset_infos.json), whose `test` splits these are.
-SPEECH_COMMANDS_TEST_CLIPS = {"0.01": 3_081, "0.02": 4_890}
 
 # SHA-256: torchaudio 2.11 (datasets/librispeech.py). Lengths: TensorFlow Datasets
 # (url_checksums/librispeech.txt), which has the same SHA-256. Everything lies in `LibriSpeech/`.
@@ -167,8 +137,7 @@ LIBRISPEECH_CLIPS = {
 }
 
 # Addresses: research.google.com/audioset/download.html. SHA-256 and lengths of the segments:
-# TensorFlow Datasets (audio/audioset/checksums.tsv). The label table has none: it must be equal
-# to the one that peas ships. Rows: `num_segs` in the second line of each file.
+# TensorFlow Datasets (audio/audioset/checksums.tsv). The label table has none; peas ships its own.
 _AUDIOSET = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
 AUDIOSET = (
     Source(
@@ -186,11 +155,5 @@ AUDIOSET = (
         "sha256:f7055f53935f70e74e39494a5c8c4c78f1700fce275028bd36e31186f33d45db",
         1_143_389,
     ),
-    Source(f"{_AUDIOSET}/class_labels_indices.csv", most=1 << 20),
+    Source(f"{_AUDIOSET}/class_labels_indices.csv"),
 )
-AUDIOSET_ROWS = {
-    "balanced_train_segments.csv": 22_160,
-    "unbalanced_train_segments.csv": 2_041_789,
-    "eval_segments.csv": 20_371,
-}
-AUDIOSET_LABELS = "class_labels_indices.csv"

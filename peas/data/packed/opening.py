@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.fetch.download import file_sum
 from peas.data.inventory import Inventory
 from peas.data.packed.index_checks import index_fault, manifest_fault
 from peas.data.packed.manifest import AGAIN, INDEX, MANIFEST, Manifest, read_manifest
 from peas.data.packed.sounds import PackedSounds, Shards, size_fault
 from peas.errors import DataError
+from peas.utils.files import checksum as file_sum
 from peas.utils.text import some
 
 __all__ = ["Manifest", "PackedFolder", "PackedSounds", "open_part", "open_split", "read_manifest"]

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from peas.data.fetch.download import file_sum
 from peas.data.packed.manifest import INDEX, Stored
+from peas.utils.files import checksum as file_sum
 
 SCHEMA = pa.schema(
     [

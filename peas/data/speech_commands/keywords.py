@@ -1,4 +1,4 @@
-"""The twelve classes of keyword spotting, composed of the words and the noise of Speech Commands.
+"""Keyword spotting in twelve classes, from the words and the noise of Speech Commands.
 
 Ten keywords, `_unknown_` for every other word, and `_silence_`: seconds of background noise.
 The order of the classes is SUPERB's (s3prl, downstream `speech_commands`).
@@ -39,18 +39,18 @@ SECOND_VERSION_WORDS = frozenset({"backward", "follow", "forward", "learn", "vis
 """Words of Speech Commands V2 that V1 does not have."""
 
 _CROP_SECONDS = 1
-# The official test archives hold one clip of silence, and one of an unknown word, for every ten
-# of the keywords: 2,567 + 257 + 257 of V1, 4,074 + 408 + 408 of V2.
+# The official test archives hold one clip of silence and one of an unknown word for every ten of
+# the keywords: 2,567 + 257 + 257 of V1, 4,074 + 408 + 408 of V2.
 _KEYWORDS_FOR_ONE_OTHER = 10
 _MOST_CLIPS_OF_A_SPEAKER = 2**27 - 1
 _SPEAKER = re.compile(r"([0-9a-f]{8})_nohash_")
 
 
 def split_of_speaker(name: str) -> Split:
-    """Split that a clip belongs to by its speaker.
+    """Split of a clip by its speaker, as in the official lists.
 
-    The law that made the official lists: a hash of the name before `_nohash_` puts a tenth of the
-    speakers into validation and a tenth into the test (P. Warden, 2018; SUPERB computes it too).
+    A hash of the name before `_nohash_` puts a tenth of the speakers into validation and a tenth
+    into the test (P. Warden, 2018; SUPERB computes it too).
 
     Args:
         name: Name of the clip's file, with folders or without.
@@ -64,41 +64,40 @@ def split_of_speaker(name: str) -> Split:
 
 
 def speaker_of(name: str) -> str:
-    """Speaker of a clip, eight hexadecimal digits; empty where the name does not say."""
-    found = _SPEAKER.search(name)
-    return found[1] if found else ""
+    """Speaker of a clip, eight hexadecimal digits; empty if the name has none."""
+    match = _SPEAKER.search(name)
+    return match[1] if match else ""
 
 
 def keyword_targets(names: Iterable[str]) -> Targets:
-    """Class of each clip `folder/file.wav`; a folder that is no class's is an unknown word."""
+    """Class of each clip `folder/file.wav`; other folders are unknown words."""
     numbers = {name: number for number, name in enumerate(CLASSES)}
     unknown = numbers[UNKNOWN]
     return Targets.one_each([numbers.get(name.partition("/")[0], unknown) for name in names])
 
 
 def share_of_others(names: Sequence[str]) -> int:
-    """Clips of silence, and of unknown words, that go with the keywords of a test set."""
+    """Number of clips of silence, and of unknown words, in a test set with these names."""
     keywords = sum(name.partition("/")[0] in KEYWORDS for name in names)
     return ceil(keywords / _KEYWORDS_FOR_ONE_OTHER)
 
 
 def like_test_archive(names: Sequence[str]) -> list[str]:
-    """The clips of a test list that a test archive would hold, in the list's order.
+    """Clips of a test list in the proportions of a test archive, in the list's order.
 
-    Every keyword, and unknown words in the official archives' share; which of them follows from
-    their names alone.
+    All keywords, and unknown words chosen by their names alone.
     """
     unknown = [name for name in names if name.partition("/")[0] not in KEYWORDS]
     chosen = sorted(unknown, key=lambda name: stable_hash("test", name))[: share_of_others(names)]
-    left_out = set(unknown).difference(chosen)
-    return [name for name in names if name not in left_out]
+    excluded = set(unknown).difference(chosen)
+    return [name for name in names if name not in excluded]
 
 
 class NoiseCrops(Sounds):
-    """Clips of one second, cut out of long recordings of noise.
+    """Clips of one second, cut from long recordings of noise.
 
-    In training the place is random and another one whenever the clip comes up (SUPERB); in
-    evaluation it belongs to the clip's name, so it is the same in every epoch, run and process.
+    In training the start is random in every epoch (SUPERB); in evaluation it depends on the clip's
+    name only, so it is the same in every epoch, run and process.
 
     Args:
         rate: Sampling rate in Hz of the waveforms.
@@ -110,7 +109,7 @@ class NoiseCrops(Sounds):
     def __init__(
         self, rate: int, channels: Literal["mean", "first"], files: Sequence[Path], ids: Strings
     ) -> None:
-        # A random second hardly ever comes twice: keeping it would only fill the disk.
+        # A random second hardly ever repeats: caching it would only fill the disk.
         super().__init__(ResampledCache(None, rate=rate, channels=channels))
         self.files = list(files)
         self.ids = ids
@@ -120,7 +119,7 @@ class NoiseCrops(Sounds):
         return len(self.ids)
 
     def source(self, row: int, draw: float | None = None) -> Source:
-        """The second of the recording that `draw`, or else the clip's name, points to.
+        """The second of the recording at `draw` in [0, 1), or else at the hash of the clip's name.
 
         Raises:
             AudioError: The recording cannot be read.
@@ -129,9 +128,9 @@ class NoiseCrops(Sounds):
         info = self._infos.get(path)
         if info is None:
             info = self._infos[path] = audio.probe(path)
-        place = stable_hash("crop", self.ids[row]) / 2**63 if draw is None else draw
+        position = stable_hash("crop", self.ids[row]) / 2**63 if draw is None else draw
         spare = max(info.frames - _CROP_SECONDS * info.rate, 0)
-        start = int(place * (spare + 1)) / info.rate
+        start = int(position * (spare + 1)) / info.rate
         # A recording may be shorter than a clip.
         return Source(path, str(path), start, start + _CROP_SECONDS if spare else None)
 
@@ -139,8 +138,8 @@ class NoiseCrops(Sounds):
 class HalfOfUnknown:
     """Every clip, with each other class repeated until it has half as many as `_unknown_`.
 
-    AudioMAE's balancing of Speech Commands V1. A class comes as often as fits whole, and the rest
-    is another random part of it in every epoch; one that has more clips already keeps them.
+    AudioMAE's balancing of Speech Commands V1. The fractional part of a repetition is a random
+    part of the class in every epoch; a class with more clips keeps them.
 
     Args:
         targets: Class of each clip.
@@ -148,15 +147,15 @@ class HalfOfUnknown:
 
     def __init__(self, targets: Targets) -> None:
         counts = targets.counts(len(CLASSES))
-        wanted = np.maximum(counts, counts[CLASSES.index(UNKNOWN)] // 2)
+        target = np.maximum(counts, counts[CLASSES.index(UNKNOWN)] // 2)
         present = np.flatnonzero(counts)
         sizes = counts[present]
-        # Clips of one class side by side, as `Repeated` expects its sets.
+        # Sorted by class, as `Repeated` expects its sets.
         self._rows: Rows = np.argsort(targets.classes, kind="stable")
-        self._law = Repeated(sizes.tolist(), (wanted[present] / sizes).tolist())
-        self.count = self._law.count
-        self.repeats = self._law.repeats
+        self._repeated = Repeated(sizes.tolist(), (target[present] / sizes).tolist())
+        self.count = self._repeated.count
+        self.repeats = self._repeated.repeats
 
     def draw(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
-        return torch.from_numpy(self._rows)[self._law.draw(source)]
+        return torch.from_numpy(self._rows)[self._repeated.draw(source)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.fetch.sources import SPEECH_COMMANDS_CLIPS
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
@@ -42,32 +43,32 @@ STATISTICS = {
 class SpeechCommands(ClipDataModule):
     """Speech Commands (P. Warden, 2018) in the official layout, as one of three tasks.
 
-    `v2-35` (KS2, SPC-2): the 35 words of version 2. `ROOT` holds a folder a word,
-    `validation_list.txt` and `testing_list.txt`; all clips that the lists do not name are for
-    training, and `_background_noise_` is not used. The classes have the order of the official
-    SSAST checkpoints. 84,843, 9,981 and 11,005 clips.
+    `v2-35` (KS2, SPC-2): the 35 words of version 2. `ROOT` holds a folder for each word,
+    `validation_list.txt` and `testing_list.txt`; all other clips are for training, and
+    `_background_noise_` is not used. The classes have the order of the official SSAST checkpoints.
+    84,843, 9,981 and 11,005 clips.
 
     `v1-12` (KS1, SPC-1) and `v2-12`: ten keywords, `_unknown_` for the other words, `_silence_`.
     The protocol and the order of the classes are SUPERB's, which SSAST follows too:
     yes, no, up, down, left, right, on, off, stop, go, `_unknown_`, `_silence_`. V1 has 51,094
     training, 6,804 validation and 3,081 test clips.
 
-    - Training: `silence` clips of silence, each a second cut from a recording in
-      `_background_noise_` at another random place whenever it comes up; every class is drawn
-      equally often, with replacement.
-    - Validation: one second of each recording, at a place that follows from its name: the same in
-      every epoch and run. (SUPERB draws the places and the clips anew in each evaluation.)
-    - Test: the separate archive `speech_commands_test_set_v0.01` (V2: `v0.02`), all clips of it.
-      Without the archive the keywords of the test list, a tenth as many of its unknown words and
-      as many seconds of noise, with a warning: the archive's proportions, but not its clips.
-    - Where there are no lists, the hash of the speaker that made them splits the clips.
+    - Training: `silence` clips of silence, each a random second of a recording in
+      `_background_noise_`, another one in every epoch; all classes are sampled equally often, with
+      replacement.
+    - Validation: one second of each recording, whose start depends on its name only. (SUPERB
+      samples starts and clips anew in each evaluation.)
+    - Test: all clips of the separate archive `speech_commands_test_set_v0.01` (V2: `v0.02`).
+      Without the archive, with a warning: the keywords of the test list, a tenth as many of its
+      unknown words and as many seconds of noise, the archive's proportions but not its clips.
+    - Without the lists, the clips are split by the hash of the speaker, which made the lists.
 
     A root with some of the words works, with all labels. A clip's id is `folder/file.wav`.
-    Length and mixup are the official SSAST recipe's.
+    Length and mixup are those of the official SSAST recipe.
 
     Args:
         root: Folder of the data set.
-        task: `v2-35`, `v2-12` or `v1-12`; the version is the one of the data in `root`.
+        task: `v2-35`, `v2-12` or `v1-12`; the version must be that of `root`.
         test_root: Folder of the unpacked test archive, for the twelve classes; null = the folder
             of its name in `root` or beside it.
         silence: Training clips of silence, for the twelve classes; null = one for each recording.
@@ -103,8 +104,8 @@ class SpeechCommands(ClipDataModule):
         if task not in STATISTICS:
             raise ConfigError(f"data.init_args.task is {task!r}: give {', '.join(STATISTICS)}")
         twelve = task != "v2-35"
-        drawn = sampling or ("balanced" if twelve else "uniform")
-        if drawn == "repeated" and common.get("epoch_clips") is not None:
+        sampler = sampling or ("balanced" if twelve else "uniform")
+        if sampler == "repeated" and common.get("epoch_clips") is not None:
             raise ConfigError(
                 f"data.init_args.epoch_clips is {common['epoch_clips']}, and "
                 "data.init_args.sampling is repeated, which takes every clip: set epoch_clips to "
@@ -113,7 +114,7 @@ class SpeechCommands(ClipDataModule):
         only_twelve = {
             "test_root": test_root,
             "silence": silence,
-            "sampling": "repeated" if drawn == "repeated" else None,
+            "sampling": "repeated" if sampler == "repeated" else None,
         }
         for key, value in only_twelve.items():
             if not twelve and value is not None:
@@ -131,15 +132,15 @@ class SpeechCommands(ClipDataModule):
             mean=STATISTICS[task][0] if mean is None else mean,
             std=STATISTICS[task][1] if std is None else std,
             frames=frames,
-            sampling="uniform" if drawn == "repeated" else drawn,
+            sampling="uniform" if sampler == "repeated" else sampler,
             **common,
         )
         self.task = task
         self.twelve = twelve
         self.test_root = None if test_root is None else Path(test_root).expanduser()
         self.silence = silence
-        self.repeated = drawn == "repeated"
-        self._told_passed = False
+        self.repeated = sampler == "repeated"
+        self._skipped_logged = False
         self._folders = WordFolders(self.root, task[1], twelve=twelve)
 
     @property
@@ -148,7 +149,7 @@ class SpeechCommands(ClipDataModule):
         return list(CLASSES) if self.twelve else read_labels("speech_commands_v2")
 
     def order(self, table: ClipTable) -> Order:
-        """Law by which epochs of the training clips are drawn."""
+        """How the clips of a training epoch are sampled."""
         return HalfOfUnknown(table.targets) if self.repeated else super().order(table)
 
     def clips(self, split: Split) -> ClipTable:
@@ -158,7 +159,7 @@ class SpeechCommands(ClipDataModule):
             DataError: The data set is missing, incomplete or contradicts itself.
         """
         self._folders.require_files()
-        self._tell_passed_over()
+        self._log_skipped()
         names = self._folders.names(split)
         if not names:
             source = LISTS.get(split, "the folders of the words")
@@ -167,32 +168,37 @@ class SpeechCommands(ClipDataModule):
             )
         return self._table(split, names)
 
-    def _tell_passed_over(self) -> None:
-        passed = self._folders.passed
-        if passed and not self._told_passed:
-            level = logging.WARNING if FOREIGN in passed.counts else logging.INFO
-            log.log(level, "%s: %s", self.root, passed)
-            self._told_passed = True
+    def _log_skipped(self) -> None:
+        skipped = self._folders.skipped
+        if skipped and not self._skipped_logged:
+            level = logging.WARNING if FOREIGN in skipped.counts else logging.INFO
+            log.log(level, "%s: %s", self.root, skipped)
+            self._skipped_logged = True
 
     def inventory(self) -> Inventory:
-        """Every clip once with its speaker; what training silence is cut from, whole.
+        """Every clip once with its speaker; for training silence, the entire recordings.
 
         Raises:
             DataError: There is no such data set, or it contradicts itself.
         """
-        tables = [self._table(split, self._folders.names(split), whole=True) for split in SPLITS]
+        tables = [self._table(split, self._folders.names(split), uncut=True) for split in SPLITS]
         table = ClipTable.concatenate(tables)
-        part = np.repeat(np.arange(len(SPLITS)), [len(one) for one in tables])
-        hashes = map(speaker_of, table.ids)
-        speakers = Strings([f"speech_commands:{one}" if one else "" for one in hashes])
+        part = np.repeat(np.arange(len(SPLITS)), [len(each) for each in tables])
+        speakers = Strings(
+            [f"speech_commands:{s}" if s else "" for s in map(speaker_of, table.ids)]
+        )
         absent: list[str] = []
-        notes = [str(self._folders.passed)] if self._folders.passed else []
+        notes = [str(self._folders.skipped)] if self._folders.skipped else []
+        sizes = dict(zip(SPLITS, map(len, tables), strict=True))
+        published = SPEECH_COMMANDS_CLIPS[self.task]
+        if sizes != published:
+            notes.append(f"the splits have {sizes} clips; as published they have {published}")
         if self.twelve:
             noise = len(self._folders.noise)
             if noise:
                 notes.append(
                     f"silence is cut from the same {noise} recordings of {NOISE} in training and "
-                    "in validation, as SUPERB has it"
+                    "in validation, as in SUPERB"
                 )
             else:
                 absent.append(f"{NOISE}/*.wav")
@@ -203,14 +209,13 @@ class SpeechCommands(ClipDataModule):
                 )
         return Inventory(table, list(SPLITS), part, None, speakers, absent, notes)
 
-    def _table(self, split: Split, names: list[str], *, whole: bool = False) -> ClipTable:
+    def _table(self, split: Split, names: list[str], *, uncut: bool = False) -> ClipTable:
         """Clips of a split.
 
         Args:
             split: The split.
             names: Its clips of words.
-            whole: Show the recordings of noise instead of what training cuts from them, and let
-                it pass that there are none.
+            uncut: Give the entire recordings of noise for training; they may be missing.
         """
         if not self.twelve:
             return self._words(names)
@@ -221,9 +226,9 @@ class SpeechCommands(ClipDataModule):
                 return ClipTable(Strings(clips), keyword_targets(clips), sounds)
             names = like_test_archive(names)
         words = self._words(names)
-        if whole and not self._folders.noise:
+        if uncut and not self._folders.noise:
             return words
-        return ClipTable.concatenate([words, self._silence(split, names, whole=whole)])
+        return ClipTable.concatenate([words, self._silence(split, names, uncut=uncut)])
 
     def _words(self, names: list[str]) -> ClipTable:
         if self.twelve:
@@ -232,8 +237,8 @@ class SpeechCommands(ClipDataModule):
         targets = [numbers[name.partition("/")[0]] for name in names]
         return self.files(names, names, Targets.one_each(targets))
 
-    def _silence(self, split: Split, names: list[str], *, whole: bool) -> ClipTable:
-        """Clips of silence that go with a split's clips of words."""
+    def _silence(self, split: Split, names: list[str], *, uncut: bool) -> ClipTable:
+        """Clips of silence of a split, whose clips of words are `names`."""
         noise, label = self._folders.noise, CLASSES.index(SILENCE)
         if not noise:
             raise DataError(
@@ -241,7 +246,7 @@ class SpeechCommands(ClipDataModule):
                 f"{SILENCE} is cut from; {self._folders.advice}"
             )
         paths = [f"{NOISE}/{path.name}" for path in noise]
-        if split == "train" and whole:
+        if split == "train" and uncut:
             return self.files(paths, paths, Targets.one_each([label] * len(paths)))
         count = len(noise)
         if split == "train":
@@ -255,11 +260,11 @@ class SpeechCommands(ClipDataModule):
     @cached_property
     def _archive(self) -> Path | None:
         """Folder of the test archive; a warning when there is none."""
-        found = self._folders.archive(self.test_root)
-        if found is None:
+        archive = self._folders.archive(self.test_root)
+        if archive is None:
             log.warning(
                 "there is no %s in %s or beside it: the test clips come from %s, and silence from "
-                "noise that training hears too. Results are not the published protocol's; fetch "
+                "the recordings of training. The result is not the published protocol's; fetch "
                 "%s.tar.gz (download.tensorflow.org/data) and unpack it into a folder "
                 "(data.init_args.test_root)",
                 self._folders.archive_name,
@@ -267,4 +272,4 @@ class SpeechCommands(ClipDataModule):
                 LISTS["test"],
                 self._folders.archive_name,
             )
-        return found
+        return archive

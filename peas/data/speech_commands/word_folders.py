@@ -1,4 +1,4 @@
-"""What lies in a folder of Speech Commands: words, the official lists, noise, the test archive."""
+"""A folder of Speech Commands: words, the official lists, noise, the test archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from peas.utils.text import some
 
 log = logging.getLogger(__name__)
 
-UNUSED = "recordings that this task has no use for"
+UNUSED = "recordings that this task does not use"
 LISTS: dict[Split, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -31,8 +31,8 @@ class WordFolders:
     Args:
         root: The folder.
         version: `1` or `2`, whose words these must be.
-        twelve: For the twelve classes: without the two lists the hash of the speaker that made
-            them splits the clips.
+        twelve: For the twelve classes: without the two lists the clips are split by the hash of
+            the speaker.
     """
 
     def __init__(self, root: Path, version: str, *, twelve: bool) -> None:
@@ -47,17 +47,17 @@ class WordFolders:
         self._all_words = set(read_labels("speech_commands_v2"))
         if version == "1":
             self._all_words -= SECOND_VERSION_WORDS
-        self._are_words = f"the {len(self._all_words)} words of Speech Commands V{version}"
+        self._word_set = f"the {len(self._all_words)} words of Speech Commands V{version}"
 
     def names(self, split: Split) -> list[str]:
-        """Clips `word/file.wav` of a split in order, whether or not they have a file.
+        """Clips `word/file.wav` of a split in order, with or without a file.
 
         Raises:
             DataError: There are no words, or the lists are missing or contradict themselves.
         """
         if split in self._listed:
             return sorted(self._listed[split])
-        return sorted(self._here.difference(*self._listed.values()))
+        return sorted(self._existing.difference(*self._listed.values()))
 
     def require_files(self) -> None:
         """Check that the clips of the lists are there.
@@ -66,11 +66,11 @@ class WordFolders:
             DataError: Some are not.
         """
         for split, names in self._listed.items():
-            absent = sorted(names - self._here)
-            if absent:
+            missing = sorted(names - self._existing)
+            if missing:
                 raise DataError(
-                    f"{len(absent)} of the files that {self.root / LISTS[split]} lists are not "
-                    f"there, such as {some(absent)}; {self.advice}"
+                    f"{len(missing)} of the files that {self.root / LISTS[split]} lists are not "
+                    f"there, such as {some(missing)}; {self.advice}"
                 )
 
     @cached_property
@@ -79,34 +79,34 @@ class WordFolders:
         return [self.root / NOISE / name for name in wav_names(self.root / NOISE)]
 
     @cached_property
-    def passed(self) -> PassedOver:
-        """What lies in the folders of the words and is no clip, and recordings that are unused."""
-        passed = PassedOver()
+    def skipped(self) -> PassedOver:
+        """Files in the folders of the words that are no clips, and unused recordings."""
+        skipped = PassedOver()
         for word in self._words:
-            passed.join(walk(self.root / word).passed)
+            skipped.join(walk(self.root / word).passed)
         if not self.twelve and self.noise:
-            passed.add(UNUSED, NOISE, len(self.noise))
-        return passed
+            skipped.add(UNUSED, NOISE, len(self.noise))
+        return skipped
 
-    def archive(self, given: Path | None) -> Path | None:
-        """Folder of the test archive; None when nobody named it and it is in no usual place.
+    def archive(self, folder: Path | None) -> Path | None:
+        """Folder of the test archive; None if it is not given and not in the usual places.
 
         Args:
-            given: Where the user says that it is.
+            folder: The folder that the user gives.
 
         Raises:
             DataError: It is not there.
         """
-        if given is None:
-            usual = (self.root, self.root.absolute().parent)
-            found = (folder / self.archive_name for folder in usual)
-            return next((folder for folder in found if folder.is_dir()), None)
-        if not given.is_dir():
+        if folder is None:
+            parents = (self.root, self.root.absolute().parent)
+            usual = (parent / self.archive_name for parent in parents)
+            return next((path for path in usual if path.is_dir()), None)
+        if not folder.is_dir():
             raise DataError(
-                f"there is no folder {given} (data.init_args.test_root): fetch "
+                f"there is no folder {folder} (data.init_args.test_root): fetch "
                 f"{self.archive_name}.tar.gz (download.tensorflow.org/data) and unpack it there"
             )
-        return given
+        return folder
 
     @cached_property
     def _words(self) -> list[str]:
@@ -119,35 +119,35 @@ class WordFolders:
             if path.is_dir() and not path.name.startswith(("_", "."))
         }
         folders.discard(self.archive_name)
-        strange = folders - self._all_words
-        if strange:
+        unknown = folders - self._all_words
+        if unknown:
             raise DataError(
-                f"{self.root / min(strange)} is not one of {self._are_words}: "
-                "move every other folder away"
+                f"{self.root / min(unknown)} is not one of {self._word_set}: "
+                "remove every other folder"
             )
         if not folders:
             raise DataError(f"{self.root} has no folder of a word, 0 classes; {self.advice}")
         if len(folders) < len(self._all_words):
             log.warning(
-                "%s has %d of %s; results are not those of the whole set",
+                "%s has %d of %s; results are not comparable with the full set",
                 self.root,
                 len(folders),
-                self._are_words,
+                self._word_set,
             )
         return sorted(folders)
 
     @cached_property
-    def _here(self) -> set[str]:
+    def _existing(self) -> set[str]:
         """Clips that have a file."""
         return {f"{word}/{name}" for word in self._words for name in wav_names(self.root / word)}
 
     @cached_property
     def _listed(self) -> dict[Split, set[str]]:
         """Clips of validation and of the test, of the words that have a folder."""
-        here = self._here
+        existing = self._existing
         if self.twelve and not any((self.root / file).exists() for file in LISTS.values()):
-            splits = {name: split_of_speaker(name) for name in here}
-            return {split: {name for name in here if splits[name] == split} for split in LISTS}
+            splits = {name: split_of_speaker(name) for name in existing}
+            return {split: {name for name in existing if splits[name] == split} for split in LISTS}
         listed = {split: self._read(self.root / file) for split, file in LISTS.items()}
         both = listed["validation"] & listed["test"]
         if both:
@@ -167,15 +167,17 @@ class WordFolders:
             raise DataError(f"{file}: not UTF-8 text; use the official list") from None
         names = [line.strip() for line in lines if line.strip()]
         words = {name: name.partition("/")[0] for name in names}
-        strange = [name for name, word in words.items() if word not in self._all_words]
-        if strange:
+        unknown = [name for name, word in words.items() if word not in self._all_words]
+        if unknown:
             raise DataError(
-                f"{file} names {strange[0]}, which is none of {self._are_words}; "
+                f"{file} names {unknown[0]}, which is none of {self._word_set}; "
                 "use the official list"
             )
-        doubled = [name for name, count in Counter(names).items() if count > 1]
-        if doubled:
-            raise DataError(f"{file} lists {some(doubled)} more than once; use the official list")
+        duplicates = [name for name, count in Counter(names).items() if count > 1]
+        if duplicates:
+            raise DataError(
+                f"{file} lists {some(duplicates)} more than once; use the official list"
+            )
         present = set(self._words)
         return {name for name, word in words.items() if word in present}
 
@@ -199,7 +201,7 @@ def archive_clips(folder: Path) -> list[str]:
 
 
 def wav_names(folder: Path) -> list[str]:
-    """Names of the sound files below a folder, in order; none where there is no folder.
+    """Names of the sound files below a folder, in order; none if there is no folder.
 
     Raises:
         DataError: A link leads in a circle, or a name is not UTF-8.

@@ -1,4 +1,4 @@
-"""What a folder holds of AudioSet: segment lists, JSON lists or Parquet files, of which part."""
+"""Layouts of AudioSet: which lists of clips a folder holds, and of which part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Literal, get_args
 
-from peas.data.audioset.parquet import require_shards
 from peas.errors import DataError
 from peas.utils.text import some
 
@@ -43,8 +42,9 @@ _PARQUET_FOLDERS = (
     *("unbalanced_train", "full", "whole", "20k", "2m", "train", "eval", "test", "evaluation"),
     *("validation", "valid", "val"),
 )
-# A folder with more entries than this and no Parquet file among the first holds sound files.
+# A folder without a Parquet file among so many entries holds sound files.
 _MANY = 10_000
+_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Listing:
     """Files that list the clips of one part.
 
     Attributes:
-        part: Which part; `train` where nothing says which training set it is.
-        form: How the files are read.
+        part: Which part; `train` if the training set is not named.
+        form: Format of the files.
         files: One list, or all shards in order.
     """
 
@@ -91,74 +91,75 @@ def parquet_part(path: PurePath) -> Part | None:
     return "train" if "train" in words else None
 
 
-def look(root: Path) -> list[Listing]:
-    """Lists of clips in a folder, in the most particular form that is there.
+def find_lists(root: Path) -> list[Listing]:
+    """Lists of clips in a folder.
 
-    Parquet files hold the sound themselves, so they go before JSON lists, and those, which name
-    each file, before segment lists, which any copy may have beside it.
+    Parquet files, which hold the sound, take precedence over JSON lists, which name each file, and
+    those over segment lists, which any copy may have in addition.
 
     Raises:
-        DataError: There is no such folder, or one part lies in several places.
+        DataError: There is no such folder, or one part is in several folders.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: correct data.init_args.root")
     return _parquet(root) or _by_name(root, "json", _JSON) or _by_name(root, "segments", _SEGMENTS)
 
 
-def training_lists(found: list[Listing], subset: Subset, root: Path) -> list[Listing]:
+def training_lists(lists: list[Listing], subset: Subset, root: Path) -> list[Listing]:
     """The lists that make up a training set.
 
     Raises:
-        DataError: One of them is not there.
+        DataError: One of them is missing.
     """
-    parts = {listing.part: listing for listing in found}
-    wanted = ["balanced"] if subset == "as20k" else ["balanced", "unbalanced"]
-    if all(part in parts for part in wanted):
-        return [parts[part] for part in wanted]
+    parts = {listing.part: listing for listing in lists}
+    required = ["balanced"] if subset == "as20k" else ["balanced", "unbalanced"]
+    if all(part in parts for part in required):
+        return [parts[part] for part in required]
     for other in ("whole", "train") if subset == "as2m" else ("train",):
         if other in parts:
             return [parts[other]]
-    have = f"only {some(map(str, found), 5)}" if found else "no list of clips"
-    lacking = " and ".join(part for part in wanted if part not in parts)
-    raise DataError(
-        f"{root} has {have}: data.init_args.subset {subset} lacks the {lacking} training part. "
-        f"Known layouts: {LAYOUTS}; or name the files as data.init_args.train"
+    missing = " and ".join(part for part in required if part not in parts)
+    raise _missing(
+        root, lists, f"data.init_args.subset {subset} lacks the {missing} training part", "train"
     )
 
 
-def evaluation_lists(found: list[Listing], root: Path) -> list[Listing]:
+def evaluation_lists(lists: list[Listing], root: Path) -> list[Listing]:
     """The list of the evaluation clips.
 
     Raises:
-        DataError: It is not there.
+        DataError: It is missing.
     """
-    lists = [listing for listing in found if listing.part == "evaluation"]
-    if not lists:
-        have = f"only {some(map(str, found), 5)}" if found else "no list of clips"
-        raise DataError(
-            f"{root} has {have}: the evaluation part is missing. Known layouts: {LAYOUTS}; or name "
-            "the file as data.init_args.evaluation"
-        )
-    return lists
+    evaluation = [listing for listing in lists if listing.part == "evaluation"]
+    if not evaluation:
+        raise _missing(root, lists, "the evaluation part is missing", "evaluation")
+    return evaluation
+
+
+def _missing(root: Path, lists: list[Listing], what: str, key: str) -> DataError:
+    present = f"only {some(map(str, lists), 5)}" if lists else "no list of clips"
+    return DataError(
+        f"{root} has {present}: {what}. Known layouts: {LAYOUTS}; or name the files as "
+        f"data.init_args.{key}"
+    )
 
 
 def locate(root: Path, name: str) -> Path:
-    """Place of a file that the user names: from the data set's folder, else the working one."""
-    given = Path(name).expanduser()
-    return root / given if (root / given).exists() or not given.exists() else given
+    """Path of a file that the user names: from the data set's folder, else the working one."""
+    path = Path(name).expanduser()
+    return root / path if (root / path).exists() or not path.exists() else path
 
 
-def named(root: Path, names: list[str], part: str, key: str) -> list[Listing]:
+def named_lists(root: Path, names: list[str], part: str) -> list[Listing]:
     """Lists that the user names: CSV, JSON or Parquet files, or folders of Parquet files.
 
     Args:
         root: Where relative names start.
-        names: The files and folders, for `locate`.
-        part: What they are for.
-        key: Argument that names them, for messages.
+        names: The files and folders, as for `locate`.
+        part: `train` or `evaluation`, and the name of the argument.
 
     Raises:
-        DataError: One is missing or of no known form.
+        DataError: One is missing or of no known format.
     """
     lists = []
     shards: list[Path] = []
@@ -167,11 +168,11 @@ def named(root: Path, names: list[str], part: str, key: str) -> list[Listing]:
         if path.is_dir():
             inner = sorted(path.glob("*.parquet"))
             if not inner:
-                raise DataError(f"{path} has no *.parquet file: correct data.init_args.{key}")
+                raise DataError(f"{path} has no *.parquet file: correct data.init_args.{part}")
             require_shards(inner)
             shards += inner
         elif not path.is_file():
-            raise DataError(f"there is no {path}: correct data.init_args.{key}")
+            raise DataError(f"there is no {path}: correct data.init_args.{part}")
         elif path.suffix == ".parquet":
             shards.append(path)
         elif path.suffix in (".csv", ".json"):
@@ -180,7 +181,7 @@ def named(root: Path, names: list[str], part: str, key: str) -> list[Listing]:
         else:
             raise DataError(
                 f"{path} is none of *.csv, *.json and *.parquet, nor a folder of the last: correct "
-                f"data.init_args.{key}"
+                f"data.init_args.{part}"
             )
     if shards:
         lists.append(Listing(part, "parquet", shards))
@@ -188,7 +189,7 @@ def named(root: Path, names: list[str], part: str, key: str) -> list[Listing]:
 
 
 def _own_part(path: Path, part: str) -> str:
-    """Keeps the official lists' own parts, so that reports can tell them apart."""
+    """The part that an official name stands for."""
     if part == "train":
         for name, files in (*_SEGMENTS.items(), *_JSON.items()):
             if path.name in files:
@@ -200,10 +201,10 @@ def _by_name(root: Path, form: Form, names: dict[Part, tuple[str, ...]]) -> list
     """Lists with the usual names: the first name, in the first folder, for each part."""
     lists = []
     for part, files in names.items():
-        places = (root / folder / file for file in files for folder in _FOLDERS)
-        place = next((place for place in places if place.is_file()), None)
-        if place is not None:
-            lists.append(Listing(part, form, [place]))
+        paths = (root / folder / file for file in files for folder in _FOLDERS)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            lists.append(Listing(part, form, [path]))
     return lists
 
 
@@ -213,11 +214,10 @@ def _parquet(root: Path) -> list[Listing]:
         part = parquet_part(file.relative_to(root))
         if part is not None:
             parts[part].append(file)
-    # AudioSet has one part that is not for training, by whichever name; who cut a part for
-    # validation from the training clips has the other one as well.
-    aside = parts.pop("validation", [])
-    if aside and "evaluation" not in parts:
-        parts["evaluation"] = aside
+    # AudioSet has one part that is not for training, which some copies call validation.
+    validation = parts.pop("validation", [])
+    if validation and "evaluation" not in parts:
+        parts["evaluation"] = validation
     for part, files in parts.items():
         folders = sorted({str(file.parent) for file in files})
         if len(folders) > 1:
@@ -228,6 +228,29 @@ def _parquet(root: Path) -> list[Listing]:
             )
         require_shards(files)
     return [Listing(part, "parquet", files) for part, files in parts.items()]
+
+
+def require_shards(files: list[Path]) -> None:
+    """Check that no shard such as `train-00001-of-00004.parquet` is missing.
+
+    Raises:
+        DataError: A shard is missing.
+    """
+    shards: defaultdict[tuple[Path, str, str], set[int]] = defaultdict(set)
+    for file in files:
+        if match := _SHARD.fullmatch(file.name):
+            shards[file.parent, match[1], match[3]].add(int(match[2]))
+    for (folder, name, count), numbers in shards.items():
+        missing = [
+            f"{name}-{number:0{len(count)}}-of-{count}"
+            for number in sorted(set(range(int(count))) - numbers)
+        ]
+        if missing:
+            raise DataError(
+                f"{folder}: {len(missing)} of {int(count)} shards of {name} are missing: "
+                f"{some(missing)}; fetch them, or name the intended files as "
+                "data.init_args.train or evaluation"
+            )
 
 
 def _parquet_files(folder: Path, depth: int) -> list[Path]:
