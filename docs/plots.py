@@ -4,8 +4,8 @@ Needs a pretraining checkpoint of an SSAST and a clip that it has not been train
 
     python docs/plots.py --checkpoint RUN/checkpoints/last.ckpt --clip DIR/3-151081-B-20.ogg
 
-Those in the repository: `configs/examples/pretrain_urbansound8k_ssast.yaml`, stopped after 10 of
-its 40 epochs, and of a clip of ESC-10 (CC BY 3.0).
+Those in the repository: `configs/examples/pretrain_urbansound8k_ssast.yaml`, stopped after 7 of its
+40 epochs, on a clip of ESC-10 (CC BY 3.0).
 """
 
 import argparse
@@ -119,8 +119,9 @@ def plot_peas(task: Pretraining, clip: str) -> None:
     )
     axis.set(title=f"4a. mean error of {MAX_TIME}-frame windows", xlabel="time (s)")
     axis.set_xlim(0, frames * SECONDS_PER_FRAME)
-    axis.legend(loc="best", fontsize=9)
+    handles = axis.get_legend_handles_labels()
     axis = axes[1, 1]
+    axis.legend(*handles, loc="center right", fontsize=9)
     axis.plot(np.arange(len(freq_scores)) + MAX_FREQ / 2, freq_scores, color="black")
     axis.axvspan(freq_start, freq_start + MAX_FREQ, color=BLUE, alpha=0.2)
     axis.axvspan(freq_block[0], sum(freq_block), color=RED, alpha=0.5)
@@ -159,7 +160,7 @@ def plot_schedule() -> None:
     )
     right.plot(epoch[final], np.full(final.sum(), MAX_TIME // 2), color=RED, lw=3, label="fixed")
     right.axvspan(0.8 * epochs - 0.5, epochs - 0.5, color="black", alpha=0.07)
-    right.set(title="width of a time block (frames)", xlabel="epoch", ylim=(0, 110))
+    right.set(title="width of a time block (frames)", xlabel="epoch", ylim=(0, 130))
     right.legend(loc="upper left", fontsize=9)
     figure.savefig(IMAGES / "schedule.png", dpi=110)
     plt.close(figure)
@@ -175,7 +176,7 @@ def plot_patch_masks(task: Pretraining, clip: str) -> None:
     maskings = {
         "random, 80 % (AudioMAE)": RandomPatches(0.8),
         "random, 20 % (MAM-CLAP)": RandomPatches(0.2),
-        "structured, 50 % of times, 20 % of bands": StructuredPatches(0.5, 0.2),
+        "structured, 50 % of times, 25 % of bands": StructuredPatches(0.5, 0.25),
         "clusters, 50 % (SSAST)": ClusteredPatches(count=count // 2),
     }
     figure, axes = plt.subplots(2, 2, figsize=(10, 5.4), layout="constrained")
