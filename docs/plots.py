@@ -177,7 +177,7 @@ def plot_patch_masks(task: Pretraining, clip: str) -> None:
         "random, 80 % (AudioMAE)": RandomPatches(0.8),
         "random, 20 % (MAM-CLAP)": RandomPatches(0.2),
         "structured, 50 % of times, 25 % of bands": StructuredPatches(0.5, 0.25),
-        "clusters, 50 % (SSAST)": ClusteredPatches(count=count // 2),
+        "clusters, 50 % (SSAST)": ClusteredPatches(count // 2),
     }
     figure, axes = plt.subplots(2, 2, figsize=(10, 5.4), layout="constrained")
     low, high = np.quantile(x, [0.02, 0.998])
