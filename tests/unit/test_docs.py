@@ -92,6 +92,12 @@ def test_images_are_used() -> None:
     assert {path.name for path in (DOCS / "images").iterdir()} <= used
 
 
+def test_the_quick_start_has_the_python_of_the_readme() -> None:
+    # The README's lines are run by tests/integration/test_readme.py.
+    (code,) = re.findall(r"(?ms)^```python\n.*?^```", (ROOT / "README.md").read_text())
+    assert code in (DOCS / "quickstart.md").read_text()
+
+
 def test_the_citation_has_what_its_schema_requires() -> None:
     from peas import __version__
 
