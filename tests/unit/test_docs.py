@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from peas.__main__ import LIGHTNING_VERBS, OWN_VERBS
+from peas.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -65,10 +65,17 @@ def test_configs_exist(page: Path) -> None:
         assert (ROOT / name).exists() or name.endswith("_"), name
 
 
+@pytest.fixture
+def verbs(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """First words of the verbs that `peas --help` lists."""
+    assert main(["--help"]) == 0
+    return set(re.findall(r"^  ([a-z]+)", capsys.readouterr().out, re.M))
+
+
 @by_page
-def test_verbs_exist(page: Path) -> None:
+def test_verbs_exist(page: Path, verbs: set[str]) -> None:
     for verb in re.findall(r"(?:^|`|\s)peas ([a-z_]+)(?= |`|$)", code(page), re.M):
-        assert verb in LIGHTNING_VERBS | OWN_VERBS, verb
+        assert verb in verbs, verb
     for verb in re.findall(r"peas data ([a-z]+)", code(page)):
         assert verb in DATA_VERBS, verb
 
