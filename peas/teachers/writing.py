@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from peas import __version__
 from peas.data.columns import Rows, Strings
-from peas.data.disk import disk_errors, only_one, require_room
 from peas.data.packed.shards import UNFINISHED, named_when_whole
 from peas.errors import ConfigError, DataError
 from peas.teachers.manifest import (
@@ -29,6 +28,7 @@ from peas.teachers.manifest import (
     Stored,
     read_manifest,
 )
+from peas.utils.files import disk_errors, lock, require_space
 from peas.utils.text import some
 
 log = logging.getLogger(__name__)
@@ -144,11 +144,11 @@ def write_targets(
     # Called before the lock is taken: it may fork workers, and they would hold the lock as well
     # until they notice that this process was killed.
     blocks = source.blocks([recipe.shards[number] for number in todo])
-    with closing(blocks), only_one(out, out / LOCK), disk_errors(out):
+    with closing(blocks), lock(out / LOCK, out), disk_errors(out):
         if _stamp(out) != stamp:
             raise DataError(f"{out}: another process has written here just now; run this again")
         needed = 2 * math.prod(recipe.shape) * sum(len(recipe.shards[number]) for number in todo)
-        require_room(out / MANIFEST, needed)
+        require_space(out / MANIFEST, needed)
         manifest.save(out)
         writer = _Writer(out, manifest, blocks, progress)
         for number in todo:

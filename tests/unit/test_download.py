@@ -1,19 +1,14 @@
 import hashlib
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 from faulty_server import Answer, Served, serve
 
-from peas.data import disk
-from peas.data.disk import only_one
 from peas.data.fetch.download import Patience, download
 from peas.errors import DataError
+from peas.utils import files
 
 DATA = bytes(range(256)) * 40
 SHA = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -378,12 +373,12 @@ def test_address_with_a_wrong_port(tmp_path):
 def test_full_disk(tmp_path, monkeypatch):
     (tmp_path / "a.bin.part").symlink_to("/dev/full")
     server, message = _fails(tmp_path, r"a\.bin: the disk is full .* GB are free")
-    assert "goes on where it stopped" in message
+    assert "resume" in message
     assert len(server.ranges) == 1
 
 
 def test_too_little_room_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     _, message = _fails(tmp_path, "still to come")
     assert "Make room" in message
     assert (tmp_path / "a.bin.part").stat().st_size == 0
@@ -399,47 +394,4 @@ def test_folder_that_is_a_file(tmp_path):
 def test_folder_that_may_not_be_written():
     # /proc belongs to the kernel: not even root creates files there.
     with serve(_served()) as server, pytest.raises(DataError, match=r"/proc/.*Check the path"):
-        download(f"{server.url}/a.bin", disk.Path("/proc/a.bin"), patience=HASTE)
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from peas.data.disk import only_one
-with only_one(Path(sys.argv[1]).parent, Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_lock_of_a_live_and_of_a_dead_process(tmp_path):
-    lock = tmp_path / "lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        busy = rf"{tmp_path}: process {holder.pid} on .* is at work here"
-        with pytest.raises(DataError, match=busy), only_one(tmp_path, lock):
-            pass
-    finally:
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-        holder.stdout.close()
-    with only_one(tmp_path, lock):
-        assert f"process {os.getpid()} on " in lock.read_text()
-    with only_one(tmp_path, lock):
-        pass
-
-
-def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    import errno
-    import fcntl
-
-    def refuse(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with only_one(tmp_path, tmp_path / "lock"):
-        pass
-    assert "no locks" in capsys.readouterr().err
+        download(f"{server.url}/a.bin", files.Path("/proc/a.bin"), patience=HASTE)

@@ -13,11 +13,11 @@ import torch
 from target_toys import IDS, SHAPE, Maps, content, maps_of, write
 
 from peas.data.columns import Strings
-from peas.data.disk import only_one
 from peas.errors import ConfigError, DataError
 from peas.teachers.cache import TargetCache
 from peas.teachers.manifest import LeftOut
 from peas.teachers.writing import Block, sorted_ids
+from peas.utils.files import Locked, lock
 
 MAPS = maps_of(len(IDS))
 
@@ -256,7 +256,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 def test_one_writer_at_a_time(tmp_path):
     out = tmp_path / "cache"
     out.mkdir()
-    with only_one(out, out / ".lock"), pytest.raises(DataError, match="at work here"):
+    with lock(out / ".lock", out), pytest.raises(Locked, match=str(out)):
         write(out, Maps(MAPS))
 
 
@@ -264,7 +264,7 @@ def test_too_small_a_disk_is_told_before_any_work(tmp_path, monkeypatch):
     free = type("usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
     source = Maps(MAPS)
-    with pytest.raises(DataError, match="are still to come"):
+    with pytest.raises(DataError, match="GB"):
         write(tmp_path / "cache", source)
     assert source.given == []
 

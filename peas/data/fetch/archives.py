@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from peas.data.disk import disk_errors
 from peas.data.fetch.download import Progress, file_sum
 from peas.errors import DataError
+from peas.utils.files import disk_errors
 
 _BLOCK = 1 << 20
 # Recorded sound does not shrink to a fiftieth. The floor is for small archives of text.

@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from peas import __version__
-from peas.data.disk import disk_errors, require_room
 from peas.data.fetch.connection import Connection
 from peas.errors import DataError
+from peas.utils.files import disk_errors, require_space
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is going on ("fetching"), bytes done, and bytes in all where they are known."""
@@ -263,7 +263,7 @@ def _read(
     have, total = _extent(answer, target, have)
     with target.part.open("ab" if have else "wb") as sink:
         if total is not None:
-            require_room(target.part, total - have)
+            require_space(target.part, total - have)
         while total is None or have < total:
             try:
                 # One system call each, so that slow bytes are shown, and kept when the link dies.

@@ -13,7 +13,6 @@ import numpy as np
 
 from peas.audio.frontend import LogMel
 from peas.data.columns import Rows
-from peas.data.disk import disk_errors, only_one
 from peas.data.inventory import Inventory
 from peas.data.module import RATE, ClipDataModule
 from peas.data.packed.encoding import (
@@ -40,6 +39,7 @@ from peas.data.sounds import Source
 from peas.data.statistics import Moments
 from peas.data.workers import WorkerDied, in_order
 from peas.errors import AudioError, DataError, PeasError
+from peas.utils.files import disk_errors, lock
 from peas.utils.text import some
 
 # Clips that a worker encodes before it answers.
@@ -115,7 +115,7 @@ def pack(
     # that this process was killed. So how far an earlier run came is looked up twice.
     begun = Journal(out, recipe).next
     outcomes = _outcomes(inventory, order, coding, begun, workers)
-    with closing(outcomes), only_one(out, out / LOCK), disk_errors(out):
+    with closing(outcomes), lock(out / LOCK, out), disk_errors(out):
         journal = Journal(out, recipe)
         if journal.next < begun:
             raise DataError(
