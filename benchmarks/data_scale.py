@@ -37,7 +37,7 @@ from peas.data.packed.module import PackedSet
 from peas.data.packed.opening import open_part
 from peas.data.packed.packing import pack
 from peas.data.packed.shards import SCHEMA, ShardWriter, shard_name, stored
-from peas.data.samplers import Weighted, clip_weights
+from peas.data.samplers import WeightedSampler, clip_weights
 from peas.data.sounds import SoundFiles, Source
 from peas.data.statistics import Moments
 
@@ -202,10 +202,10 @@ def scale_rows(rows: int, draws: int, repeats: int) -> list[timing.Row]:
             f"weights of all clips (s){goal(None)}": lambda: clip_weights(table.targets, CLASSES),
         }
         for replacement in (True, False):
-            order = Weighted(weights, draws, replacement=replacement)
+            order = WeightedSampler(weights, draws, replacement=replacement)
             text = "with" if replacement else "without"
             sides[f"{draws:,} drawn by weight {text} replacement (s){goal('≤ 0.3')}"] = (
-                lambda order=order: order.draw(torch.Generator().manual_seed(0))
+                lambda order=order: order.sample(torch.Generator().manual_seed(0))
             )
         timed = {key: lambda work=work: timing.seconds_of(work) for key, work in sides.items()}
         drawn = timing.interleaved(timed, repeats)

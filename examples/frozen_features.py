@@ -305,8 +305,8 @@ def main(argv: list[str]) -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "frozen.md").write_text(text + "\n", encoding="utf-8")
-        facts = {"rows": rows, "pretrained_on": pretrained_on}
-        (options.out / "frozen.json").write_text(json.dumps(facts, indent=1) + "\n")
+        info = {"rows": rows, "pretrained_on": pretrained_on}
+        (options.out / "frozen.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Item(NamedTuple):
     teacher: Tensor | None = None
 
 
-class Broken(NamedTuple):
+class Unreadable(NamedTuple):
     """A clip that could not be read, in the place of its `Item`.
 
     Attributes:
@@ -115,11 +115,11 @@ class Broken(NamedTuple):
     message: str
 
 
-def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> Batch:
+def collate(items: Sequence[Item | Unreadable], global_size: int | None = None) -> Batch:
     """Put clips into a batch; clips that could not be read are left out.
 
     Args:
-        items: At least one `Item`, and any number of `Broken`.
+        items: At least one `Item`, and any number of `Unreadable`.
         global_size: Rows of the global micro-batch; None = these items are all of it.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from peas.augment.mixup import mix
-from peas.data.batch import Broken, Item
+from peas.data.batch import Item, Unreadable
 from peas.data.columns import Strings, Targets
 from peas.data.samplers import ClipKey
 from peas.data.sounds import JoinedSounds, Sounds
@@ -69,7 +69,7 @@ def _chunks(strings: Strings) -> list[pa.Array]:
     return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
 
 
-class ClipDataset(Dataset[Item | Broken]):
+class ClipDataset(Dataset[Item | Unreadable]):
     """Reads the clips of a table.
 
     A plain index gives the clip as it is, with its class. A `ClipKey` gives the clip of one epoch:
@@ -120,7 +120,7 @@ class ClipDataset(Dataset[Item | Broken]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, key: int | ClipKey) -> Item | Broken:
+    def __getitem__(self, key: int | ClipKey) -> Item | Unreadable:
         """Read one clip; a clip that cannot be read is reported in its place."""
         if self.training and not isinstance(key, ClipKey):
             # Lightning's `overfit_batches` puts a plain sequential sampler in place of ours.
@@ -136,7 +136,7 @@ class ClipDataset(Dataset[Item | Broken]):
             if self.teacher_rate is not None:
                 teacher = self.table.sounds.load(index, draw, self.teacher_rate)
         except AudioError as error:
-            return Broken(name, str(error))
+            return Unreadable(name, str(error))
         classes = self.table.targets[index]
         item = Item(
             waveform,
@@ -166,7 +166,7 @@ class ClipDataset(Dataset[Item | Broken]):
         target[self.table.targets[index].astype(np.int64)] = weight
         return target
 
-    def _mixed(self, item: Item, key: ClipKey) -> Item | Broken:
+    def _mixed(self, item: Item, key: ClipKey) -> Item | Unreadable:
         draws = self._draws("mixup", key, item.id)
         assert draws is not None
         weight, partner = 1.0, -1
@@ -179,7 +179,7 @@ class ClipDataset(Dataset[Item | Broken]):
         try:
             other = self.table.sounds.load(partner, draws.random())
         except AudioError as error:
-            return Broken(self.table.ids[partner], str(error))
+            return Unreadable(self.table.ids[partner], str(error))
         # Added, so that two clips of one class make a whole.
         target += self._soft(partner, 1.0 - weight)
         waveform = mix(item.waveform, other, weight)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from peas.data.batch import Batch, Broken, Item, collate
+from peas.data.batch import Batch, Item, Unreadable, collate
 from peas.data.clips import ClipDataset
 from peas.data.fingerprint import hash_strings
 from peas.data.samplers import ClipKey, TrainSampler
@@ -30,13 +30,13 @@ class Packet(NamedTuple):
     """What a worker sends: a batch, None when no clip of it could be read, and what was odd."""
 
     batch: Batch | None
-    broken: list[Broken]
+    unreadable: list[Unreadable]
     silent: list[str]
     short: list[str]
     cut: list[str]
 
 
-class Packer(NamedTuple):
+class CollateClips(NamedTuple):
     """Collate function of the loader.
 
     Attributes:
@@ -45,12 +45,12 @@ class Packer(NamedTuple):
 
     global_size: int | None = None
 
-    def __call__(self, items: Sequence[Item | Broken]) -> Packet:
+    def __call__(self, items: Sequence[Item | Unreadable]) -> Packet:
         """Collate the readable clips and note the odd ones."""
         clips = [item for item in items if isinstance(item, Item)]
         return Packet(
             batch=collate(items, self.global_size) if clips else None,
-            broken=[item for item in items if isinstance(item, Broken)],
+            unreadable=[item for item in items if isinstance(item, Unreadable)],
             silent=[clip.id for clip in clips if clip.silent],
             short=[clip.id for clip in clips if clip.short],
             cut=[clip.id for clip in clips if clip.cut],
@@ -58,7 +58,7 @@ class Packer(NamedTuple):
 
 
 @dataclass
-class OddClips:
+class BadClips:
     """Names of the clips of one run that are broken, silent, too short or too long, counted once.
 
     Attributes:
@@ -70,7 +70,7 @@ class OddClips:
     """
 
     on_error: Literal["raise", "skip"] = "raise"
-    broken: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     short: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
@@ -84,27 +84,27 @@ class OddClips:
         self.silent.update(packet.silent)
         self.short.update(packet.short)
         self.cut.update(packet.cut)
-        for clip in packet.broken:
+        for clip in packet.unreadable:
             if self.on_error == "raise":
                 raise AudioError(clip.message)
-            if clip.id not in self.broken:
+            if clip.id not in self.unreadable:
                 log.warning("left out: %s", clip.message)
-            self.broken.add(clip.id)
+            self.unreadable.add(clip.id)
 
-    def join(self, other: OddClips) -> None:
+    def join(self, other: BadClips) -> None:
         """Count those of another process too."""
-        self.broken |= other.broken
+        self.unreadable |= other.unreadable
         self.silent |= other.silent
         self.short |= other.short
         self.cut |= other.cut
 
     def __bool__(self) -> bool:
-        return bool(self.broken or self.silent or self.short or self.cut)
+        return bool(self.unreadable or self.silent or self.short or self.cut)
 
     def __str__(self) -> str:
         text = (
             f"{len(self.silent)} silent, {len(self.short)} shorter than one frame, "
-            f"{len(self.broken)} unreadable"
+            f"{len(self.unreadable)} unreadable"
         )
         if self.cut:
             text += f", {len(self.cut)} longer than the input, which lose their end"
@@ -128,8 +128,8 @@ class ClipLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: Dataset[Item | Broken],
-        odd_clips: OddClips,
+        dataset: Dataset[Item | Unreadable],
+        bad_clips: BadClips,
         *,
         root: object = "the data set",
         num_workers: int = 0,
@@ -143,7 +143,7 @@ class ClipLoader(DataLoader[Any]):
                 "timeout": timeout,
             }
         super().__init__(dataset, num_workers=num_workers, **settings)
-        self.odd_clips = odd_clips
+        self.bad_clips = bad_clips
         self.root = root
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -154,7 +154,7 @@ class ClipLoader(DataLoader[Any]):
             DataError: A worker does not answer.
         """
         for packet in self._packets():
-            self.odd_clips.note(packet)
+            self.bad_clips.note(packet)
             if packet.batch is not None:
                 yield packet.batch
 
@@ -256,11 +256,11 @@ class TrainLoader(ClipLoader):
             sampler.skip = self._read * sampler.batch_size
         self._resume = None
         for packet in self._packets(self._read):
-            self.odd_clips.note(packet)
+            self.bad_clips.note(packet)
             if packet.batch is None:
                 raise DataError(
                     "no clip of a training batch could be read, the first being: "
-                    f"{packet.broken[0].message}; repair the files or raise "
+                    f"{packet.unreadable[0].message}; repair the files or raise "
                     "data.init_args.batch_size"
                 )
             self._read += 1
@@ -314,6 +314,6 @@ class TrainLoader(ClipLoader):
             sum_ = hashlib.blake2b(digest_size=8)
             if isinstance(self.dataset, ClipDataset):
                 sum_.update(hash_strings(self.dataset.table.ids).tobytes())
-            sum_.update(self.sampler.draw(epoch).numpy().tobytes())
+            sum_.update(self.sampler.sample(epoch).numpy().tobytes())
             self._order = (epoch, sum_.hexdigest())
         return self._order[1]

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings
 from peas.data.inventory import Inventory
-from peas.data.module import ClipDataModule, Facts, Split
-from peas.data.samplers import Order, Repeated
+from peas.data.module import ClipDataModule, DatasetInfo, Split
+from peas.data.samplers import EpochSampler, MixtureSampler
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 
@@ -142,31 +142,33 @@ class Mixture(ClipDataModule):
         return "mean" not in self._given and self.sets[0].measures
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> DatasetInfo:
         """What the task must know; a set that measures its statistics does so here."""
         known: dict[str, Any] = dict(self._given)
         if len(known) < 3:
-            first = self.sets[0].facts
+            first = self.sets[0].info
             known = {"mean": first.mean, "std": first.std, "frames": first.frames} | known
-        heard = self.heard_channels
-        return Facts(labels=self.labels, multi_label=self.multi_label, channels=heard, **known)
+        heard = self.channel_mode
+        return DatasetInfo(
+            labels=self.labels, multi_label=self.multi_label, channels=heard, **known
+        )
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
+    def channel_mode(self) -> Literal["mean", "first"] | None:
         """That of the sets, where it is one for all."""
-        heard = {one.heard_channels for one in self.sets}
+        heard = {one.channel_mode for one in self.sets}
         return heard.pop() if len(heard) == 1 else None
 
     def prepare_data(self) -> None:
         """Let the first set measure its statistics on one process, so that others find them."""
         if self.trainer is None or self.trainer.state.fn == "fit":
-            _ = self.facts
+            _ = self.info
 
-    def order(self, table: ClipTable) -> Order:
+    def order(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
         if self.sampling == "balanced":
             return super().order(table)
-        return Repeated([len(one.clips("train")) for one in self.sets], self.weights)
+        return MixtureSampler([len(one.clips("train")) for one in self.sets], self.weights)
 
     def setup(self, stage: str) -> None:
         """Read the tables of clips, so that a fault in them is found before training.

@@ -19,13 +19,13 @@ from peas.data.columns import Strings, Targets
 from peas.data.fingerprint import Fingerprint
 from peas.data.inventory import Inventory
 from peas.data.label_fraction import chosen_rows, count_line
-from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
+from peas.data.loader import BadClips, ClipLoader, CollateClips, TrainLoader
 from peas.data.samplers import (
-    EachOnce,
+    EpochSampler,
     EvaluationSampler,
-    Order,
     TrainSampler,
-    Weighted,
+    UniformSampler,
+    WeightedSampler,
     clip_weights,
 )
 from peas.data.sounds import SoundFiles
@@ -41,7 +41,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """What a task must know about its data set.
 
     Attributes:
@@ -79,7 +79,7 @@ class ClipDataModule(LightningDataModule, ABC):
     """Base of all data sets, such as `peas.data.ESC50`, `AudioSet` and `AudioFolder`.
 
     A subclass says which clips belong to a split, and its labels. Nothing here is saved as a
-    hyperparameter: the task keeps the `facts` in its checkpoint.
+    hyperparameter: the task keeps the `info` in its checkpoint.
 
     Args:
         root: Folder of the data set.
@@ -192,7 +192,7 @@ class ClipDataModule(LightningDataModule, ABC):
         self.label_fraction = label_fraction
         self.teacher_rate: int | None = None
         self.trained_on: Fingerprint | None = None
-        self.odd_clips = OddClips(on_error)
+        self.bad_clips = BadClips(on_error)
         self._told = ""
         self._told_fraction = False
         self._told_left_out = False
@@ -224,7 +224,7 @@ class ClipDataModule(LightningDataModule, ABC):
         return False
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
+    def channel_mode(self) -> Literal["mean", "first"] | None:
         """What became of several channels on the way from the original sound to the model."""
         return self.channels
 
@@ -239,10 +239,10 @@ class ClipDataModule(LightningDataModule, ABC):
         return False
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> DatasetInfo:
         """What the task must know; readable once the data are in place."""
-        return Facts(
-            self.labels, self.mean, self.std, self.frames, self.multi_label, self.heard_channels
+        return DatasetInfo(
+            self.labels, self.mean, self.std, self.frames, self.multi_label, self.channel_mode
         )
 
     def inventory(self) -> Inventory:
@@ -254,7 +254,7 @@ class ClipDataModule(LightningDataModule, ABC):
         return Inventory.of_splits({split: self.clips(split) for split in SPLITS})
 
     @cached_property
-    def reader(self) -> ResampledCache:
+    def decoder(self) -> ResampledCache:
         """Decoder of this data set's sound."""
         folder = default_folder() if self.cache_dir is None else self.cache_dir or None
         return ResampledCache(
@@ -266,14 +266,16 @@ class ClipDataModule(LightningDataModule, ABC):
     ) -> ClipTable:
         """Table of clips that are whole files; paths start from `root`."""
         names = ids if isinstance(ids, Strings) else Strings(ids)
-        return ClipTable(names, targets, SoundFiles(self.reader, self.root, Strings(paths)))
+        return ClipTable(names, targets, SoundFiles(self.decoder, self.root, Strings(paths)))
 
-    def order(self, table: ClipTable) -> Order:
+    def order(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
         if self.sampling == "uniform":
-            return EachOnce(len(table))
+            return UniformSampler(len(table))
         weights = clip_weights(table.targets, len(self.labels))
-        return Weighted(weights, self.epoch_clips or len(table), replacement=self.replacement)
+        return WeightedSampler(
+            weights, self.epoch_clips or len(table), replacement=self.replacement
+        )
 
     def setup(self, stage: str) -> None:
         """Read the tables of clips, so that a fault in them is found before training."""
@@ -286,12 +288,12 @@ class ClipDataModule(LightningDataModule, ABC):
 
     def teardown(self, stage: str) -> None:
         """Say how many clips were odd, once."""
-        self.tell_odd_clips()
+        self.report_bad_clips()
 
-    def tell_odd_clips(self) -> None:
+    def report_bad_clips(self) -> None:
         """Say how many clips were odd, unless it was said."""
-        told = str(self.odd_clips)
-        if self.odd_clips and told != self._told:
+        told = str(self.bad_clips)
+        if self.bad_clips and told != self._told:
             rank_zero_info(f"odd clips: {told}")
             self._told = told
 
@@ -312,11 +314,11 @@ class ClipDataModule(LightningDataModule, ABC):
         self._tell_left_out(order.count, sampler)
         return TrainLoader(
             self._dataset(table, training=True, repeats=order.repeats, seed=seed),
-            self.odd_clips,
+            self.bad_clips,
             sampler=sampler,
             batch_size=self.batch_size,
             drop_last=True,
-            collate_fn=Packer(sampler.global_size),
+            collate_fn=CollateClips(sampler.global_size),
             root=self.root,
             num_workers=self.num_workers,
             timeout=self.timeout,
@@ -395,10 +397,10 @@ class ClipDataModule(LightningDataModule, ABC):
         dataset = self._dataset(table)
         return ClipLoader(
             dataset,
-            self.odd_clips,
+            self.bad_clips,
             sampler=EvaluationSampler(len(dataset), rank=rank, world=world),
             batch_size=self.eval_batch_size,
-            collate_fn=Packer(),
+            collate_fn=CollateClips(),
             root=self.root,
             num_workers=self.num_workers,
             timeout=self.timeout,
@@ -436,7 +438,7 @@ class ClipDataModule(LightningDataModule, ABC):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def require_test_apart(data: ClipDataModule, *, allowed: bool = False) -> None:
+def refuse_selection_on_test(data: ClipDataModule, *, allowed: bool = False) -> None:
     """Refuses a sweep that would choose by the test clips.
 
     Args:

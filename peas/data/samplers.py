@@ -22,7 +22,7 @@ from peas.training.randomness import generator
 _SOFTENER = 0.01
 
 
-class Order(Protocol):
+class EpochSampler(Protocol):
     """Law by which epochs are drawn.
 
     Attributes:
@@ -33,12 +33,12 @@ class Order(Protocol):
     count: int
     repeats: bool
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
         ...
 
 
-class EachOnce:
+class UniformSampler:
     """Every clip once, in random order.
 
     Args:
@@ -50,7 +50,7 @@ class EachOnce:
     def __init__(self, clips: int) -> None:
         self.count = clips
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
         return torch.randperm(self.count, generator=source)
 
@@ -74,7 +74,7 @@ def clip_weights(targets: Targets, classes: int) -> NDArray[np.float64]:
     return weights
 
 
-class Weighted:
+class WeightedSampler:
     """Some clips, drawn by weight.
 
     Args:
@@ -102,7 +102,7 @@ class Weighted:
                 "set it to uniform"
             )
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
         if self.repeats:
             heap = np.cumsum(self.weights)
@@ -127,7 +127,7 @@ class Weighted:
         return torch.from_numpy(np.sort(chosen).astype(np.int64))[places]
 
 
-class Repeated:
+class MixtureSampler:
     """Several sets one after the other, each as often as its weight says, in random order.
 
     Weight 1 takes every clip of a set once an epoch, 2 twice, and 0.25 another random quarter of
@@ -158,7 +158,7 @@ class Repeated:
         if not self.count:
             raise ConfigError("data.init_args.weights leave no clip of any set: give larger ones")
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
         parts = []
         first = 0
@@ -216,7 +216,7 @@ class TrainSampler(DistributedSampler[ClipKey]):
     """
 
     def __init__(
-        self, order: Order, batch_size: int, *, rank: int = 0, world: int = 1, seed: int = 0
+        self, order: EpochSampler, batch_size: int, *, rank: int = 0, world: int = 1, seed: int = 0
     ) -> None:
         clips = order.count
         super().__init__(_Rows(clips), num_replicas=world, rank=rank, seed=seed, drop_last=True)
@@ -233,9 +233,9 @@ class TrainSampler(DistributedSampler[ClipKey]):
                 "lower data.init_args.batch_size or use fewer processes"
             )
 
-    def draw(self, epoch: int) -> Tensor:
+    def sample(self, epoch: int) -> Tensor:
         """Rows of all clips of an epoch, in their order."""
-        return self.order.draw(generator(self.seed, "order", epoch, 0))
+        return self.order.sample(generator(self.seed, "order", epoch, 0))
 
     def __iter__(self) -> Iterator[ClipKey]:
         """Yield this process's keys of the epoch given to `set_epoch`.
@@ -243,7 +243,7 @@ class TrainSampler(DistributedSampler[ClipKey]):
         The first `skip` of them are left out, once: a restarted run had them already.
         """
         skip, self.skip = self.skip, 0
-        order = self.draw(self.epoch)
+        order = self.sample(self.epoch)
         for position in range(self.rank, self.total_size, self.num_replicas)[skip:]:
             yield ClipKey(self.epoch, position, int(order[position]))
 

@@ -77,7 +77,7 @@ class Measured:
 
     moments: Moments
     seconds: NDArray[np.float32]
-    broken: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -125,39 +125,39 @@ def measure(
 
     moments = Moments()
     seconds = np.zeros(len(table), np.float32)
-    broken: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     done = 0
     workers = default_workers() if workers is None else workers
     try:
         with closing(in_order(work, len(table), size=CHUNK, workers=workers)) as parts:
             for part in parts:
-                if part.broken and on_error == "raise":
-                    raise AudioError(next(iter(part.broken.values())))
+                if part.unreadable and on_error == "raise":
+                    raise AudioError(next(iter(part.unreadable.values())))
                 moments += part.moments
                 seconds[done : done + len(part.seconds)] = part.seconds
-                broken.update({done + row: text for row, text in part.broken.items()})
+                unreadable.update({done + row: text for row, text in part.unreadable.items()})
                 done += len(part.seconds)
                 if progress is not None:
                     progress(done, len(table))
     except WorkerDied as error:
         raise error.naming(table.ids) from None
     if not moments.count:
-        first = next(iter(broken.values()), "there are none")
+        first = next(iter(unreadable.values()), "there are none")
         raise DataError(f"mean and std cannot be had: no clip can be read; {first}")
-    return Measured(moments, seconds, broken)
+    return Measured(moments, seconds, unreadable)
 
 
 def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool) -> Measured:
     moments = Moments()
     seconds = np.zeros(len(rows), np.float32)
-    broken: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     waiting: list[Tensor] = []
     longest = 0
     for place, row in enumerate(rows):
         try:
             waveform = table.sounds.load(row)
         except AudioError as error:
-            broken[place] = str(error)
+            unreadable[place] = str(error)
             continue
         seconds[place] = len(waveform) / RATE
         longest = max(longest, len(waveform))
@@ -167,7 +167,7 @@ def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool
         waiting.append(waveform)
     if waiting:
         moments += _moments(waiting, front_end, padded)
-    return Measured(moments, seconds, broken)
+    return Measured(moments, seconds, unreadable)
 
 
 def _moments(waveforms: list[Tensor], front_end: LogMel, padded: bool) -> Moments:

@@ -70,7 +70,7 @@ class ReadyMaps:
         return rows, list(wanted.take(np.flatnonzero(rows < 0)))
 
 
-class ReadySource:
+class ReadyMapSource:
     """Ready maps in the order of a cache.
 
     Args:

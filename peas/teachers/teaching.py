@@ -28,7 +28,7 @@ Sound = NDArray[np.float32] | str
 """A waveform, or why there is none."""
 
 
-def heard_samples(frames: int, rate: int) -> int:
+def teacher_samples(frames: int, rate: int) -> int:
     """Samples at a teacher's rate that cover a model's input.
 
     A map has as many columns as the sound that the teacher is given, and all maps of a cache have
@@ -41,13 +41,13 @@ def heard_samples(frames: int, rate: int) -> int:
     return round((frames * 160 + 240) * rate / RATE)
 
 
-def sound_line(module: ClipDataModule, rate: int) -> str:
+def describe_input(module: ClipDataModule, rate: int) -> str:
     """How the sound is read for a teacher, for the cache's manifest."""
-    samples = heard_samples(module.frames, rate)
+    samples = teacher_samples(module.frames, rate)
     return f"{samples} samples at {rate} Hz, channels {module.channels}, {audio.RESAMPLER}"
 
 
-class TaughtSource:
+class TeacherMaps:
     """Maps that a teacher makes of the clips of a table.
 
     Args:

@@ -12,7 +12,7 @@ import peas.data
 from peas.audio.frontend import LogMel
 from peas.data.clips import ClipDataset, input_samples
 from peas.data.columns import Targets
-from peas.data.loader import OddClips
+from peas.data.loader import BadClips
 from peas.data.module import ClipDataModule
 from peas.data.samplers import ClipKey
 from peas.errors import AudioError, ConfigError, DataError
@@ -57,9 +57,9 @@ def _equal(left, right):
 
 def test_facts_and_no_hyperparameters(tones):
     module = Tones(tones)
-    assert module.facts.labels == ["a", "b", "c"]
-    assert (module.facts.mean, module.facts.std, module.facts.frames) == (-6.0, 5.0, 64)
-    assert not module.facts.multi_label
+    assert module.info.labels == ["a", "b", "c"]
+    assert (module.info.mean, module.info.std, module.info.frames) == (-6.0, 5.0, 64)
+    assert not module.info.multi_label
     assert not module.hparams
 
 
@@ -243,7 +243,7 @@ def test_broken_clip_is_left_out_and_counted(tones, workers, caplog):
             assert len(batches) == 5
     short = next(batch for batch in batches if len(batch["id"]) == 3)
     assert len(set(short["row"].tolist())) == 3
-    assert module.odd_clips.broken == {"05.wav"}
+    assert module.bad_clips.unreadable == {"05.wav"}
     assert len([record for record in caplog.records if "05.wav" in record.message]) == 1
 
 
@@ -275,10 +275,10 @@ def test_clips_that_lose_their_end_are_counted_once(tones, printed):
     module = Tones(tones)
     _read(module.train_dataloader())
     _read(module.val_dataloader())
-    assert module.odd_clips.cut == {"04.wav", "05.wav"}
-    other = OddClips(cut={"05.wav", "99.wav"}, silent={"x"})
-    module.odd_clips.join(other)
-    module.tell_odd_clips()
+    assert module.bad_clips.cut == {"04.wav", "05.wav"}
+    other = BadClips(cut={"05.wav", "99.wav"}, silent={"x"})
+    module.bad_clips.join(other)
+    module.report_bad_clips()
     module.teardown("fit")
     (line,) = [record.message for record in printed.records if "odd clips" in record.message]
     assert line.startswith("odd clips: 1 silent, 0 shorter than one frame, 0 unreadable, 3 longer")

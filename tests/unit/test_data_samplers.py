@@ -1,30 +1,32 @@
 import pytest
 
-from peas.data.samplers import EachOnce, EvaluationSampler, TrainSampler
+from peas.data.samplers import EvaluationSampler, TrainSampler, UniformSampler
 from peas.errors import DataError
 
 
 def test_order_depends_on_seed_and_epoch_alone():
-    sampler = TrainSampler(EachOnce(50), 4, seed=1)
+    sampler = TrainSampler(UniformSampler(50), 4, seed=1)
     first, again = list(sampler), list(sampler)
     assert first == again
     sampler.set_epoch(1)
     assert [key.clip for key in sampler] != [key.clip for key in first]
-    other = TrainSampler(EachOnce(50), 4, seed=2)
+    other = TrainSampler(UniformSampler(50), 4, seed=2)
     assert [key.clip for key in other] != [key.clip for key in first]
 
 
 def test_drops_what_does_not_fill_a_global_batch():
-    sampler = TrainSampler(EachOnce(50), 4, world=3)
+    sampler = TrainSampler(UniformSampler(50), 4, world=3)
     assert len(sampler) == len(list(sampler)) == 16
-    keys = list(TrainSampler(EachOnce(50), 4))
+    keys = list(TrainSampler(UniformSampler(50), 4))
     assert len(keys) == 48
     assert len({key.clip for key in keys}) == 48
 
 
 def test_ranks_split_the_order_of_one_process():
-    whole = list(TrainSampler(EachOnce(48), 6, seed=3))
-    ranks = [list(TrainSampler(EachOnce(48), 2, rank=rank, world=3, seed=3)) for rank in range(3)]
+    whole = list(TrainSampler(UniformSampler(48), 6, seed=3))
+    ranks = [
+        list(TrainSampler(UniformSampler(48), 2, rank=rank, world=3, seed=3)) for rank in range(3)
+    ]
     assert [ranks[place % 3][place // 3] for place in range(48)] == whole
     for keys in ranks:
         for place, key in enumerate(keys):
@@ -32,7 +34,7 @@ def test_ranks_split_the_order_of_one_process():
 
 
 def test_skip_holds_once():
-    sampler = TrainSampler(EachOnce(20), 4)
+    sampler = TrainSampler(UniformSampler(20), 4)
     whole = list(sampler)
     sampler.skip = 8
     assert list(sampler) == whole[8:]
@@ -41,7 +43,7 @@ def test_skip_holds_once():
 
 def test_too_few_clips_name_batch_and_processes():
     with pytest.raises(DataError, match=r"7 clips.*batch size 4 on 2 processes"):
-        TrainSampler(EachOnce(7), 4, world=2)
+        TrainSampler(UniformSampler(7), 4, world=2)
 
 
 def test_evaluation_counts_each_clip_once():

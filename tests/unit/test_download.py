@@ -379,7 +379,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
 def test_too_little_room_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    _, message = _fails(tmp_path, "still to come")
+    _, message = _fails(tmp_path, "GB")
     assert "Make room" in message
     assert (tmp_path / "a.bin.part").stat().st_size == 0
 

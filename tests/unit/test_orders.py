@@ -3,12 +3,18 @@ import pytest
 import torch
 
 from peas.data.columns import Targets
-from peas.data.samplers import EachOnce, Repeated, TrainSampler, Weighted, clip_weights
+from peas.data.samplers import (
+    MixtureSampler,
+    TrainSampler,
+    UniformSampler,
+    WeightedSampler,
+    clip_weights,
+)
 from peas.errors import ConfigError
 
 
 def _drawn(order, seed=0):
-    return order.draw(torch.Generator().manual_seed(seed))
+    return order.sample(torch.Generator().manual_seed(seed))
 
 
 def test_weights_are_the_official_sum_over_classes():
@@ -26,13 +32,13 @@ def test_a_clip_without_a_class_weighs_exactly_nothing_in_a_large_set():
     weights = clip_weights(targets, 300)
     assert np.array_equal(weights == 0, sizes == 0)
     assert (weights[sizes > 0] > 1).all()
-    drawn = _drawn(Weighted(weights, 20_000)).numpy()
+    drawn = _drawn(WeightedSampler(weights, 20_000)).numpy()
     assert (sizes[drawn] > 0).all()
 
 
 def test_balanced_with_replacement_draws_in_proportion():
     weights = np.array([1.0, 0.0, 3.0, 6.0, 0.0])
-    drawn = _drawn(Weighted(weights, 100_000)).numpy()
+    drawn = _drawn(WeightedSampler(weights, 100_000)).numpy()
     share = np.bincount(drawn, minlength=5) / len(drawn)
     np.testing.assert_allclose(share, weights / 10, atol=0.006)
     assert share[1] == share[4] == 0
@@ -40,7 +46,7 @@ def test_balanced_with_replacement_draws_in_proportion():
 
 def test_balanced_without_replacement_repeats_nothing_and_prefers_the_heavy():
     weights = np.array([1.0] * 500 + [9.0] * 500 + [0.0] * 100)
-    drawn = _drawn(Weighted(weights, 300, replacement=False)).numpy()
+    drawn = _drawn(WeightedSampler(weights, 300, replacement=False)).numpy()
     assert len(set(drawn)) == 300
     assert drawn.max() < 1000
     heavy = (drawn >= 500).mean()
@@ -52,16 +58,16 @@ def test_balanced_without_replacement_repeats_nothing_and_prefers_the_heavy():
 
 def test_without_replacement_can_take_all_that_have_a_weight():
     weights = np.array([0.0, 1.0, 5.0, 0.0, 2.0])
-    assert sorted(_drawn(Weighted(weights, 3, replacement=False)).tolist()) == [1, 2, 4]
+    assert sorted(_drawn(WeightedSampler(weights, 3, replacement=False)).tolist()) == [1, 2, 4]
     with pytest.raises(ConfigError, match=r"epoch_clips is 4 .* has 3 clips"):
-        Weighted(weights, 4, replacement=False)
+        WeightedSampler(weights, 4, replacement=False)
     with pytest.raises(ConfigError, match="no training clip has a class"):
-        Weighted(np.zeros(3), 2)
+        WeightedSampler(np.zeros(3), 2)
 
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_ranks_share_one_weighted_epoch(replacement):
-    order = Weighted(np.linspace(1, 5, 60), 48, replacement=replacement)
+    order = WeightedSampler(np.linspace(1, 5, 60), 48, replacement=replacement)
     whole = list(TrainSampler(order, 6, seed=3))
     ranks = [list(TrainSampler(order, 2, rank=rank, world=3, seed=3)) for rank in range(3)]
     assert [ranks[place % 3][place // 3] for place in range(48)] == whole
@@ -73,7 +79,7 @@ def test_ranks_share_one_weighted_epoch(replacement):
 
 
 def test_sets_come_as_often_as_their_weights():
-    order = Repeated([10, 8, 5], [1.0, 0.25, 2.0])
+    order = MixtureSampler([10, 8, 5], [1.0, 0.25, 2.0])
     first, second = _drawn(order, 0).numpy(), _drawn(order, 1).numpy()
     assert order.repeats
     assert order.count == len(first) == 22
@@ -85,13 +91,13 @@ def test_sets_come_as_often_as_their_weights():
     assert set(first[(first >= 10) & (first < 18)]) != set(second[(second >= 10) & (second < 18)])
     assert first.tolist() != second.tolist()
     with pytest.raises(ConfigError, match="2 entries for 3 sets"):
-        Repeated([1, 2, 3], [1, 1])
+        MixtureSampler([1, 2, 3], [1, 1])
     with pytest.raises(ConfigError, match="give 0 or more"):
-        Repeated([1, 2], [1, -1])
+        MixtureSampler([1, 2], [1, -1])
     with pytest.raises(ConfigError, match="no clip of any set"):
-        Repeated([1, 2], [0, 0.1])
+        MixtureSampler([1, 2], [0, 0.1])
 
 
 def test_each_once_is_a_permutation():
-    assert sorted(_drawn(EachOnce(9)).tolist()) == list(range(9))
-    assert not EachOnce(9).repeats
+    assert sorted(_drawn(UniformSampler(9)).tolist()) == list(range(9))
+    assert not UniformSampler(9).repeats

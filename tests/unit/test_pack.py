@@ -147,11 +147,11 @@ def test_statistics_are_measured_where_the_set_has_none(tmp_path):
     packed(module, tmp_path / "packed")
     training = PackedSet(str(tmp_path / "packed"), fold=2)
     expected = measure(training.clips("train"), 64, workers=0)
-    assert training.facts.mean == pytest.approx(expected.mean, rel=1e-6)
-    assert training.facts.std == pytest.approx(expected.std, rel=1e-6)
-    assert PackedSet(str(tmp_path / "packed"), fold=3).facts.mean != training.facts.mean
+    assert training.info.mean == pytest.approx(expected.mean, rel=1e-6)
+    assert training.info.std == pytest.approx(expected.std, rel=1e-6)
+    assert PackedSet(str(tmp_path / "packed"), fold=3).info.mean != training.info.mean
     packed(module, tmp_path / "wide", rate=32_000)
-    wide = PackedSet(str(tmp_path / "wide"), fold=2).facts
+    wide = PackedSet(str(tmp_path / "wide"), fold=2).info
     assert wide.mean == pytest.approx(expected.mean, abs=0.05)
 
 
@@ -227,7 +227,7 @@ class _Strange(Sounds):
     """Sounds that do something strange when a row is asked for."""
 
     def __init__(self, base, what):
-        super().__init__(base.reader)
+        super().__init__(base.decoder)
         self.base = base
         self.what = what
 
@@ -489,7 +489,7 @@ def test_the_command(sounds, command_line, tmp_path, capsys):
     assert "40 clips, 0.01 h" in printed
     assert "fold 5: 8 clips" in printed
     packed_set, loose = PackedSet(str(tmp_path / "packed"), fold=3), ESC50(str(sounds), fold=3)
-    assert packed_set.facts == loose.facts
+    assert packed_set.info == loose.info
     for split in ("train", "validation", "test"):
         assert packed_set.clips(split).ids == loose.clips(split).ids
     recordings = packed_set.inventory().recordings

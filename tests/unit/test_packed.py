@@ -60,7 +60,7 @@ def test_splits_in_the_order_of_the_set(loose, splits):
         for row in range(len(table)):
             assert table.targets[row].tolist() == expected.targets[row].tolist()
             assert torch.equal(table.sounds.load(row), expected.sounds.load(row))
-    assert module.facts == source.facts
+    assert module.info == source.info
     taken = module.clips("train").take([5, 0, 5])
     assert _numbers(taken) == [10, 0, 10]
     assert torch.equal(taken.sounds.load(1), source.clips("train").sounds.load(0))
@@ -140,7 +140,7 @@ def test_several_classes(loose, tmp_path):
     classes = [[0, 2], [], [1], [0, 1, 2]]
     packed(bag(loose, ["train", "test"] * 2, classes, multi_label=True), tmp_path / "packed")
     module = PackedSet(str(tmp_path / "packed"), batch_size=2, num_workers=0)
-    assert module.facts.multi_label
+    assert module.info.multi_label
     assert [module.clips("test").targets[row].tolist() for row in range(2)] == [[], [0, 1, 2]]
     assert [part.classes for part in read_manifest(tmp_path / "packed").parts] == [
         [1, 1, 1],
@@ -155,13 +155,13 @@ def test_several_classes(loose, tmp_path):
 def test_no_classes_at_all(loose, tmp_path):
     packed(bag(loose, ["train"] * 3, [[]] * 3, labels=[]), tmp_path / "packed")
     module = PackedSet(str(tmp_path / "packed"), batch_size=3, num_workers=0)
-    assert module.facts.labels == []
+    assert module.info.labels == []
     assert next(iter(module.train_dataloader()))["target"].shape == (3, 0)
 
 
 def test_labels_in_another_order_and_more_of_them(splits):
     module = PackedSet(str(splits), labels=["c", "x", "a", "b"], multi_label=True)
-    assert module.facts.labels == ["c", "x", "a", "b"]
+    assert module.info.labels == ["c", "x", "a", "b"]
     assert module.clips("train").targets.classes.tolist()[:3] == [2, 0, 3]
     assert module.inventory().table.targets.classes.tolist()[:3] == [2, 3, 0]
     with pytest.raises(ConfigError, match=r"labels lacks 1 classes of .*: b; name all"):
@@ -169,8 +169,8 @@ def test_labels_in_another_order_and_more_of_them(splits):
 
 
 def test_own_statistics(splits):
-    facts = PackedSet(str(splits), mean=1.0, std=2.0, frames=99).facts
-    assert (facts.mean, facts.std, facts.frames) == (1.0, 2.0, 99)
+    info = PackedSet(str(splits), mean=1.0, std=2.0, frames=99).info
+    assert (info.mean, info.std, info.frames) == (1.0, 2.0, 99)
     with pytest.raises(ConfigError, match="give both, or neither"):
         PackedSet(str(splits), mean=1.0)
     with pytest.raises(ConfigError, match="frames is 0"):
@@ -427,7 +427,7 @@ def test_damaged_sound(damaged):
     module = PackedSet(str(damaged), num_workers=2, batch_size=4, on_error="skip")
     batches = list(module.train_dataloader())
     assert sum(len(batch["id"]) for batch in batches) == 7
-    assert module.odd_clips.broken == {"000.wav"}
+    assert module.bad_clips.unreadable == {"000.wav"}
 
 
 def test_columns_of_a_folder(splits):

@@ -77,9 +77,9 @@ def _table(folder, waveforms):
     for number, waveform in enumerate(waveforms):
         names.append(f"{number}.wav")
         soundfile.write(folder / names[-1], waveform, RATE, subtype="FLOAT")
-    reader = ResampledCache(None, rate=RATE, channels="mean")
+    decoder = ResampledCache(None, rate=RATE, channels="mean")
     return ClipTable(
-        Strings(names), Targets.none(len(names)), SoundFiles(reader, folder, Strings(names))
+        Strings(names), Targets.none(len(names)), SoundFiles(decoder, folder, Strings(names))
     )
 
 
@@ -170,8 +170,8 @@ def test_a_broken_clip(tmp_path, waveforms, monkeypatch, workers):
     with pytest.raises(AudioError, match=r"6\.wav: cannot be decoded"):
         measure(table, 64, workers=workers)
     found = measure(table, 64, workers=workers, on_error="skip")
-    assert list(found.broken) == [6]
-    assert "6.wav" in found.broken[6]
+    assert list(found.unreadable) == [6]
+    assert "6.wav" in found.unreadable[6]
     assert found.seconds[6] == 0
     others = [clip for number, clip in enumerate(waveforms) if number != 6]
     assert found.mean == pytest.approx(_expected(others, 64, False)[1], abs=1e-5)

@@ -15,7 +15,7 @@ from peas.data import AudioFolder
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError
 from peas.teachers.cache import TargetCache
 from peas.teachers.ready_maps import read_ready
-from peas.teachers.teaching import heard_samples
+from peas.teachers.teaching import teacher_samples
 
 IDS = [f"{'ab'[number % 2]}/{number}.wav" for number in range(6)]
 TOY = "target_toys.ToyTeacher"
@@ -178,7 +178,7 @@ def test_a_teacher_hears_what_the_model_hears(sounds, tmp_path):
     teacher = ToyTeacher(2.0)
     assert (cache.teacher, cache.fingerprint) == ("Toy 2", teacher.fingerprint)
     assert cache.extent == teacher.extent
-    samples = heard_samples(50, 8000)
+    samples = teacher_samples(50, 8000)
     assert samples == 4120
     for name in IDS:
         heard = audio.load(sounds / name, 8_000)[:samples]

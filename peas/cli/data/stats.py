@@ -96,10 +96,10 @@ def main(argv: list[str]) -> int:
     )
     if out is not None:
         _write(facts, found, out)
-    if found.broken:
+    if found.unreadable:
         raise AudioError(
-            f"{len(found.broken)} of {len(clips)} training clips cannot be read and were left "
-            f"out; peas data verify lists them all: {some(found.broken.values())}"
+            f"{len(found.unreadable)} of {len(clips)} training clips cannot be read and were left "
+            f"out; peas data verify lists them all: {some(found.unreadable.values())}"
         )
     return 0
 
@@ -115,7 +115,7 @@ def _statistics(found: Measured, frames: int, padded: bool) -> dict[str, Any]:
         "padded": padded,
         "frames": frames,
         "clips": len(seconds),
-        "unreadable": len(found.broken),
+        "unreadable": len(found.unreadable),
         "hours": round(float(seconds.sum()) / 3600, 4),
         "lengths": lengths(seconds),
         "cut": int((seconds >= whole + SHIFT).sum()),

@@ -135,7 +135,7 @@ def _from_file(options: Namespace, module: ClipDataModule, table: ClipTable) -> 
     import numpy as np
 
     from peas.teachers.manifest import LeftOut
-    from peas.teachers.ready_maps import ReadySource, read_ready
+    from peas.teachers.ready_maps import ReadyMapSource, read_ready
 
     file = Path(options["from"]).expanduser()
     ready = read_ready(file, Path(options.extent).expanduser(), options.key)
@@ -157,7 +157,7 @@ def _from_file(options: Namespace, module: ClipDataModule, table: ClipTable) -> 
         options, table, ready.teacher, ready.fingerprint, ready.extent, ready.shape, ""
     )
     left_out = [LeftOut(name, f"no map in {file.name}") for name in missing]
-    return table, ReadySource(ready, rows[chosen]), recipe, left_out
+    return table, ReadyMapSource(ready, rows[chosen]), recipe, left_out
 
 
 def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) -> Prepared:
@@ -165,14 +165,14 @@ def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) 
     import torch
 
     from peas.data.workers import default_workers
-    from peas.teachers.teaching import TaughtSource, heard_samples, sound_line
+    from peas.teachers.teaching import TeacherMaps, describe_input, teacher_samples
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     teacher = _teacher(options.teacher).to(device)
-    source = TaughtSource(
+    source = TeacherMaps(
         teacher,
         table,
-        samples=heard_samples(module.frames, teacher.rate),
+        samples=teacher_samples(module.frames, teacher.rate),
         device=device,
         batch_size=options.batch_size,
         workers=default_workers() if options.workers is None else options.workers,
@@ -185,7 +185,7 @@ def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) 
         teacher.fingerprint,
         teacher.extent,
         source.shape,
-        sound_line(module, teacher.rate),
+        describe_input(module, teacher.rate),
     )
     return table, source, recipe, []
 

@@ -31,13 +31,13 @@ class Place(NamedTuple):
     Attributes:
         root: Folder of the data set.
         classes: Numbers of the classes.
-        reader: Decodes the sound.
+        decoder: Decodes the sound.
         files: Gives the sound files of the folder, walked once.
     """
 
     root: Path
     classes: ClassTable
-    reader: ResampledCache
+    decoder: ResampledCache
     files: Callable[[], YouTubeFiles]
 
 
@@ -153,7 +153,7 @@ def _segments(listing: Listing, place: Place) -> ListedClips:
     found = files.find(rows.ids, rows.starts)
     present = np.flatnonzero(found.files >= 0)
     paths = Strings(files.paths.take(pa.array(found.files[present])))
-    sounds = SoundFiles(place.reader, place.root, paths)
+    sounds = SoundFiles(place.decoder, place.root, paths)
     notes = []
     if found.doubled:
         first, second = found.example
@@ -173,7 +173,7 @@ def _json(listing: Listing, place: Place) -> ListedClips:
     file = listing.files[0]
     rows = read_json(file, place.classes)
     paths, present = resolve(rows.wavs, [place.root, file.parent])
-    sounds = SoundFiles(place.reader, place.root, Strings(paths))
+    sounds = SoundFiles(place.decoder, place.root, Strings(paths))
     notes = []
     if not len(present):
         notes.append(
@@ -184,7 +184,7 @@ def _json(listing: Listing, place: Place) -> ListedClips:
 
 
 def _parquet(listing: Listing, place: Place) -> ListedClips:
-    rows = read_parquet(listing.files, place.classes, place.reader)
+    rows = read_parquet(listing.files, place.classes, place.decoder)
     whole = len(rows.present) == len(rows.ids)
     sounds = rows.sounds if whole else rows.sounds.take(rows.present)
     return _joined(listing, rows.place, rows.ids, rows.targets, rows.present, sounds, [])

@@ -196,7 +196,7 @@ class AudioSet(ClipDataModule):
         return bool(self.evaluation) or any(one.part == "evaluation" for one in self._found)
 
     def _read(self, found: list[Listing]) -> list[ListedClips]:
-        place = Place(self._folder, self._classes, self.reader, lambda: self._files)
+        place = Place(self._folder, self._classes, self.decoder, lambda: self._files)
         lists = [read_list(listing, place) for listing in found]
         for one in lists:
             for note in (one.missing(self._folder), *one.notes):
@@ -248,7 +248,7 @@ class AudioSet(ClipDataModule):
         ours = isinstance(said, dict) and said.get("format") == FORMAT
         if not ours and not (self.root / JOURNAL).is_file():
             return None
-        return PackedFolder(self.root, self.reader)
+        return PackedFolder(self.root, self.decoder)
 
     def _packed_table(self, packed: PackedFolder, split: Split) -> ClipTable:
         if self.train or self.evaluation:

@@ -34,20 +34,20 @@ class EncodedSounds(Sounds):
     """Clips whose sound files are bytes in a column of a data set on disk.
 
     Args:
-        reader: Decodes, resamples and remembers.
+        decoder: Decodes, resamples and remembers.
         audio: `[N]` structs with the field `bytes`; memory-mapped, so that processes share it.
         names: `[N]` what messages call the clips.
     """
 
-    def __init__(self, reader: ResampledCache, audio: pa.ChunkedArray, names: pa.Array) -> None:
-        super().__init__(reader)
+    def __init__(self, decoder: ResampledCache, audio: pa.ChunkedArray, names: pa.Array) -> None:
+        super().__init__(decoder)
         self.audio = audio
         self.names = names
 
     def __len__(self) -> int:
         return len(self.audio)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Bytes of a clip.
 
         Raises:
@@ -90,7 +90,7 @@ class ParquetClips:
         return _place(self.files, self.ends, row)
 
 
-def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache) -> ParquetClips:
+def read_parquet(files: list[Path], classes: ClassTable, decoder: ResampledCache) -> ParquetClips:
     """Open Parquet files for reading by row.
 
     A row of Parquet can only be read with its whole row group, so `datasets` first writes the
@@ -101,7 +101,7 @@ def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache)
         files: All shards, in order.
         classes: Numbers of the classes; a column may hold machine ids, display names, or numbers
             of a class feature.
-        reader: Decodes the sound.
+        decoder: Decodes the sound.
 
     Raises:
         DataError: A file is damaged, a column is missing, or a class is unknown.
@@ -132,7 +132,7 @@ def read_parquet(files: list[Path], classes: ClassTable, reader: ResampledCache)
     full = pc.greater(pc.binary_length(pc.struct_field(audio, "bytes")), 0)
     here = pc.fill_null(full, False).to_numpy()
     return ParquetClips(
-        files, ends, ids, targets, EncodedSounds(reader, audio, ids), np.flatnonzero(here)
+        files, ends, ids, targets, EncodedSounds(decoder, audio, ids), np.flatnonzero(here)
     )
 
 

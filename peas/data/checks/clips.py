@@ -130,7 +130,7 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
         rows: Consecutive rows of it.
     """
     found = Checks.empty(len(rows))
-    reader = table.sounds.reader
+    decoder = table.sounds.decoder
     quoted = 0
     for place, row in enumerate(rows):
         try:
@@ -138,7 +138,7 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
         except AudioError as error:
             clip = ClipCheck(Odd.UNDECODABLE, message=str(error))
         else:
-            clip = check_clip(source, reader.channels, reader.max_samples)
+            clip = check_clip(source, decoder.channels, decoder.max_samples)
         found.odd[place] = clip.odd
         found.seconds[place] = clip.seconds
         found.rate[place] = clip.rate

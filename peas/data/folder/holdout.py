@@ -13,7 +13,7 @@ from peas.data.columns import Rows, Strings, Targets
 from peas.training.randomness import stable_hash
 
 
-def draw_parts(
+def assign_parts(
     origins: Strings, speakers: Strings | None, targets: Targets, shares: Sequence[float]
 ) -> NDArray[np.int8]:
     """Draw parts of the clips such that no origin and no speaker is in two of them.

@@ -345,7 +345,7 @@ class AudioFolder(ClipDataModule):
     @cached_property
     def _table(self) -> ClipTable:
         listing = self._listing
-        sounds = SoundFiles(self.reader, self.root, self._files[0], listing.start, listing.end)
+        sounds = SoundFiles(self.decoder, self.root, self._files[0], listing.start, listing.end)
         return ClipTable(listing.ids, listing.targets, sounds)
 
     @cached_property
@@ -422,7 +422,7 @@ class AudioFolder(ClipDataModule):
         if not math.isnan(self._mean):
             return self._mean, self._std
         paths = self._files[0].take(self._rows("train"))
-        policy = self.odd_clips.on_error
+        policy = self.bad_clips.on_error
         return remembered(self.clips("train"), self.root, paths, self.frames, on_error=policy)
 
 

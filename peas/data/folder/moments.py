@@ -46,10 +46,10 @@ def remembered(
         AudioError: A clip cannot be read.
         DataError: No clip can be read, or all are silent.
     """
-    reader = table.sounds.reader
+    decoder = table.sounds.decoder
     entry = None
-    if reader.folder is not None:
-        entry = reader.folder / "statistics" / f"{_key(table, root, paths, frames, reader)}.json"
+    if decoder.folder is not None:
+        entry = decoder.folder / "statistics" / f"{_key(table, root, paths, frames, decoder)}.json"
         try:
             kept = json.loads(entry.read_text())
             return float(kept["mean"]), float(kept["std"])
@@ -69,7 +69,7 @@ def remembered(
     return mean, std
 
 
-def _key(table: ClipTable, root: Path, paths: Strings, frames: int, reader: ResampledCache) -> str:
+def _key(table: ClipTable, root: Path, paths: Strings, frames: int, decoder: ResampledCache) -> str:
     states = []
     for path in paths:
         try:
@@ -77,20 +77,20 @@ def _key(table: ClipTable, root: Path, paths: Strings, frames: int, reader: Resa
         except OSError:
             # The measurement will say what is wrong with it.
             states.append((-1,) * 4)
-    settings = (root.resolve(), frames, reader.rate, reader.channels, audio.RESAMPLER)
+    settings = (root.resolve(), frames, decoder.rate, decoder.channels, audio.RESAMPLER)
     digest = hashlib.blake2b("\x1f".join(map(str, settings)).encode(), digest_size=16)
     digest.update("\x1f".join(table.ids).encode())
     digest.update(np.array(states, dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 
-def _write(entry: Path, facts: dict[str, float]) -> None:
+def _write(entry: Path, info: dict[str, float]) -> None:
     """Leave a whole file or none: processes may share the folder."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
         with open(handle, "w") as file:
-            json.dump(facts, file)
+            json.dump(info, file)
         os.replace(name, entry)
     except OSError as error:
         log.warning("cannot remember mean and std in %s (%s)", entry, error.strerror)

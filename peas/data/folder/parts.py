@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings
-from peas.data.folder.holdout import draw_parts
+from peas.data.folder.holdout import assign_parts
 from peas.data.folder.table import Listing
 from peas.data.module import SPLITS, Split
 from peas.errors import ConfigError, DataError
@@ -130,4 +130,4 @@ def _drawn(listing: Listing, rows: Rows, shares: tuple[float, ...]) -> NDArray[n
         named = listing.recordings.array
         origins = pc.if_else(pc.equal(named, ""), origins, named)
     speakers = None if listing.speakers is None else listing.speakers.take(rows)
-    return draw_parts(Strings(origins).take(rows), speakers, listing.targets.take(rows), shares)
+    return assign_parts(Strings(origins).take(rows), speakers, listing.targets.take(rows), shares)

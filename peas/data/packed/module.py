@@ -9,7 +9,7 @@ from typing import Any, Literal
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.inventory import Inventory
-from peas.data.module import RATE, ClipDataModule, Facts, Split
+from peas.data.module import RATE, ClipDataModule, DatasetInfo, Split
 from peas.data.packed.opening import PackedFolder
 from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
@@ -91,7 +91,7 @@ class PackedSet(ClipDataModule):
             frames=1 if frames is None else frames,
             **common,
         )
-        self._folder = PackedFolder(self.root, self.reader)
+        self._folder = PackedFolder(self.root, self.decoder)
         packed = self._folder.manifest
         if frames is None:
             self.frames = packed.recipe.frames
@@ -105,7 +105,7 @@ class PackedSet(ClipDataModule):
         self._tables: dict[Split, ClipTable] = {}
 
     @cached_property
-    def reader(self) -> ResampledCache:
+    def decoder(self) -> ResampledCache:
         """Decoder of this data set's sound; there are no files whose sound could be kept."""
         return ResampledCache(None, rate=RATE, channels=self.channels, max_samples=self.max_samples)
 
@@ -126,13 +126,13 @@ class PackedSet(ClipDataModule):
         return math.isnan(self.mean)
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> DatasetInfo:
         """What the task must know."""
         mean, std = self._moments
-        return Facts(self.labels, mean, std, self.frames, self.multi_label, self.heard_channels)
+        return DatasetInfo(self.labels, mean, std, self.frames, self.multi_label, self.channel_mode)
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
+    def channel_mode(self) -> Literal["mean", "first"] | None:
         """As packed; where the bytes were kept, as they are read."""
         packed = self._folder.manifest.recipe.channels
         return "first" if packed == "first" else "mean" if packed == "mean" else self.channels

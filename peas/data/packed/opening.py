@@ -38,21 +38,21 @@ __all__ = ["Manifest", "PackedFolder", "PackedSounds", "open_part", "open_split"
 _INSTEAD = {"validation": ("evaluation", "test"), "test": ("evaluation",)}
 
 
-def open_part(root: str | Path, part: str, reader: ResampledCache) -> ClipTable:
+def open_part(root: str | Path, part: str, decoder: ResampledCache) -> ClipTable:
     """Clips of one part of a packed folder.
 
     Args:
         root: The folder.
         part: Name of the part.
-        reader: Decodes and resamples.
+        decoder: Decodes and resamples.
 
     Raises:
         DataError: The folder is damaged, or has no such part.
     """
-    return PackedFolder(root, reader).table([part])
+    return PackedFolder(root, decoder).table([part])
 
 
-def open_split(root: str | Path, split: str, reader: ResampledCache) -> ClipTable:
+def open_split(root: str | Path, split: str, decoder: ResampledCache) -> ClipTable:
     """Clips of a split: of the part of its name, or of one that serves in its place.
 
     The part `evaluation` validates and tests where there is no other, and last `test` validates.
@@ -60,12 +60,12 @@ def open_split(root: str | Path, split: str, reader: ResampledCache) -> ClipTabl
     Args:
         root: The folder.
         split: `train`, `validation` or `test`.
-        reader: Decodes and resamples.
+        decoder: Decodes and resamples.
 
     Raises:
         DataError: The folder is damaged, or has no part for the split.
     """
-    folder = PackedFolder(root, reader)
+    folder = PackedFolder(root, decoder)
     return folder.table(folder.parts_of(split))
 
 
@@ -77,7 +77,7 @@ class PackedFolder:
 
     Args:
         root: The folder.
-        reader: Decodes and resamples.
+        decoder: Decodes and resamples.
 
     Attributes:
         manifest: What the folder says about itself.
@@ -86,9 +86,9 @@ class PackedFolder:
         DataError: There is no packed set, or it is damaged.
     """
 
-    def __init__(self, root: str | Path, reader: ResampledCache) -> None:
+    def __init__(self, root: str | Path, decoder: ResampledCache) -> None:
         self.root = Path(root).expanduser()
-        self.reader = reader
+        self.decoder = decoder
         self.manifest = read_manifest(self.root)
         fault = manifest_fault(self.manifest)
         if fault:
@@ -176,7 +176,7 @@ class PackedFolder:
             offsets = targets.offsets[first : last + 1]
             classes = targets.classes[offsets[0] : offsets[-1]]
             targets = Targets(offsets - offsets[0] if offsets[0] else offsets, classes)
-        return ClipTable(ids, targets, PackedSounds(self.reader, self._shards, ids, places, sums))
+        return ClipTable(ids, targets, PackedSounds(self.decoder, self._shards, ids, places, sums))
 
     def _array(self, column: str) -> NDArray[Any]:
         values: NDArray[Any] = self._index.column(column).to_numpy()

@@ -23,7 +23,7 @@ from peas.data.packed.encoding import (
     source_content,
     source_state,
 )
-from peas.data.packed.facts import manifest_of, recipe_of, stated_moments
+from peas.data.packed.info import manifest_of, recipe_of, stated_moments
 from peas.data.packed.journal import (
     LOCK,
     Done,

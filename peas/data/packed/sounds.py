@@ -23,7 +23,7 @@ class PackedSounds(Sounds):
     """Clips of a packed folder.
 
     Args:
-        reader: Decodes and resamples.
+        decoder: Decodes and resamples.
         shards: The folder's shards.
         ids: Name of each clip.
         places: `[N]` number of each clip among those of all shards.
@@ -33,13 +33,13 @@ class PackedSounds(Sounds):
 
     def __init__(
         self,
-        reader: ResampledCache,
+        decoder: ResampledCache,
         shards: Shards,
         ids: Strings,
         places: Rows,
         sums: Strings | None = None,
     ) -> None:
-        super().__init__(reader)
+        super().__init__(decoder)
         self.shards = shards
         self.ids = ids
         self.places = places
@@ -50,7 +50,7 @@ class PackedSounds(Sounds):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Bytes of a clip.
 
         Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.samplers import Repeated
+from peas.data.samplers import MixtureSampler
 from peas.data.sounds import Sounds, Source
 from peas.training.randomness import stable_hash
 
@@ -119,8 +119,8 @@ class NoiseCrops(Sounds):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
-        """The second of the recording that `draw`, or else the clip's name, points to.
+    def source(self, row: int, crop: float | None = None) -> Source:
+        """The second of the recording that `crop`, or else the clip's name, points to.
 
         Raises:
             AudioError: The recording cannot be read.
@@ -129,7 +129,7 @@ class NoiseCrops(Sounds):
         info = self._infos.get(path)
         if info is None:
             info = self._infos[path] = audio.probe(path)
-        place = stable_hash("crop", self.ids[row]) / 2**63 if draw is None else draw
+        place = stable_hash("crop", self.ids[row]) / 2**63 if crop is None else crop
         spare = max(info.frames - _CROP_SECONDS * info.rate, 0)
         start = int(place * (spare + 1)) / info.rate
         # A recording may be shorter than a clip.
@@ -151,12 +151,12 @@ class HalfOfUnknown:
         wanted = np.maximum(counts, counts[CLASSES.index(UNKNOWN)] // 2)
         present = np.flatnonzero(counts)
         sizes = counts[present]
-        # Clips of one class side by side, as `Repeated` expects its sets.
+        # Clips of one class side by side, as `MixtureSampler` expects its sets.
         self._rows: Rows = np.argsort(targets.classes, kind="stable")
-        self._law = Repeated(sizes.tolist(), (wanted[present] / sizes).tolist())
+        self._law = MixtureSampler(sizes.tolist(), (wanted[present] / sizes).tolist())
         self.count = self._law.count
         self.repeats = self._law.repeats
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
-        return torch.from_numpy(self._rows)[self._law.draw(source)]
+        return torch.from_numpy(self._rows)[self._law.sample(source)]

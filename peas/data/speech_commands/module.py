@@ -12,7 +12,7 @@ from peas.data.columns import Strings, Targets
 from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.samplers import Order
+from peas.data.samplers import EpochSampler
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import (
     CLASSES,
@@ -147,7 +147,7 @@ class SpeechCommands(ClipDataModule):
         """The 35 words or the twelve classes, in the order of the targets."""
         return list(CLASSES) if self.twelve else read_labels("speech_commands_v2")
 
-    def order(self, table: ClipTable) -> Order:
+    def order(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
         return HalfOfUnknown(table.targets) if self.repeated else super().order(table)
 
@@ -217,7 +217,7 @@ class SpeechCommands(ClipDataModule):
         if split == "test":
             if self._archive is not None:
                 clips = archive_clips(self._archive)
-                sounds = SoundFiles(self.reader, self._archive, Strings(clips))
+                sounds = SoundFiles(self.decoder, self._archive, Strings(clips))
                 return ClipTable(Strings(clips), keyword_targets(clips), sounds)
             names = like_test_archive(names)
         words = self._words(names)
