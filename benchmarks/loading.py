@@ -29,10 +29,10 @@ from peas.data.cache import ResampledCache
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.folder.module import AudioFolder
-from peas.data.loader import ClipLoader, BadClips, CollateClips
+from peas.data.loader import BadClips, ClipLoader, CollateClips
 from peas.data.packed.encoding import Coding
-from peas.data.packed.opening import open_split
-from peas.data.packed.packing import pack
+from peas.data.packed.folder import open_split
+from peas.data.packed.writer import pack
 from peas.data.sounds import SoundFiles
 
 RATE = 16_000

@@ -68,7 +68,7 @@ class Sounds(ABC):
 
         Args:
             row: Row of the table.
-            draw: As for `source`.
+            crop: As for `source`.
             rate: Sampling rate in Hz, from the original sound; None = the decoder's.
 
         Returns:

@@ -65,6 +65,11 @@ class Moments:
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
+def raw_log_mel(frames: int) -> LogMel:
+    """Front end without normalisation: mean 0, and twice the standard deviation is 1."""
+    return LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
+
+
 @dataclass(frozen=True)
 class Measured:
     """What consecutive clips hold. N clips.
@@ -117,8 +122,7 @@ def measure(
         AudioError: A clip cannot be read.
         DataError: There is no clip to measure, or a process was ended from outside.
     """
-    # Raw values: mean 0 and twice the deviation 1.
-    front_end = LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
+    front_end = raw_log_mel(frames)
 
     def work(rows: range) -> Measured:
         return _measure_rows(table, rows, front_end, padded)

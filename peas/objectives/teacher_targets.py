@@ -94,7 +94,7 @@ class FeatureTargets:
                 "as they are: set it to 0"
             )
         from peas.data.module import SPLITS
-        from peas.teachers.teaching import teacher_samples
+        from peas.teachers.target_writer import teacher_samples
 
         if self.cache is None:
             assert self.teacher is not None

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.models.weights.clap import ClapWeights
-from peas.teachers.front_end import Fill
-from peas.teachers.shapes import HEADS, JOINT, SHAPES, Arch, Space
-from peas.teachers.tower import ClapTeacher
+from peas.teachers.clap import ClapTeacher
+from peas.teachers.htsat import HEADS, JOINT, SHAPES, Arch, Fill, Space
 
 
 class TransformersClapTeacher(ClapTeacher):

@@ -15,10 +15,8 @@ from peas.errors import ConfigError
 from peas.models.weights import clap_keys
 from peas.models.weights.clap import ClapWeights
 from peas.models.weights.clap_keys import PROJECTION, TOWER
-from peas.teachers import front_end
-from peas.teachers.front_end import Fill
-from peas.teachers.shapes import JOINT, SHAPES, Arch, Space
-from peas.teachers.tower import ClapTeacher
+from peas.teachers.clap import ClapTeacher
+from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space
 
 _PACKAGE = "_peas_laion_clap"
 
@@ -89,7 +87,7 @@ class LaionClapTeacher(ClapTeacher):
 def build_tower(arch: Arch) -> nn.Module:
     """LAION's HTSAT and audio projection of a size, with random weights and our front end."""
     htsat = _htsat()
-    facts = front_end.SETTINGS
+    facts = htsat.SETTINGS
     config = SimpleNamespace(
         audio_length=1024,
         clip_samples=facts["samples"],

@@ -526,9 +526,8 @@ def test_evaluation_needs_no_two_clips(sounds: Path, tmp_path: Path) -> None:
 def cache(folder: Path, sounds: Path, teacher: Teacher, leave_out: int = 0) -> Path:
     """A teacher's maps of every clip of the sounds, made clip by clip."""
     from peas.data.columns import Strings
-    from peas.teachers.manifest import Recipe
-    from peas.teachers.teaching import teacher_samples
-    from peas.teachers.writing import Block, ids_sum, write_targets
+    from peas.teachers.cache import TargetSettings
+    from peas.teachers.target_writer import Block, ids_sum, teacher_samples, write_targets
 
     module = data(sounds)
     module.setup("fit")
@@ -553,7 +552,7 @@ def cache(folder: Path, sounds: Path, teacher: Teacher, leave_out: int = 0) -> P
             for shard in shards:
                 yield Block(rows[shard.start : shard.stop], [])
 
-    recipe = Recipe(
+    recipe = TargetSettings(
         teacher=teacher.name,
         fingerprint=teacher.fingerprint,
         first_centre=EXTENT.first_centre,

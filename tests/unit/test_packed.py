@@ -14,10 +14,9 @@ import peas.data
 from peas.cli.data.verify import take_stock
 from peas.data.cache import ResampledCache
 from peas.data.columns import Strings, Targets
-from peas.data.packed.index_checks import index_fault
+from peas.data.packed.folder import PackedFolder, index_fault, open_part, open_split, read_manifest
 from peas.data.packed.manifest import INDEX
 from peas.data.packed.module import PackedSet
-from peas.data.packed.opening import PackedFolder, open_part, open_split, read_manifest
 from peas.errors import AudioError, ConfigError, DataError
 
 READER = ResampledCache(None, rate=16_000, channels="mean")
@@ -238,8 +237,8 @@ def test_a_folder_that_is_not_packed(tmp_path, splits):
         PackedSet(str(tmp_path))
     for text, message in (
         ("{", "damaged, not JSON"),
-        ("[]", "not the manifest of a packed set"),
-        ('{"format": "other"}', "not the manifest of a packed set"),
+        ("[]", "not a manifest"),
+        ('{"format": "other"}', "not a manifest"),
         (json.dumps({**said(splits), "version": 2, "peas": "9.1"}), r"peas 9\.1.* update peas"),
         (json.dumps({**said(splits), "clips": 3, "more": 1}), "damaged .*more"),
         (json.dumps({"format": "peas-packed", "version": 1}), "damaged"),
@@ -363,7 +362,7 @@ def test_a_manifest_of_other_types(damaged, key, value):
 def test_a_shard_that_is_missing_or_cut_is_found_at_once(damaged):
     file = damaged / read_manifest(damaged).shards[1].file
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"shard-00001-train\.arrow: the file has \d+ of \d+ bytes"):
+    with pytest.raises(DataError, match=r"shard-00001-train\.arrow: has \d+ of \d+ bytes"):
         PackedSet(str(damaged)).setup("fit")
     file.unlink()
     with pytest.raises(DataError, match=r"shard-00001-train\.arrow: the file cannot be opened"):
@@ -384,7 +383,7 @@ def test_a_shard_that_is_cut_while_it_is_read(damaged):
     file = damaged / read_manifest(damaged).shards[0].file
     with file.open("r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(AudioError, match=r"clip 000\.wav in .*shard-00000-train\.arrow: the file"):
+    with pytest.raises(AudioError, match=r"clip 000\.wav in .*shard-00000-train\.arrow: has"):
         table.sounds.load(0)
 
 

@@ -15,7 +15,7 @@ from peas.data import AudioFolder
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError
 from peas.teachers.cache import TargetCache
 from peas.teachers.ready_maps import read_ready
-from peas.teachers.teaching import teacher_samples
+from peas.teachers.target_writer import teacher_samples
 
 IDS = [f"{'ab'[number % 2]}/{number}.wav" for number in range(6)]
 TOY = "target_toys.ToyTeacher"
@@ -71,7 +71,7 @@ def test_fingerprint_is_of_maps_ids_and_extent(tmp_path):
 
 def test_changed_maps_do_not_go_into_the_same_folder(sounds, tmp_path):
     _ready(sounds, tmp_path / "out", ready_files(tmp_path / "1", IDS, maps_of(6)))
-    with pytest.raises(DataError, match="begun otherwise: the fingerprint"):
+    with pytest.raises(DataError, match="fingerprint"):
         _ready(sounds, tmp_path / "out", ready_files(tmp_path / "2", IDS, maps_of(6, seed=1)))
 
 
@@ -204,7 +204,7 @@ def test_the_cache_depends_neither_on_workers_nor_on_a_break(sounds, tmp_path, w
 
 def test_another_teacher_or_input_is_refused(sounds, tmp_path):
     _teach(sounds, tmp_path / "out")
-    with pytest.raises(DataError, match="begun otherwise: the teacher was Toy 1"):
+    with pytest.raises(DataError, match="teacher .*Toy 1"):
         _teach(sounds, tmp_path / "out", "--teacher.gain", 3)
     with pytest.raises(DataError, match="begun otherwise: "):
         _teach(sounds, tmp_path / "out", "--frames", 60)

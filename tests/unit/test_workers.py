@@ -99,7 +99,7 @@ def test_a_killed_worker_is_an_error_and_no_hang():
         time.sleep(0.01)
         return rows
 
-    with pytest.raises(WorkerDied, match="SIGKILL.* 6 to 7") as caught:
+    with pytest.raises(WorkerDied, match=r"SIGKILL.* 6 to 7") as caught:
         list(in_order(work, 40, size=2, workers=2))
     named = caught.value.naming([f"{row}.wav" for row in range(40)])
     assert isinstance(named, DataError)

@@ -36,7 +36,7 @@ from peas.data.packed.manifest import FORMAT, JOURNAL, MANIFEST
 from peas.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from peas.data.packed.opening import PackedFolder
+    from peas.data.packed.folder import PackedFolder
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class AudioSet(ClipDataModule):
     @cached_property
     def _classes(self) -> ClassTable:
         if self._packed is not None:
-            labels = self._packed.manifest.recipe.labels
+            labels = self._packed.manifest.settings.labels
             return ClassTable(str(self.root), labels, labels)
         return self._class_table
 
@@ -238,7 +238,7 @@ class AudioSet(ClipDataModule):
     @cached_property
     def _packed(self) -> PackedFolder | None:
         """The folder, if it is one that `peas data pack` made, or began to make."""
-        from peas.data.packed.opening import PackedFolder
+        from peas.data.packed.folder import PackedFolder
 
         manifest = self.root / MANIFEST
         try:
@@ -256,7 +256,7 @@ class AudioSet(ClipDataModule):
                 f"{self.root} is a packed set: its parts {', '.join(packed.parts)} were chosen "
                 "when it was packed; set data.init_args.train and evaluation to null"
             )
-        labels = packed.manifest.recipe.labels
+        labels = packed.manifest.settings.labels
         if self.class_labels is not None and self._class_table.names != labels:
             raise DataError(
                 f"{self.root} was packed with {len(labels)} classes, which are not the "

@@ -10,7 +10,7 @@ from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.inventory import Inventory
 from peas.data.module import RATE, ClipDataModule, DatasetInfo, Split
-from peas.data.packed.opening import PackedFolder
+from peas.data.packed.folder import PackedFolder
 from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
@@ -94,7 +94,7 @@ class PackedSet(ClipDataModule):
         self._folder = PackedFolder(self.root, self.decoder)
         packed = self._folder.manifest
         if frames is None:
-            self.frames = packed.recipe.frames
+            self.frames = packed.settings.frames
         if mean is None and packed.mean is not None and packed.std is not None:
             self.mean, self.std = packed.mean, packed.std
         self.fold = None if fold is None else str(fold)
@@ -112,12 +112,12 @@ class PackedSet(ClipDataModule):
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of the targets."""
-        return list(self._folder.manifest.recipe.labels if self._labels is None else self._labels)
+        return list(self._folder.manifest.settings.labels if self._labels is None else self._labels)
 
     @property
     def multi_label(self) -> bool:
         """Whether a clip may have several classes, or none."""
-        packed = self._folder.manifest.recipe.multi_label
+        packed = self._folder.manifest.settings.multi_label
         return packed if self._multi_label is None else self._multi_label
 
     @property
@@ -134,7 +134,7 @@ class PackedSet(ClipDataModule):
     @property
     def channel_mode(self) -> Literal["mean", "first"] | None:
         """As packed; where the bytes were kept, as they are read."""
-        packed = self._folder.manifest.recipe.channels
+        packed = self._folder.manifest.settings.channels
         return "first" if packed == "first" else "mean" if packed == "mean" else self.channels
 
     @property
@@ -207,7 +207,7 @@ class PackedSet(ClipDataModule):
 
     def _relabelled(self, table: ClipTable) -> ClipTable:
         """The table with the classes numbered as `labels` says."""
-        packed = self._folder.manifest.recipe.labels
+        packed = self._folder.manifest.settings.labels
         if self._labels is None or self._labels == packed:
             return table
         strange = [name for name in packed if name not in self._labels]

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from peas.errors import CheckpointError, ConfigError
 from peas.models.weights.clap import ClapWeights, read_clap
 from peas.models.weights.clap_keys import PROJECTION
-from peas.teachers import front_end
+from peas.teachers import htsat
 from peas.teachers.base import Teacher
-from peas.teachers.front_end import Fill, clap_log_mel, windows
-from peas.teachers.shapes import JOINT, SHAPES, Arch, Space
+from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space, clap_log_mel, windows
 
 
 class ClapTeacher(Teacher):
@@ -45,9 +44,9 @@ class ClapTeacher(Teacher):
                 raise ConfigError(f"teacher: {name} is {value!r}; choose one of {', '.join(known)}")
         source = "random weights" if checkpoint is None else Path(checkpoint).name
         super().__init__(
-            rate=front_end.RATE,
+            rate=htsat.RATE,
             width=JOINT if space == "joint" else SHAPES[arch].width,
-            extent=front_end.extent(),
+            extent=htsat.extent(),
             name=f"CLAP {arch}, {source}{', joint space' if space == 'joint' else ''}",
         )
         self.checkpoint, self.seed = checkpoint, seed
@@ -82,7 +81,7 @@ class ClapTeacher(Teacher):
 
     def settings(self) -> Mapping[str, object]:
         """Front end, filling and space."""
-        return front_end.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
+        return htsat.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
 
     def weights(self) -> Mapping[str, Tensor]:
         """Weights that decide the map; the projection only where it is used."""
