@@ -25,16 +25,15 @@ import timing
 import torch
 
 from peas.data.cache import ResampledCache
-from peas.data.clips import ClipTable
+from peas.data.class_balance import WeightedSampler, clip_weights
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
 from peas.data.packed.arrow_files import SCHEMA, arrow_shard, packed_file, shard_name
 from peas.data.packed.encoding import Coding, encode
 from peas.data.packed.folder import open_part
 from peas.data.packed.module import PackedSet
 from peas.data.packed.writer import PackWriter, Provenance, pack, settings_of
-from peas.data.samplers import WeightedSampler, clip_weights
 from peas.data.shards import Shard
 from peas.data.sounds import SoundFiles, Source
 

@@ -43,8 +43,8 @@ from torch.nn.utils.rnn import pad_sequence
 from peas.audio.frontend import KaldiLogMel
 from peas.data.checks.clips import Checks
 from peas.data.checks.comparisons import of_two_sets
+from peas.data.clips import Inventory
 from peas.data.esc50 import ESC50
-from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
 from peas.models import SSAST, AudioMAE

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
 from peas.errors import ConfigError, DataError

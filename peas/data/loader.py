@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from peas.data.batch import Batch, Item, Unreadable, collate
 from peas.data.clips import ClipDataset
+from peas.data.distributed_samplers import ClipKey, TrainSampler
 from peas.data.fingerprint import hash_strings
-from peas.data.samplers import ClipKey, TrainSampler
 from peas.errors import AudioError, ConfigError, DataError
 from peas.utils.children import CONTEXT, kill_workers, why_killed
 

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.clips import ClipTable
-from peas.data.columns import Strings
-from peas.data.inventory import Inventory
+from peas.data.class_balance import EpochSampler, MixtureSampler
+from peas.data.clips import ClipTable, Inventory
+from peas.data.columns import Strings, joined
 from peas.data.module import ClipDataModule, DatasetInfo, Split
-from peas.data.samplers import EpochSampler, MixtureSampler
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 
@@ -164,10 +163,10 @@ class Mixture(ClipDataModule):
         if self.trainer is None or self.trainer.state.fn == "fit":
             _ = self.info
 
-    def order(self, table: ClipTable) -> EpochSampler:
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
         if self.sampling == "balanced":
-            return super().order(table)
+            return super().epoch_sampler(table)
         return MixtureSampler([len(one.clips("train")) for one in self.sets], self.weights)
 
     def setup(self, stage: str) -> None:
@@ -178,7 +177,7 @@ class Mixture(ClipDataModule):
         """
         super().setup(stage)
         if stage == "fit":
-            self.order(self.clips("train"))
+            self.epoch_sampler(self.clips("train"))
             return
         split: Split = "validation" if stage == "validate" else "test"
         if not len(self.clips(split)):
@@ -219,8 +218,8 @@ class Mixture(ClipDataModule):
             np.concatenate(
                 [number[one.part] for number, one in zip(numbers, inventories, strict=True)]
             ),
-            _joined((one.recordings, len(one.table)) for one in inventories),
-            _joined((one.speakers, len(one.table)) for one in inventories),
+            _concatenated((one.recordings, len(one.table)) for one in inventories),
+            _concatenated((one.speakers, len(one.table)) for one in inventories),
             [f"{name}/{clip}" for name, one in named for clip in one.absent],
             notes + _shared({name: one.recordings for name, one in named}),
         )
@@ -233,25 +232,18 @@ class Mixture(ClipDataModule):
 
     def _renamed(self, place: int, table: ClipTable) -> ClipTable:
         """A set's clips with the mixture's names and class numbers."""
-        ids = table.ids.array.cast(pa.large_string())
-        start, nothing = (
-            pa.scalar(text, pa.large_string()) for text in (f"{self.names[place]}/", "")
-        )
         return ClipTable(
-            Strings(pc.binary_join_element_wise(start, ids, nothing)),
+            Strings(joined(f"{self.names[place]}/", table.ids.array.cast(pa.large_string()))),
             table.targets.renumbered([self._numbers[label] for label in self.sets[place].labels]),
             table.sounds,
         )
 
 
-def _joined(columns: Iterable[tuple[Strings | None, int]]) -> Strings:
-    """Columns one after the other; one that is not known is empty for each of its clips."""
-    chunks: list[pa.Array] = []
-    for column, clips in columns:
-        array = pa.repeat("", clips) if column is None else column.array
-        array = array.cast(pa.large_string())
-        chunks += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    return Strings(pa.chunked_array(chunks, pa.large_string()))
+def _concatenated(columns: Iterable[tuple[Strings | None, int]]) -> Strings:
+    """Columns one after the other; an unknown one is empty for each of its clips."""
+    return Strings.concatenate(
+        [Strings(pa.repeat("", clips)) if column is None else column for column, clips in columns]
+    )
 
 
 def _shared(recordings: dict[str, Strings | None]) -> list[str]:

@@ -14,20 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.audio.decode import MAX_SAMPLES
 from peas.data.cache import ResampledCache, default_folder
-from peas.data.clips import ClipDataset, ClipTable
-from peas.data.columns import Strings, Targets
-from peas.data.fingerprint import Fingerprint
-from peas.data.inventory import Inventory
-from peas.data.label_fraction import chosen_rows, count_line
-from peas.data.loader import BadClips, ClipLoader, CollateClips, TrainLoader
-from peas.data.samplers import (
+from peas.data.class_balance import (
     EpochSampler,
-    EvaluationSampler,
-    TrainSampler,
     UniformSampler,
     WeightedSampler,
     clip_weights,
 )
+from peas.data.clips import ClipDataset, ClipTable, Inventory
+from peas.data.columns import Strings, Targets
+from peas.data.distributed_samplers import EvaluationSampler, TrainSampler
+from peas.data.fingerprint import Fingerprint
+from peas.data.label_fraction import chosen_rows, count_line
+from peas.data.loader import BadClips, ClipLoader, CollateClips, TrainLoader
 from peas.data.sounds import SoundFiles
 from peas.data.walk import is_utf8
 from peas.errors import ConfigError
@@ -97,7 +95,7 @@ class ClipDataModule(LightningDataModule, ABC):
         max_samples: Samples that a clip may have when it is decoded, of all channels together:
             headers may promise any number, and memory is asked for before the first one comes.
         sampling: `uniform` takes every training clip once an epoch; `balanced` draws clips so that
-            rare classes come as often as common ones (`peas.data.samplers.clip_weights`).
+            rare classes come as often as common ones (`peas.data.class_balance.clip_weights`).
         epoch_clips: Training clips of a balanced epoch; null = as many as there are.
         replacement: Whether one clip may come several times in a balanced epoch, as in the
             official repositories.
@@ -268,7 +266,7 @@ class ClipDataModule(LightningDataModule, ABC):
         names = ids if isinstance(ids, Strings) else Strings(ids)
         return ClipTable(names, targets, SoundFiles(self.decoder, self.root, Strings(paths)))
 
-    def order(self, table: ClipTable) -> EpochSampler:
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
         if self.sampling == "uniform":
             return UniformSampler(len(table))
@@ -306,7 +304,7 @@ class ClipDataModule(LightningDataModule, ABC):
         rank, world = self._place()
         seed = run_seed()
         table = self.training_clips(seed)
-        order = self.order(table)
+        order = self.epoch_sampler(table)
         sampler = TrainSampler(order, self.batch_size, rank=rank, world=world, seed=seed)
         # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
         # read the order of epoch 0.

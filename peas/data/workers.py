@@ -142,7 +142,8 @@ class _Pool(Generic[Result]):
         self.timeout = timeout
         workers = min(workers, len(chunks))
         # Process id and chunk of each worker.
-        self.current = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
+        self.current: Tensor = torch.zeros(workers, 2, dtype=torch.int64)
+        self.current.share_memory_()  # type: ignore[no-untyped-call]
         loader: DataLoader[Any] = DataLoader(
             _Chunks(work, chunks, self.current),
             batch_size=None,

@@ -10,9 +10,8 @@ from peas.data.checks import clips as checks_module
 from peas.data.checks.clips import Checks, Odd, check_clip, check_clips, is_clipped, sound_hash
 from peas.data.checks.comparisons import class_counts, of_classes, of_clips, of_parts, of_two_sets
 from peas.data.checks.matching import across, coded, coded_hashes, several
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError, DataError
 

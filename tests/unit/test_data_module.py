@@ -12,9 +12,9 @@ import peas.data
 from peas.audio.frontend import LogMel
 from peas.data.clips import ClipDataset, input_samples
 from peas.data.columns import Targets
+from peas.data.distributed_samplers import ClipKey
 from peas.data.loader import BadClips
 from peas.data.module import ClipDataModule
-from peas.data.samplers import ClipKey
 from peas.errors import AudioError, ConfigError, DataError
 
 

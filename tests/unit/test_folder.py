@@ -17,9 +17,9 @@ from peas.callbacks.run_files import label_map
 from peas.cli import verbs
 from peas.data.columns import Strings, Targets
 from peas.data.fingerprint import Fingerprint
-from peas.data.folder.class_order import read_order
-from peas.data.folder.holdout import assign_parts
+from peas.data.folder.csv_file import read_class_order
 from peas.data.folder.module import AudioFolder
+from peas.data.folder.splits import assign_parts
 from peas.data.module import SPLITS
 from peas.errors import AudioError, ConfigError, DataError
 
@@ -452,7 +452,7 @@ def test_missing_or_foreign_order(tmp_path):
     _reject(_tree(tmp_path, "a/1.wav", labels_file="no.txt"), r"no\.txt.*labels_file")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"latin\.txt: not UTF-8"):
-        read_order(tmp_path / "latin.txt")
+        read_class_order(tmp_path / "latin.txt")
 
 
 def test_classes_of_a_checkpoint_are_taken_where_the_clips_have_no_others(tmp_path):

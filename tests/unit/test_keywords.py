@@ -191,7 +191,7 @@ def test_counts_of_superb(monkeypatch, tmp_path, lists):
         assert list(per_class(data.clips(split)).values()) == classes
     sizes = [len(data.clips(split)) for split in SUPERB]
     assert sizes == [51_094, 6_804, 3_081]
-    assert data.order(data.clips("train")).count == 51_094
+    assert data.epoch_sampler(data.clips("train")).count == 51_094
 
 
 def test_counts_of_version_2(monkeypatch, tmp_path):
@@ -392,7 +392,7 @@ def equal(left: list, right: list) -> bool:
 def test_every_class_is_drawn_as_often(ks1):
     data = module(ks1)
     table = data.clips("train")
-    order = data.order(table)
+    order = data.epoch_sampler(table)
     assert order.count == len(table) == 122
     assert order.repeats
     drawn = torch.cat([order.sample(generator(0, "order", epoch, 0)) for epoch in range(60)])
@@ -426,7 +426,7 @@ def test_half_of_unknown_keeps_what_is_more():
 
 def test_repeated_sampling_of_the_set(ks1):
     data = module(ks1, sampling="repeated")
-    assert data.order(data.clips("train")).count == 80 + 11 * 40
+    assert data.epoch_sampler(data.clips("train")).count == 80 + 11 * 40
     counts = Counter(int(c) for batch in data.train_dataloader() for c in batch["target"])
     assert counts[CLASSES.index(UNKNOWN)] == pytest.approx(80, abs=8)
 

@@ -10,9 +10,8 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.librispeech import LibriSpeech
 from peas.data.mixture import Mixture
 from peas.data.module import ClipDataModule
@@ -255,7 +254,7 @@ def drawn(data, epochs):
 
 def test_weights(pair):
     data = mixture(pair, weights=[2, 0.25], batch_size=2)
-    assert data.order(data.clips("train")).count == 22
+    assert data.epoch_sampler(data.clips("train")).count == 22
     epochs = drawn(data, range(40))
     for clips in epochs:
         counts = Counter(clips)

@@ -204,7 +204,7 @@ def test_the_cache_depends_neither_on_workers_nor_on_a_break(sounds, tmp_path, w
 
 def test_another_teacher_or_input_is_refused(sounds, tmp_path):
     _teach(sounds, tmp_path / "out")
-    with pytest.raises(DataError, match="teacher .*Toy 1"):
+    with pytest.raises(DataError, match=r"teacher .*Toy 1"):
         _teach(sounds, tmp_path / "out", "--teacher.gain", 3)
     with pytest.raises(DataError, match="begun otherwise: "):
         _teach(sounds, tmp_path / "out", "--frames", 60)

@@ -9,9 +9,9 @@ from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.distributed_samplers import ClipKey
 from peas.data.mixture import Mixture
 from peas.data.module import ClipDataModule
-from peas.data.samplers import ClipKey
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import NoiseCrops
 from peas.errors import AudioError, ConfigError

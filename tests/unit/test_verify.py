@@ -16,8 +16,8 @@ from peas.cli.data import verify
 from peas.data.checks.clips import Checks, Odd
 from peas.data.checks.report import Report, write_json
 from peas.data.checks.report_table import table
+from peas.data.clips import Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.errors import ConfigError
 
 RATE = 16_000

@@ -19,7 +19,7 @@ from peas.data.checks.report import lengths
 from peas.data.checks.report_table import columns, spread
 from peas.data.clips import FRAME_SECONDS
 from peas.data.module import SPLITS, ClipDataModule
-from peas.data.statistics import Measured, measure
+from peas.data.normalisation import Measured, measure
 from peas.data.workers import default_workers
 from peas.errors import AudioError, DataError, say
 from peas.utils.text import some

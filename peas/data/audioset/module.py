@@ -28,9 +28,8 @@ from peas.data.audioset.sources import (
     training_lists,
 )
 from peas.data.audioset.youtube_files import YOUTUBE_ID, YouTubeFiles, walk_sounds
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings
-from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule, Split
 from peas.data.packed.manifest import FORMAT, JOURNAL, MANIFEST
 from peas.errors import ConfigError, DataError

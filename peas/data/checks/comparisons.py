@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from peas.data.checks.clips import UNREADABLE, Checks, Odd
 from peas.data.checks.findings import Finding
 from peas.data.checks.matching import across, coded, coded_hashes, joined, several
+from peas.data.clips import Inventory
 from peas.data.columns import Rows, Strings
-from peas.data.inventory import Inventory
 from peas.errors import DataError
 
 _OF_CLIPS = {

@@ -34,8 +34,8 @@ from peas import __version__
 from peas.data.checks.clips import UNREADABLE, Checks
 from peas.data.checks.comparisons import class_counts
 from peas.data.checks.findings import KINDS, Finding
+from peas.data.clips import Inventory
 from peas.data.columns import Strings
-from peas.data.inventory import Inventory
 
 # Names are read from their column in blocks of this size: there may be millions.
 _BLOCK = 10_000

@@ -15,17 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Rows, Strings
 from peas.data.fingerprint import Fingerprint
-from peas.data.folder.class_order import numbered, read_order
-from peas.data.folder.moments import remembered
-from peas.data.folder.parts import TEST, TRAIN, VALIDATION, Division
+from peas.data.folder.csv_file import class_numbers, read_class_order
+from peas.data.folder.listing import Listing, list_csv
 from peas.data.folder.spelling import on_disk, one_spelling
-from peas.data.folder.table import Listing, list_csv
+from peas.data.folder.splits import TEST, TRAIN, VALIDATION, Division
 from peas.data.folder.tree import list_tree
-from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule, Predicted, Split
+from peas.data.normalisation import cached_statistics
 from peas.data.sounds import SoundFiles
 from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
@@ -304,12 +303,12 @@ class AudioFolder(ClipDataModule):
         if not self._predicts:
             self._tell_oddities(listing)
         if self.labels_file is not None and not self._predicts:
-            order = read_order(self.labels_file)
+            order = read_class_order(self.labels_file)
             listing = replace(
                 listing,
                 labels=order,
                 targets=listing.targets.renumbered(
-                    numbered(listing.labels, order, listing.source, self.labels_file)
+                    class_numbers(listing.labels, order, listing.source, self.labels_file)
                 ),
             )
         if not self._predicts:
@@ -423,7 +422,9 @@ class AudioFolder(ClipDataModule):
             return self._mean, self._std
         paths = self._files[0].take(self._rows("train"))
         policy = self.bad_clips.on_error
-        return remembered(self.clips("train"), self.root, paths, self.frames, on_error=policy)
+        return cached_statistics(
+            self.clips("train"), self.root, paths, self.frames, on_error=policy
+        )
 
 
 def _passed_over(listing: Listing) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from peas.audio.decode import SOUND_ENDINGS, is_sound
 from peas.data.columns import Strings, Targets
+from peas.data.folder.listing import SPLIT_NAMES, Listing, in_order, require_different
 from peas.data.folder.spelling import one_spelling
-from peas.data.folder.table import SPLIT_NAMES, Listing, in_order, require_different
 from peas.data.module import SPLITS, Split
 from peas.data.walk import HIDDEN, PassedOver, is_folder, is_utf8, walk
 from peas.errors import DataError

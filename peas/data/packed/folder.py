@@ -24,9 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from peas.data.cache import ResampledCache
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.packed.encoding import bytes_sum
 from peas.data.packed.manifest import AGAIN, INDEX, Manifest, PackedFile, read_manifest
 from peas.data.shards import size_fault

@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from peas.data.cache import ResampledCache
-from peas.data.clips import ClipTable
-from peas.data.inventory import Inventory
+from peas.data.clips import ClipTable, Inventory
 from peas.data.module import RATE, ClipDataModule, DatasetInfo, Split
+from peas.data.normalisation import Moments
 from peas.data.packed.folder import PackedFolder
-from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 

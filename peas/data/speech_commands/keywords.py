@@ -19,8 +19,8 @@ from torch import Tensor
 
 from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
+from peas.data.class_balance import MixtureSampler
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.samplers import MixtureSampler
 from peas.data.sounds import Sounds, Source
 from peas.training.randomness import stable_hash
 
@@ -157,6 +157,6 @@ class HalfOfUnknown:
         self.count = self._law.count
         self.repeats = self._law.repeats
 
-    def sample(self, source: torch.Generator) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
-        return torch.from_numpy(self._rows)[self._law.sample(source)]
+        return torch.from_numpy(self._rows)[self._law.sample(generator)]

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peas.data.clips import ClipTable
+from peas.data.class_balance import EpochSampler
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.samplers import EpochSampler
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import (
     CLASSES,
@@ -147,9 +146,9 @@ class SpeechCommands(ClipDataModule):
         """The 35 words or the twelve classes, in the order of the targets."""
         return list(CLASSES) if self.twelve else read_labels("speech_commands_v2")
 
-    def order(self, table: ClipTable) -> EpochSampler:
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
         """Law by which epochs of the training clips are drawn."""
-        return HalfOfUnknown(table.targets) if self.repeated else super().order(table)
+        return HalfOfUnknown(table.targets) if self.repeated else super().epoch_sampler(table)
 
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split: words by name, then silence.

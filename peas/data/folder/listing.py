@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.columns import Rows, Strings, Targets
+from peas.data.columns import Rows, Strings, Targets, duplicates, joined
 from peas.data.folder.csv_file import TextTable
 from peas.data.folder.spelling import case_twins, composed
 from peas.data.module import SPLITS, Split
@@ -87,8 +87,8 @@ class Listing:
             return Strings(paths)
         stop = pa.array(self.end, from_pandas=True).cast(pa.large_string())
         start = pa.array(self.start).cast(pa.large_string())
-        stretch = _joined(start, pc.fill_null(stop, ""), "-")
-        return Strings(_joined(paths, stretch, "#"))
+        stretch = joined(start, "-", pc.fill_null(stop, ""))
+        return Strings(joined(paths, "#", stretch))
 
     @property
     def lookalikes(self) -> list[str]:
@@ -98,21 +98,11 @@ class Listing:
             notes += case_twins("speakers", pc.unique(self.speakers.array).to_pylist())
         files = pc.unique(composed(self.paths.array))
         # A million files: Python sees those that are alike alone.
-        lower = pc.value_counts(pc.utf8_lower(files))
-        alike = lower.field("values").filter(pc.greater(lower.field("counts"), 1))
-        if len(alike):
-            twins = files.filter(pc.is_in(pc.utf8_lower(files), alike)).to_pylist()
+        lower = pc.utf8_lower(files)
+        if alike := duplicates(lower):
+            twins = files.filter(pc.is_in(lower, pa.array(alike, lower.type))).to_pylist()
             notes += case_twins("files", twins)
         return notes
-
-
-def _text(value: str) -> pa.Scalar:
-    # Arrow joins texts of one type only, and short text is another one.
-    return pa.scalar(value, pa.large_string())
-
-
-def _joined(left: pa.Array, right: pa.Array, between: str) -> pa.Array:
-    return pc.binary_join_element_wise(left, right, _text(between))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -129,12 +119,11 @@ def require_different(listing: Listing) -> None:
     Raises:
         DataError: The names of two files differ in their Unicode spelling alone.
     """
-    counted = pc.value_counts(listing.ids.array)
-    doubled = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    if len(doubled):
+    doubled = duplicates(listing.ids.array)
+    if doubled:
         raise DataError(
             f"{listing.source} has files whose names differ in their Unicode spelling only: "
-            f"{some(doubled.to_pylist())}; rename one of each"
+            f"{some(doubled)}; rename one of each"
         )
 
 
@@ -314,7 +303,7 @@ def _named(root: Path, column: pa.Array) -> pa.Array:
 
 
 def _prefixed(prefix: str, column: pa.Array) -> pa.Array:
-    full = _joined(_text(prefix), column, ":")
+    full = joined(f"{prefix}:", column)
     return pc.if_else(pc.equal(column, ""), "", full)
 
 
@@ -326,8 +315,7 @@ def _require_once(table: TextTable, listing: Listing) -> None:
     ids = listing.ids.array
     if len(pc.unique(ids)) == len(ids):
         return
-    counted = pc.value_counts(ids)
-    doubled = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    doubled = duplicates(ids)
     first, second = np.flatnonzero(np.asarray(pc.equal(ids, doubled[0])))[:2].tolist()
     where = f"lines {table.line(first)} and {table.line(second)}"
     advice = "keep one row for each clip (the column labels takes several classes)"
@@ -335,6 +323,6 @@ def _require_once(table: TextTable, listing: Listing) -> None:
         splits = f"{SPLITS[listing.split[first]]} and {SPLITS[listing.split[second]]}"
         advice = f"it is in {splits}, and a clip belongs to one split"
     raise DataError(
-        f"{table.file} lists {doubled[0].as_py()} twice ({where}): {advice}"
+        f"{table.file} lists {doubled[0]} twice ({where}): {advice}"
         + (f"; so it does {len(doubled) - 1} other clips" if len(doubled) > 1 else "")
     )
