@@ -40,8 +40,7 @@ class _Rows(Dataset[int]):
         return self.clips
 
 
-# Both classes are kinds of DistributedSampler for one reason beside its interface: Lightning
-# wraps or replaces every other sampler when a run has several processes.
+# Both subclass DistributedSampler, as Lightning replaces every other sampler under DDP.
 class TrainSampler(DistributedSampler[ClipKey]):
     """Order that depends on the seed and the epoch only.
 
@@ -84,7 +83,7 @@ class TrainSampler(DistributedSampler[ClipKey]):
                 "lower data.init_args.batch_size or use fewer processes"
             )
 
-    def sample(self, epoch: int) -> Tensor:
+    def epoch_order(self, epoch: int) -> Tensor:
         """Rows of all clips of an epoch, in their order."""
         return self.sampler.sample(generator(self.seed, "order", epoch, 0))
 
@@ -94,7 +93,7 @@ class TrainSampler(DistributedSampler[ClipKey]):
         The first `skip` of them are left out, once: a restarted run had them already.
         """
         skip, self.skip = self.skip, 0
-        order = self.sample(self.epoch)
+        order = self.epoch_order(self.epoch)
         for position in range(self.rank, self.total_size, self.num_replicas)[skip:]:
             yield ClipKey(self.epoch, position, int(order[position]))
 
