@@ -31,7 +31,7 @@ from peas.data.columns import Strings, Targets
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
 from peas.data.packed.arrow_files import SCHEMA, arrow_shard, packed_file, shard_name
 from peas.data.packed.encoding import Coding, encode
-from peas.data.packed.folder import open_part
+from peas.data.packed.folder import PackedFolder
 from peas.data.packed.module import PackedSet
 from peas.data.packed.writer import PackWriter, Provenance, pack, settings_of
 from peas.data.shards import Shard
@@ -192,7 +192,7 @@ def scale_rows(rows: int, draws: int, repeats: int) -> list[timing.Row]:
         root = Path(name)
         generate(root, rows)
         opened = [opening_elsewhere(root) for _ in range(repeats)]
-        table = open_part(root, "train", READER)
+        table = PackedFolder(root, READER).table(["train"])
         # Once before the clock runs: the first touch of the index's pages is the system's work.
         weights = clip_weights(table.targets, CLASSES)
         sides = {
@@ -264,7 +264,7 @@ def reading_rows(root: Path, count: int, repeats: int, clock: str) -> tuple[str,
         manifest = pack(
             module, "folder", out, Coding(RATE, "flac", "mean"), shard_bytes=2**28, workers=0
         )
-        packed = open_part(out, "train", READER)
+        packed = PackedFolder(out, READER).table(["train"])
         for row in range(len(ids)):
             ours, theirs = (table.sounds.source(row).data for table in (packed, loose))
             assert isinstance(theirs, Path)

@@ -31,7 +31,7 @@ from peas.data.columns import Strings, Targets
 from peas.data.folder.module import AudioFolder
 from peas.data.loader import BadClips, ClipLoader, CollateClips
 from peas.data.packed.encoding import Coding
-from peas.data.packed.folder import open_split
+from peas.data.packed.folder import PackedFolder
 from peas.data.packed.writer import pack
 from peas.data.sounds import SoundFiles
 
@@ -119,7 +119,7 @@ def packed(folder: Path, names: list[str], decoder: ResampledCache) -> ClipTable
     module = AudioFolder(str(folder), csv=listed.name, mean=MEAN, std=STD, cache_dir="")
     out = folder / "packed"
     pack(module, "folder", out, Coding(RATE, "flac", "mean"), shard_bytes=500_000_000, workers=2)
-    return open_split(out, "train", decoder)
+    return PackedFolder(out, decoder).table(["train"])
 
 
 def rate_of(batches: Iterable[object], clips: int) -> float:

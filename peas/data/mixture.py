@@ -40,7 +40,7 @@ class Mixture(ClipDataModule):
     The labels are those of all sets, by name, in the order of their first appearance. Targets are
     `[B, C]` when a set is multi-label or has no classes: a clip without a class is all zeros then.
 
-    Validation and test are those of the first set that has any, so that figures compare with those
+    Validation and test are those of the first set that has any, so that metrics compare with those
     of that set alone. A set keeps what decides its clips and how they are read (`root`, `channels`,
     `cache_dir`, …). What decides batches and epochs is the mixture's alone: sizes, `num_workers`,
     `mixup`, `on_error` and `sampling` of a set are not used.
@@ -115,7 +115,7 @@ class Mixture(ClipDataModule):
         paths = [type(one).__module__.split(".") for one in self.sets]
         # A set with a folder of rooms has its class in the room `module`.
         kinds = [path[-2] if path[-1] == "module" else path[-1] for path in paths]
-        turns = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
+        turns = [kinds[: number + 1].count(kind) for number, kind in enumerate(kinds)]
         return [
             kind if turn == 1 else f"{kind}-{turn}" for kind, turn in zip(kinds, turns, strict=True)
         ]
@@ -132,7 +132,7 @@ class Mixture(ClipDataModule):
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether one of the sets does: which of them validates, only their files tell."""
+        """Whether one of the sets does: which of them validates depends on their files."""
         return any(one.selects_on_test for one in self.sets)
 
     @property
@@ -147,16 +147,15 @@ class Mixture(ClipDataModule):
         if len(known) < 3:
             first = self.sets[0].info
             known = {"mean": first.mean, "std": first.std, "frames": first.frames} | known
-        heard = self.channel_mode
         return DatasetInfo(
-            labels=self.labels, multi_label=self.multi_label, channels=heard, **known
+            labels=self.labels, multi_label=self.multi_label, channels=self.channel_mode, **known
         )
 
     @property
     def channel_mode(self) -> Literal["mean", "first"] | None:
         """That of the sets, where it is one for all."""
-        heard = {one.channel_mode for one in self.sets}
-        return heard.pop() if len(heard) == 1 else None
+        modes = {one.channel_mode for one in self.sets}
+        return modes.pop() if len(modes) == 1 else None
 
     def prepare_data(self) -> None:
         """Let the first set measure its statistics on one process, so that others find them."""
@@ -164,7 +163,7 @@ class Mixture(ClipDataModule):
             _ = self.info
 
     def epoch_sampler(self, table: ClipTable) -> EpochSampler:
-        """Law by which epochs of the training clips are drawn."""
+        """Sampler of the training clips of an epoch."""
         if self.sampling == "balanced":
             return super().epoch_sampler(table)
         return MixtureSampler([len(one.clips("train")) for one in self.sets], self.weights)
@@ -173,7 +172,7 @@ class Mixture(ClipDataModule):
         """Read the tables of clips, so that a fault in them is found before training.
 
         Raises:
-            DataError: A set is missing or broken, or no set has clips for the verb.
+            DataError: A set is missing or damaged, or no set has clips for the verb.
         """
         super().setup(stage)
         if stage == "fit":
@@ -191,9 +190,9 @@ class Mixture(ClipDataModule):
         """
         if split not in self._tables:
             parts = []
-            for place, one in enumerate(self.sets):
+            for number, one in enumerate(self.sets):
                 table = one.clips(split)
-                parts.append(self._renamed(place, table))
+                parts.append(self._renamed(number, table))
                 if split != "train" and len(table):
                     break
             self._tables[split] = ClipTable.concatenate(parts)
@@ -212,7 +211,7 @@ class Mixture(ClipDataModule):
         notes = [f"{name}: {note}" for name, one in named for note in one.notes]
         return Inventory(
             ClipTable.concatenate(
-                [self._renamed(place, one.table) for place, one in enumerate(inventories)]
+                [self._renamed(number, one.table) for number, one in enumerate(inventories)]
             ),
             parts,
             np.concatenate(
@@ -230,11 +229,11 @@ class Mixture(ClipDataModule):
         labels = dict.fromkeys(label for one in self.sets for label in one.labels)
         return {label: number for number, label in enumerate(labels)}
 
-    def _renamed(self, place: int, table: ClipTable) -> ClipTable:
+    def _renamed(self, number: int, table: ClipTable) -> ClipTable:
         """A set's clips with the mixture's names and class numbers."""
         return ClipTable(
-            Strings(joined(f"{self.names[place]}/", table.ids.array.cast(pa.large_string()))),
-            table.targets.renumbered([self._numbers[label] for label in self.sets[place].labels]),
+            Strings(joined(f"{self.names[number]}/", table.ids.array.cast(pa.large_string()))),
+            table.targets.renumbered([self._numbers[label] for label in self.sets[number].labels]),
             table.sounds,
         )
 

@@ -90,7 +90,7 @@ class Measured:
     Attributes:
         moments: Of the bins of the log-mel.
         seconds: `[N]` lengths; 0 = not readable.
-        broken: Why clips cannot be read, by row.
+        unreadable: Why clips cannot be read, by row.
     """
 
     moments: Moments

@@ -1,4 +1,4 @@
-"""Where the sound of each clip of a table lies, and how it is read by row."""
+"""The sound of each clip of a table: where it is, and how it is read by row."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Sounds(ABC):
 
         Args:
             row: Row of the table.
-            crop: In training a number in [0, 1) that belongs to this clip in this epoch, for sound
-                that is cut at a random place; None in evaluation.
+            crop: In training a random number in [0, 1) of this clip in this epoch, for sound
+                that is cropped at random; None in evaluation.
 
         Raises:
-            AudioError: The place that should hold the sound cannot be read.
+            AudioError: The file that should hold the sound cannot be read.
         """
 
     def load(self, row: int, crop: float | None = None, rate: int | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class Sounds(ABC):
             rows: `[R]` rows of the table.
 
         Returns:
-            `[R]`; 0 where nothing can be told.
+            `[R]`; 0 where it is unknown.
         """
         return np.zeros(len(rows), dtype=np.int64)
 
@@ -143,13 +143,13 @@ class SoundFiles(Sounds):
     def extents(self, rows: Rows) -> Rows:
         """Sizes of the files, and where the clips begin and end in them."""
         sizes = np.array([_size(self.root / self.paths[int(row)]) for row in rows], dtype=np.int64)
-        found = sizes
+        values = sizes
         for cut in (self.start, self.stop):
             if cut is not None:
-                found = found * 1_000_003 + np.nan_to_num(cut[rows] * 1e6, nan=-1.0).astype(
+                values = values * 1_000_003 + np.nan_to_num(cut[rows] * 1e6, nan=-1.0).astype(
                     np.int64
                 )
-        return np.where(sizes == 0, 0, found)
+        return np.where(sizes == 0, 0, values)
 
 
 def _size(path: Path) -> int:
@@ -171,34 +171,34 @@ class JoinedSounds(Sounds):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _place(self, row: int) -> tuple[Sounds, int]:
+    def _locate(self, row: int) -> tuple[Sounds, int]:
         part = int(np.searchsorted(self._ends, row, side="right"))
         before = int(self._ends[part - 1]) if part else 0
         return self.parts[part], row - before
 
     def source(self, row: int, crop: float | None = None) -> Source:
         """Where the clip's own table says."""
-        part, own = self._place(row)
+        part, own = self._locate(row)
         return part.source(own, crop)
 
     def load(self, row: int, crop: float | None = None, rate: int | None = None) -> Tensor:
         """As the clip's own table reads it."""
-        part, own = self._place(row)
+        part, own = self._locate(row)
         return part.load(own, crop, rate)
 
     def file(self, row: int) -> str:
         """As the clip's own table has it."""
-        part, own = self._place(row)
+        part, own = self._locate(row)
         return part.file(own)
 
     def extents(self, rows: Rows) -> Rows:
-        """As the clips' own tables tell."""
-        found = np.zeros(len(rows), dtype=np.int64)
+        """As in the clips' own tables."""
+        values = np.zeros(len(rows), dtype=np.int64)
         parts = np.searchsorted(self._ends, rows, side="right")
         for number, part in enumerate(self.parts):
             here = parts == number
-            found[here] = part.extents(rows[here] - int(self._ends[number]) + len(part))
-        return found
+            values[here] = part.extents(rows[here] - int(self._ends[number]) + len(part))
+        return values
 
 
 class _Chosen(Sounds):

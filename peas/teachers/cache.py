@@ -136,7 +136,7 @@ class Manifest:
             raise ValueError(f"maps of {rows} rows and an extent of {settings.extent.rows}")
         shards = [None if one is None else TargetFile.parse(one) for one in content["shards"]]
         if len(shards) != len(settings.shards):
-            raise ValueError(f"{len(shards)} shards in place of {len(settings.shards)}")
+            raise ValueError(f"{len(shards)} shards instead of {len(settings.shards)}")
         index = [TargetFile.parse(entry) for entry in content["index"]]
         left_out = [LeftOut(**clip) for clip in content["left_out"]]
         return cls(content["peas"], settings, shards, index, left_out)
@@ -318,7 +318,7 @@ class TargetCache:
             shard = self._mapped(stored.file)
             if shard.shape != (clips, *self.shape) or shard.dtype != np.float16:
                 raise DataError(
-                    f"{self.folder / stored.file} holds {shard.dtype} of {shard.shape} in place "
+                    f"{self.folder / stored.file} holds {shard.dtype} of {shard.shape} instead "
                     f"of float16 of {(clips, *self.shape)}; {AGAIN}"
                 )
             self._open[number] = shard

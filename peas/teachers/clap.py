@@ -1,4 +1,4 @@
-"""What both CLAP teachers share: weights, windows, and the space of the features."""
+"""CLAP as a teacher: what its two implementations share."""
 
 import warnings
 from abc import abstractmethod
@@ -20,8 +20,8 @@ from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space, clap_log_mel, 
 class ClapTeacher(Teacher):
     """CLAP's audio tower up to its last map, `[B, D, 2, 32 W]`, row 0 the low frequencies.
 
-    A clip is heard in W windows of 10 s, which is 1 up to 10.3 s; their maps follow one another
-    in time. Cells behind a clip's end are there too: a target grid reads by place and leaves them.
+    A clip is cut into W windows of 10 s (one up to 10.3 s), whose maps are concatenated in time.
+    Bins after a clip's end are there too; a target grid does not use them.
 
     Args:
         checkpoint: LAION's `.pt` file or a hub's model folder; null for random weights; "" is not
@@ -94,13 +94,13 @@ class ClapTeacher(Teacher):
 
     def features(self, waveform: Tensor, length: Tensor) -> Tensor:
         """`[B, D, 2, 32 W]` for `[B, S]` at 48 kHz; see `Teacher`."""
-        heard = windows(waveform, length, self.fill)
-        cells = self.cells(clap_log_mel(heard.flatten(0, 1)))
+        cut = windows(waveform, length, self.fill)
+        bins = self.last_map(clap_log_mel(cut.flatten(0, 1)))
         if self.space == "joint":
-            cells = self.projection(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        batch, count = heard.shape[:2]
-        apart = cells.reshape(batch, count, *cells.shape[1:])
-        return apart.permute(0, 2, 3, 1, 4).flatten(3)
+            bins = self.projection(bins.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        batch, count = cut.shape[:2]
+        bins = bins.reshape(batch, count, *bins.shape[1:])
+        return bins.permute(0, 2, 3, 1, 4).flatten(3)
 
     @property
     def projection(self) -> Callable[[Tensor], Tensor]:
@@ -108,7 +108,7 @@ class ClapTeacher(Teacher):
         return cast(nn.Module, self.network.audio_projection)
 
     @abstractmethod
-    def cells(self, log_mel: Tensor) -> Tensor:
+    def last_map(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
 
     @abstractmethod

@@ -55,7 +55,7 @@ _HOP = 480
 _LOW, _HIGH = 50.0, 14_000.0
 _FLOOR = 1e-10
 _FRAMES = 1 + SAMPLES // _HOP
-# HTSAT stretches the 1001 frames to 1024 image columns with the first and last kept in place.
+# HTSAT stretches the 1001 frames to 1024 image columns with the first and last fixed.
 _IMAGE = 1024
 _COLUMN_SECONDS = (_FRAMES - 1) * _HOP / RATE / (_IMAGE - 1)
 # Windows start one image apart, so that the columns of neighbouring windows are evenly

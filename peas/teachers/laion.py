@@ -34,10 +34,10 @@ class LaionClapTeacher(ClapTeacher):
             alone, with a warning.
         arch: Size of the tower: HTSAT-tiny (31 M weights, D = 768) or HTSAT-base (72 M, 1024; the
             files named music_…). It must be the file's.
-        space: `map`: the map itself. `joint`: each cell through the audio projection into the
+        space: `map`: the map itself. `joint`: each bin through the audio projection into the
             512-d space that sounds and texts share (not scaled to unit length).
         fill: What follows a clip shorter than a window: `silence`, or `repeat`, its own sound
-            again as in LAION's training ("repeatpad"). A clip's own columns keep their place.
+            again as in LAION's training ("repeatpad"). A clip's own columns keep their position.
         seed: Of random weights.
 
     Raises:
@@ -57,7 +57,7 @@ class LaionClapTeacher(ClapTeacher):
     ) -> None:
         super().__init__(checkpoint, arch, space, fill, seed)
 
-    def cells(self, log_mel: Tensor) -> Tensor:
+    def last_map(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
         tower = cast(Any, self.network.audio_branch)
         normalised = tower.bn0(log_mel[:, None].transpose(1, 3)).transpose(1, 3)
@@ -87,16 +87,16 @@ class LaionClapTeacher(ClapTeacher):
 def build_tower(arch: Arch) -> nn.Module:
     """LAION's HTSAT and audio projection of a size, with random weights and our front end."""
     htsat = _htsat()
-    facts = htsat.SETTINGS
+    settings = htsat.SETTINGS
     config = SimpleNamespace(
         audio_length=1024,
-        clip_samples=facts["samples"],
-        mel_bins=facts["mels"],
-        sample_rate=facts["rate"],
-        window_size=facts["fft"],
-        hop_size=facts["hop"],
-        fmin=facts["low"],
-        fmax=facts["high"],
+        clip_samples=settings["samples"],
+        mel_bins=settings["mels"],
+        sample_rate=settings["rate"],
+        window_size=settings["fft"],
+        hop_size=settings["hop"],
+        fmin=settings["low"],
+        fmax=settings["high"],
         class_num=527,
         model_type="HTSAT",
         model_name=arch.removeprefix("HTSAT-"),
@@ -140,7 +140,7 @@ def _htsat() -> Any:
 
 
 class _Unused(nn.Module):
-    """In the place of a layer that is never called."""
+    """Stands in for a layer that is never called."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class TextTable:
     """The columns of a CSV that have a meaning here, as trimmed text in one spelling. N rows.
 
     The first line names the columns and decides between commas, semicolons and tabs. A byte order
-    mark, either line ending, quoted cells and empty lines are fine. Columns are Arrow arrays: a
+    mark, either line ending, quoted fields and empty lines are fine. Columns are Arrow arrays: a
     million rows are read in about a second and leave no Python objects.
 
     Args:
@@ -85,8 +85,8 @@ class TextTable:
 
         Args:
             wrong: `[N]` bool.
-            column: Where the cell stands that is wrong.
-            what: What is wrong and what to do; `{cell}` stands for the cell, `{more}` for the
+            column: Column of the wrong field.
+            what: What is wrong and what to do; `{value}` is the field, `{more}` the
                 number of further rows.
 
         Raises:
@@ -95,11 +95,11 @@ class TextTable:
         rows = np.flatnonzero(np.asarray(wrong))
         if not len(rows):
             return
-        cell = self.columns[column][int(rows[0])].as_py()
+        value = self.columns[column][int(rows[0])].as_py()
         more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
         raise DataError(
             f"{self.file} line {self.line(int(rows[0]))}: column {column} "
-            + what.format(cell=repr(cell), more=more)
+            + what.format(value=repr(value), more=more)
         )
 
     def line(self, row: int) -> int:
@@ -107,7 +107,7 @@ class TextTable:
         # A column that nobody reads may be in another encoding.
         with self.file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             reader = csv.reader(lines, delimiter=self.delimiter)
-            rows = (reader.line_num for cells in reader if cells)
+            rows = (reader.line_num for fields in reader if fields)
             return next(islice(rows, row + 1, None), 0)
 
     def _head(self) -> tuple[str, list[str]]:
@@ -138,16 +138,16 @@ class TextTable:
         # Slow to import, and `peas --help` imports this room with the sets.
         from pyarrow import csv as arrow_csv
 
-        # Names by place: the file's own may be doubled, or stand in spaces.
-        places = [f"{place}" for place in range(len(names))]
+        # Columns by number: the file's names may be repeated or padded.
+        numbers = [str(number) for number in range(len(names))]
         kept = [str(names.index(name)) for name in wanted]
         options: dict[str, Any] = {
-            "read_options": arrow_csv.ReadOptions(column_names=places, skip_rows=1),
+            "read_options": arrow_csv.ReadOptions(column_names=numbers, skip_rows=1),
             "parse_options": arrow_csv.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True
             ),
             "convert_options": arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(places, pa.large_string()),
+                column_types=dict.fromkeys(numbers, pa.large_string()),
                 include_columns=kept,
                 strings_can_be_null=False,
             ),
@@ -159,7 +159,7 @@ class TextTable:
                 raise self._not_utf8() from None
             raise DataError(
                 f"{self.file} cannot be read as a table: {str(error).splitlines()[0]}; each row "
-                f"needs the {len(names)} cells that the first line names, and a cell that holds "
+                f"needs {len(names)} fields as in the first line, and a field that holds "
                 f"{self.delimiter!r} needs quotes"
             ) from None
         if not table.num_rows:
@@ -218,7 +218,7 @@ def read_class_order(file: Path) -> list[str]:
         rows = rows[1:]
         short = [row for row in rows if len(row) < len(head)]
         if short:
-            raise DataError(f"{file}: the row {short[0]} has fewer cells than the first line")
+            raise DataError(f"{file}: the row {short[0]} has fewer fields than the first line")
         if "index" in head:
             rows = _sorted(rows, head.index("index"), file)
         names = [one_spelling(row[column]) for row in rows]
@@ -253,12 +253,12 @@ def class_numbers(names: Sequence[str], order: Sequence[str], source: Path, file
         DataError: A class is not in the order.
     """
     numbers = {name: number for number, name in enumerate(order)}
-    strange = [name for name in names if name not in numbers]
-    if strange:
-        alike = get_close_matches(strange[0], order, n=1)
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        alike = get_close_matches(unknown[0], order, n=1)
         hint = f" (is it {alike[0]!r}?)" if alike else ""
         raise DataError(
-            f"{source} has {len(strange)} classes that {file} does not name: "
-            f"{some(map(repr, strange))}{hint}; add them or correct the clips' labels"
+            f"{source} has {len(unknown)} classes that {file} does not name: "
+            f"{some(map(repr, unknown))}{hint}; add them or correct the clips' labels"
         )
     return np.array([numbers[name] for name in names], dtype=np.int64)

@@ -22,11 +22,11 @@ def one_spelling(name: str) -> str:
 
 def composed(column: pa.Array) -> pa.Array:
     """Strings in composed form (NFC)."""
-    odd = pc.invert(pc.string_is_ascii(column))
-    if not pc.any(odd).as_py():
+    not_ascii = pc.invert(pc.string_is_ascii(column))
+    if not pc.any(not_ascii).as_py():
         return column
-    names = [unicodedata.normalize("NFC", name) for name in column.filter(odd).to_pylist()]
-    return pc.replace_with_mask(column, odd, pa.array(names, column.type))
+    names = [unicodedata.normalize("NFC", name) for name in column.filter(not_ascii).to_pylist()]
+    return pc.replace_with_mask(column, not_ascii, pa.array(names, column.type))
 
 
 def case_twins(kind: str, names: Iterable[str]) -> list[str]:
@@ -59,9 +59,9 @@ def on_disk(root: Path, paths: pa.Array, absent: NDArray[np.int64]) -> dict[int,
     found = {}
     names: dict[Path, dict[str, str]] = {}
     missing = paths.take(pa.array(absent))
-    odd = np.flatnonzero(~np.asarray(pc.string_is_ascii(missing)))
+    not_ascii = np.flatnonzero(~np.asarray(pc.string_is_ascii(missing)))
     for row, path in zip(
-        absent[odd].tolist(), missing.take(pa.array(odd)).to_pylist(), strict=True
+        absent[not_ascii].tolist(), missing.take(pa.array(not_ascii)).to_pylist(), strict=True
     ):
         here, steps = (Path("/") if path.startswith("/") else root), []
         for step in path.strip("/").split("/"):

@@ -1,4 +1,4 @@
-"""Which clips of a user's recordings train, validate and test."""
+"""Training, validation and test clips of a user's recordings: by column, fold or holdout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from peas.data.columns import Rows, Strings, Targets
 from peas.data.folder.listing import Listing
+from peas.data.folds import folds_of, require_fold_scheme
 from peas.data.module import SPLITS, Split
 from peas.errors import ConfigError, DataError
 from peas.training.randomness import stable_hash
@@ -23,12 +24,12 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 @dataclass(frozen=True)
 class Division:
-    """The user's choice among the ways to divide clips; see `peas.data.folder.module.AudioFolder`.
+    """How clips are split; see `peas.data.folder.module.AudioFolder`.
 
     Attributes:
         fold: Fold that is tested; None = by splits.
         split: What validates where a fold is tested.
-        holdout: Share of the clips that is drawn; None = none.
+        holdout: Share of the clips that is held out; None = none.
 
     Raises:
         ConfigError: A value is out of its range, or of no use beside the others.
@@ -39,8 +40,7 @@ class Division:
     holdout: float | None
 
     def __post_init__(self) -> None:
-        if self.split not in ("official", "3/1/1"):
-            raise ConfigError(f"data.init_args.split is {self.split!r}: give official or 3/1/1")
+        require_fold_scheme(self.split)
         if self.split == "3/1/1" and self.fold is None:
             raise ConfigError(
                 "data.init_args.split is 3/1/1, which needs data.init_args.fold: say which fold "
@@ -70,16 +70,16 @@ class Division:
             return self._by_split(listing, listing.split)
         if self.holdout is not None:
             every = np.arange(len(listing))
-            return _drawn(listing, every, (self.holdout, self.holdout))
+            return _held_out(listing, every, (self.holdout, self.holdout))
         if listing.fold is not None:
             raise ConfigError(
                 f"data.init_args.fold is null, and {listing.source} has the folds "
-                f"{some(listing.folds, 12)}: say which one is tested"
+                f"{some(listing.folds, 12)}: name the one that is tested"
             )
         return np.full(len(listing), TRAIN, dtype=np.int8)
 
     def why_empty(self, listing: Listing, split: Split) -> str:
-        """What to say of a split without clips."""
+        """Message for a split without clips."""
         source = listing.source
         if self.fold is not None:
             return (
@@ -96,7 +96,7 @@ class Division:
         return (
             f"{source} does not say which clips are for {split}. There are three ways: folders "
             "train, validation and test, or a column split of the CSV; a column fold of the CSV, "
-            "and data.init_args.fold; or data.init_args.holdout, a share that is drawn, such as "
+            "and data.init_args.fold; or data.init_args.holdout, a random share, such as "
             "0.1"
         )
 
@@ -104,28 +104,27 @@ class Division:
         if listing.fold is None or self.fold not in listing.folds:
             has = f"the folds {some(listing.folds, 12)}" if listing.folds else "no column fold"
             raise DataError(f"data.init_args.fold is {self.fold}, but {listing.source} has {has}")
-        tested = listing.folds.index(self.fold)
         parts = np.full(len(listing), TRAIN, dtype=np.int8)
-        if self.split == "3/1/1":
-            parts[listing.fold == (tested + 1) % len(listing.folds)] = VALIDATION
-        parts[listing.fold == tested] = TEST
+        for split, part in (("validation", VALIDATION), ("test", TEST)):
+            for fold in folds_of(split, listing.folds, self.fold, self.split):
+                parts[listing.fold == listing.folds.index(fold)] = part
         return parts
 
-    def _by_split(self, listing: Listing, told: NDArray[np.int8]) -> NDArray[np.int8]:
+    def _by_split(self, listing: Listing, given: NDArray[np.int8]) -> NDArray[np.int8]:
         if self.holdout is None:
-            return told
-        if (told == VALIDATION).any():
+            return given
+        if (given == VALIDATION).any():
             raise ConfigError(
                 f"data.init_args.holdout is {self.holdout}, but {listing.source} says which clips "
                 "validate: set it to null"
             )
-        rows = np.flatnonzero(told == TRAIN)
-        parts = told.copy()
-        parts[rows] = _drawn(listing, rows, (self.holdout,))
+        rows = np.flatnonzero(given == TRAIN)
+        parts = given.copy()
+        parts[rows] = _held_out(listing, rows, (self.holdout,))
         return parts
 
 
-def _drawn(listing: Listing, rows: Rows, shares: tuple[float, ...]) -> NDArray[np.int8]:
+def _held_out(listing: Listing, rows: Rows, shares: tuple[float, ...]) -> NDArray[np.int8]:
     """Parts of some clips; parts 1 and 2 are validation and test."""
     origins = listing.ids.array
     if listing.recordings is not None:
@@ -138,11 +137,11 @@ def _drawn(listing: Listing, rows: Rows, shares: tuple[float, ...]) -> NDArray[n
 def assign_parts(
     origins: Strings, speakers: Strings | None, targets: Targets, shares: Sequence[float]
 ) -> NDArray[np.int8]:
-    """Draw parts of the clips such that no origin and no speaker is in two of them.
+    """Assign clips to parts such that no origin and no speaker is in two of them.
 
     Clips that share an origin or a speaker, even through others, are a group and stay together.
-    Within a class, groups are sorted by a hash of their first name and dealt out in that order: the
-    draw is the same everywhere, and clips that are added later move few others. A group of
+    Within a class, groups are sorted by a hash of their first name and assigned in that order: the
+    result is the same everywhere, and clips that are added later move few others. A group of
     several classes counts for its rarest.
 
     Args:

@@ -131,11 +131,11 @@ def _splits(root: Path) -> dict[str, Split]:
     # A class may well be called train, or test.
     if len(named) < len(folders) and not ("train" in named.values() and len(named) > 1):
         return {}
-    strange = [name for name in folders if name not in named]
-    if strange:
+    others = [name for name in folders if name not in named]
+    if others:
         raise DataError(
             f"{root} has folders of splits ({some(named)}) and others beside them "
-            f"({some(strange)}): put every class into a split, or move the others away"
+            f"({some(others)}): put every class into a split, or move the others away"
         )
     if len(set(named.values())) < len(named):
         raise DataError(f"{root} has several folders of one split ({some(named)}): join them")

@@ -34,8 +34,6 @@ from peas.errors import AudioError, DataError
 from peas.training.randomness import stable_hash
 from peas.utils.text import some
 
-__all__ = ["Manifest", "PackedFolder", "PackedSounds", "open_part", "open_split", "read_manifest"]
-
 _INSTEAD = {"validation": ("evaluation", "test"), "test": ("evaluation",)}
 _TYPES: dict[str, pa.DataType] = {
     "id": pa.large_string(),
@@ -49,37 +47,6 @@ _TYPES: dict[str, pa.DataType] = {
 """Types of the index's columns."""
 _VARIABLE = ("id", "labels", "recording", "speaker", "sum")
 _OPTIONAL = ("recording", "speaker")
-
-
-def open_part(root: str | Path, part: str, decoder: ResampledCache) -> ClipTable:
-    """Clips of one part of a packed folder.
-
-    Args:
-        root: The folder.
-        part: Name of the part.
-        decoder: Decodes and resamples.
-
-    Raises:
-        DataError: The folder is damaged, or has no such part.
-    """
-    return PackedFolder(root, decoder).table([part])
-
-
-def open_split(root: str | Path, split: str, decoder: ResampledCache) -> ClipTable:
-    """Clips of a split: of the part of its name, or of one that serves in its place.
-
-    The part `evaluation` validates and tests where there is no other, and last `test` validates.
-
-    Args:
-        root: The folder.
-        split: `train`, `validation` or `test`.
-        decoder: Decodes and resamples.
-
-    Raises:
-        DataError: The folder is damaged, or has no part for the split.
-    """
-    folder = PackedFolder(root, decoder)
-    return folder.table(folder.parts_of(split))
 
 
 class PackedFolder:
@@ -306,7 +273,7 @@ def _audio(file: str, rows: int) -> pa.ChunkedArray:
 
     column = MemoryMappedTable.from_file(file).table.column("audio")
     if len(column) != rows:
-        raise ValueError(f"{len(column)} clips in place of {rows}")
+        raise ValueError(f"{len(column)} clips instead of {rows}")
     # Damaged offsets would lead outside of the file.
     column.validate(full=True)
     return column
