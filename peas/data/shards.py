@@ -126,8 +126,8 @@ class ShardWriter(ABC, Generic[Manifest, Encoded]):
     manifest_file: ClassVar[str] = "manifest.json"
     state_file: ClassVar[str]
     """What records the finished shards; may be the manifest itself."""
-    setting_names: ClassVar[Mapping[str, str]]
-    """What a user calls each setting."""
+    option_names: ClassVar[Mapping[str, str]]
+    """The command's option of a setting."""
     skip_option: ClassVar[str]
     """The command's option that leaves clips out."""
     checksums: ClassVar[bool] = False
@@ -229,12 +229,13 @@ class ShardWriter(ABC, Generic[Manifest, Encoded]):
         Raises:
             DataError: One differs.
         """
-        for key, name in self.setting_names.items():
-            before, now = begun.get(key), self.settings[key]
+        for key, now in self.settings.items():
+            before = begun.get(key)
             if before != now and key not in but:
                 raise DataError(
-                    f"{self.out} was begun with other settings: {name} was {_short(before)} and is "
-                    f"{_short(now)} now. Repeat the first command, or give another --out"
+                    f"{self.out} was begun with other settings: {self.option_names.get(key, key)} "
+                    f"was {_short(before)} and is {_short(now)} now. Repeat the first command, or "
+                    "give another --out"
                 )
 
     def fault(self, shard: Shard) -> str:

@@ -142,19 +142,7 @@ class TargetWriter(ShardWriter[Manifest, Block]):
     state_file = MANIFEST
     skip_option = "--allow-missing"
     checksums = True
-    setting_names = {  # noqa: RUF012
-        "teacher": "the teacher",
-        "fingerprint": "the fingerprint of the teacher or of the ready maps",
-        "first_centre": "first_centre of the extent",
-        "step": "step of the extent",
-        "freq_edges": "freq_edges of the extent",
-        "shape": "the shape (F', T', D) of a map",
-        "sound": "the way sound is read",
-        "set": "SET",
-        "clips": "the number of clips",
-        "ids": "the checksum of the clips' ids",
-        "shard_clips": "--shard-clips",
-    }
+    option_names = {"set": "SET", "shard_clips": "--shard-clips"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -328,15 +328,15 @@ def test_other_settings_are_refused(loose, whole, begun, settings, message, comp
 
 def test_another_source_is_refused(loose, begun):
     for change, message in (
-        ({"labels": ["a", "b", "d"]}, "classes"),
-        ({"classes": [[0]] * 12}, "checksum"),
+        ({"labels": ["a", "b", "d"]}, "labels"),
+        ({"classes": [[0]] * 12}, "table"),
         ({"multi_label": True}, "multi_label .*False .*True"),
     ):
         with pytest.raises(DataError, match=message):
             packed(bag(loose, PARTS, **change), begun)
-    with pytest.raises(DataError, match="checksum"):
+    with pytest.raises(DataError, match="table"):
         packed(bag(loose, ["train"] * 12), begun)
-    with pytest.raises(DataError, match=r"number of clips .*12 .*11"):
+    with pytest.raises(DataError, match=r"clips .*12 .*11"):
         packed(bag(loose, PARTS[:11]), begun)
 
 

@@ -233,10 +233,10 @@ def test_a_whole_cache_stays_as_it_is(cache):
     [
         ({"fingerprint": "toy:2"}, "fingerprint .*toy:1 .*toy:2"),
         ({"teacher": "Other"}, "teacher"),
-        ({"step": 0.3}, "step of the extent"),
+        ({"step": 0.3}, "step"),
         ({"shape": [2, 5, 4]}, "shape"),
         ({"shard_clips": 7}, "--shard-clips .*5 .*7"),
-        ({"ids": IDS[1:]}, "the number of clips"),
+        ({"ids": IDS[1:]}, "clips"),
         ({"ids": [*IDS[1:], "zzz"]}, "ids"),
     ],
 )

@@ -203,19 +203,13 @@ class PackWriter(ShardWriter[Manifest, Outcome]):
 
     state_file = JOURNAL
     skip_option = "--on-error skip"
-    setting_names = {  # noqa: RUF012
+    option_names = {  # noqa: RUF012
         "set": "SET",
-        "clips": "the number of clips",
-        "multi_label": "multi_label",
         "frames": "--frames",
         "rate": "--rate",
         "audio": "--format",
         "channels": "--channels",
-        "resampler": "the resampler",
-        "shard_bytes": "--shard-mb, in bytes,",
-        "software": "the software",
-        "labels": "the list of classes",
-        "table": "the checksum of the clips' ids, parts and classes",
+        "shard_bytes": "--shard-mb (in bytes)",
     }
 
     def __init__(
