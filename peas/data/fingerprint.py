@@ -21,7 +21,7 @@ from peas.data.columns import Rows, Strings, Targets
 Hashes = NDArray[np.uint64]
 
 LOOKED_AT = 1 << 16
-"""Files whose size is asked for, of a set that lies in files: two million would take minutes."""
+"""Files whose size is checked, of a set of files: two million would take minutes."""
 
 _ROWS = 1 << 16
 _STEP = 0x9E3779B97F4A7C15
@@ -57,8 +57,8 @@ class Fingerprint:
                 share *= 2
             rows = np.flatnonzero(ids % np.uint64(share) == 0)
         sounds = np.zeros(len(ids), dtype=np.int32)
-        found = table.sounds.extents(rows)
-        sounds[rows] = np.where(found == 0, 0, _folded(_mixed(found.view(np.uint64))) | 1)
+        extents = table.sounds.extents(rows)
+        sounds[rows] = np.where(extents == 0, 0, _folded(_mixed(extents.view(np.uint64))) | 1)
         return cls(
             torch.from_numpy(ids.view(np.int64)),
             torch.from_numpy(_folded(_hash_classes(table.targets))),
@@ -68,16 +68,16 @@ class Fingerprint:
     def is_part_of(self, other: Fingerprint) -> bool:
         """Whether all clips of this table are in another one, with the same sound."""
         order = np.argsort(other.ids.numpy(), kind="stable")
-        known = other.ids.numpy()[order]
-        if not len(known):
+        ordered = other.ids.numpy()[order]
+        if not len(ordered):
             return not len(self.ids)
-        position = order[np.minimum(np.searchsorted(known, self.ids.numpy()), len(known) - 1)]
+        position = order[np.minimum(np.searchsorted(ordered, self.ids.numpy()), len(ordered) - 1)]
         sounds, others = self.sounds.numpy(), other.sounds.numpy()[position]
         same = (sounds == others) | (sounds == 0) | (others == 0)
         return bool(((other.ids.numpy()[position] == self.ids.numpy()) & same).all())
 
     def digest(self) -> str:
-        """One word for the names in their order."""
+        """Hash of the names in their order."""
         return hashlib.blake2b(self.ids.numpy().tobytes(), digest_size=8).hexdigest()
 
 

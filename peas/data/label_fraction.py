@@ -37,8 +37,8 @@ def chosen_rows(targets: Targets, classes: int, fraction: float, seed: int) -> R
         turn = _turn(targets.classes[order])
         counts = targets.counts(classes)
         # Rounded half up, so that the share of a class never falls when it has a clip more.
-        wanted = np.maximum(np.floor(fraction * counts + 0.5).astype(np.int64), 1)
-        return np.sort(order[turn < wanted[targets.classes[order]]])
+        counts_used = np.maximum(np.floor(fraction * counts + 0.5).astype(np.int64), 1)
+        return np.sort(order[turn < counts_used[targets.classes[order]]])
     count = max(int(np.floor(fraction * clips + 0.5)), 1)
     rest = targets.take(order[count:])
     present, first = np.unique(rest.classes, return_index=True)
@@ -48,7 +48,7 @@ def chosen_rows(targets: Targets, classes: int, fraction: float, seed: int) -> R
 
 
 def count_line(table: Targets, chosen: Targets, classes: int) -> str:
-    """How many clips are left of a table and of its classes, for the user.
+    """Message: how many clips of a table and of its classes are used.
 
     Args:
         table: Classes of each clip of the table.

@@ -275,11 +275,11 @@ class SyntheticSounds(ESC50):
         Raises:
             DataError: The folder holds something else, or sounds made with other settings.
         """
-        kept = self.root / RECIPE
-        if not kept.is_file():
+        recipe_file = self.root / RECIPE
+        if not recipe_file.is_file():
             write_sounds(self.root, **self.recipe)
             return
-        recipe = json.loads(kept.read_text(encoding="utf-8"))
+        recipe = json.loads(recipe_file.read_text(encoding="utf-8"))
         for name, value in self.recipe.items():
             if recipe.get(name) != value:
                 raise DataError(

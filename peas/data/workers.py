@@ -154,9 +154,9 @@ class _Pool(Generic[Result]):
             multiprocessing_context=CONTEXT,
             timeout=timeout,
         )
-        before = multiprocessing.active_children()
+        before = set(multiprocessing.active_children())
         self.batches = iter(loader)
-        self.processes = [one for one in multiprocessing.active_children() if one not in before]
+        self.processes = set(multiprocessing.active_children()) - before
 
     def run(self) -> Generator[Result, None, None]:
         """Results of the chunks, in their order."""
@@ -175,7 +175,7 @@ class _Pool(Generic[Result]):
         for pid, chunk in self.current.tolist():
             if pid in dead:
                 # The exit code is there once the process is joined.
-                next(one for one in self.processes if one.pid == pid).join(1.0)
+                next(process for process in self.processes if process.pid == pid).join(1.0)
                 sign = signal_that_ended(pid)
                 how = f"was killed by {sign.name}" if sign else "ended by itself"
                 advice = "One of these clips crashes its decoder"

@@ -35,13 +35,13 @@ class ClapTeacher(Teacher):
     def __init__(
         self, checkpoint: str | None, arch: Arch, space: Space, fill: Fill, seed: int
     ) -> None:
-        for name, value, known in (
+        for name, value, choices in (
             ("arch", arch, get_args(Arch)),
             ("space", space, get_args(Space)),
             ("fill", fill, get_args(Fill)),
         ):
-            if value not in known:
-                raise ConfigError(f"teacher: {name} is {value!r}; choose one of {', '.join(known)}")
+            if value not in choices:
+                raise ConfigError(f"teacher: {name} is {value!r}; choose {', '.join(choices)}")
         source = "random weights" if checkpoint is None else Path(checkpoint).name
         super().__init__(
             rate=htsat.RATE,

@@ -35,7 +35,7 @@ class TextTable:
 
     Args:
         file: The CSV.
-        known: Names of the columns to read; others are left alone.
+        expected: Names of the columns to read; others are left alone.
 
     Attributes:
         columns: Arrow array of strings for each column that is there.
@@ -45,19 +45,19 @@ class TextTable:
         DataError: The file is missing, empty, not UTF-8, or its rows have different lengths.
     """
 
-    def __init__(self, file: Path, known: Collection[str]) -> None:
+    def __init__(self, file: Path, expected: Collection[str]) -> None:
         self.file = file
-        self.known = known
+        self.expected = expected
         self.delimiter, names = self._head()
-        doubled = {name for name in names if names.count(name) > 1 and name in known}
+        doubled = {name for name in names if names.count(name) > 1 and name in expected}
         if doubled:
             raise DataError(
                 f"{file} has several columns {some(sorted(doubled))}: keep one of each name"
             )
-        self.others = [name for name in names if name not in known]
-        # Arrow takes no wanted column for all of them.
-        wanted = [name for name in names if name in known]
-        table = self._read(names, wanted) if wanted else pa.table({})
+        self.others = [name for name in names if name not in expected]
+        # Arrow takes no present column for all of them.
+        present = [name for name in names if name in expected]
+        table = self._read(names, present) if present else pa.table({})
         self.columns: dict[str, pa.Array] = {
             name: composed(pc.utf8_trim_whitespace(column.combine_chunks()))
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -134,13 +134,13 @@ class TextTable:
             ) from None
         return delimiter, [name.strip() for name in names]
 
-    def _read(self, names: list[str], wanted: list[str]) -> pa.Table:
+    def _read(self, names: list[str], present: list[str]) -> pa.Table:
         # Slow to import, and `peas --help` imports this room with the sets.
         from pyarrow import csv as arrow_csv
 
         # Columns by number: the file's names may be repeated or padded.
         numbers = [str(number) for number in range(len(names))]
-        kept = [str(names.index(name)) for name in wanted]
+        included = [str(names.index(name)) for name in present]
         options: dict[str, Any] = {
             "read_options": arrow_csv.ReadOptions(column_names=numbers, skip_rows=1),
             "parse_options": arrow_csv.ParseOptions(
@@ -148,7 +148,7 @@ class TextTable:
             ),
             "convert_options": arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(numbers, pa.large_string()),
-                include_columns=kept,
+                include_columns=included,
                 strings_can_be_null=False,
             ),
         }
@@ -164,7 +164,7 @@ class TextTable:
             ) from None
         if not table.num_rows:
             raise DataError(f"{self.file} lists no clips: 0 rows below its first line")
-        return table.rename_columns(wanted)
+        return table.rename_columns(present)
 
     def _not_utf8(self) -> DataError:
         with self.file.open("rb") as lines:
@@ -231,13 +231,13 @@ def read_class_order(file: Path) -> list[str]:
 
 def _sorted(rows: list[list[str]], column: int, file: Path) -> list[list[str]]:
     by_index = {row[column].strip(): row for row in rows}
-    wanted = [str(number) for number in range(len(rows))]
-    if set(by_index) != set(wanted):
+    present = [str(number) for number in range(len(rows))]
+    if set(by_index) != set(present):
         raise DataError(
             f"{file} column index: {len(rows)} classes must be numbered 0 to {len(rows) - 1}, each "
-            f"once, but there is {some(sorted(set(by_index) - set(wanted)) or by_index)}"
+            f"once, but there is {some(sorted(set(by_index) - set(present)) or by_index)}"
         )
-    return [by_index[number] for number in wanted]
+    return [by_index[number] for number in present]
 
 
 def class_numbers(names: Sequence[str], order: Sequence[str], source: Path, file: Path) -> Rows:

@@ -210,8 +210,8 @@ def _targets(table: TextTable, separator: str) -> tuple[Targets, list[str]]:
         lists = pc.split_pattern(table["labels"], separator)
         clip = np.repeat(np.arange(len(table)), np.diff(lists.offsets.to_numpy()))
         names = pc.utf8_trim_whitespace(lists.flatten())
-        kept = np.asarray(pc.not_equal(names, ""))
-        names, clip = names.filter(pa.array(kept)), clip[kept]
+        filled = np.asarray(pc.not_equal(names, ""))
+        names, clip = names.filter(pa.array(filled)), clip[filled]
     elif "label" in table:
         names, clip = table["label"], np.arange(len(table))
         table.refuse(pc.equal(names, ""), "label", "is empty{more}: name the clip's class")
@@ -234,8 +234,8 @@ def _split(table: TextTable) -> NDArray[np.int8] | None:
     if "split" not in table:
         return None
     coded = pc.dictionary_encode(pc.utf8_lower(table["split"]))
-    known = [SPLIT_NAMES.get(name) for name in coded.dictionary.to_pylist()]
-    numbers = np.array([-1 if name is None else SPLITS.index(name) for name in known], np.int8)
+    splits = [SPLIT_NAMES.get(name) for name in coded.dictionary.to_pylist()]
+    numbers = np.array([-1 if name is None else SPLITS.index(name) for name in splits], np.int8)
     split: NDArray[np.int8] = numbers[coded.indices.to_numpy()]
     table.refuse(split < 0, "split", f"is {{value}}{{more}}: give one of {', '.join(SPLIT_NAMES)}")
     return split
@@ -246,9 +246,9 @@ def _folds(table: TextTable) -> tuple[Rows | None, list[str]]:
         return None, []
     table.refuse(pc.equal(table["fold"], ""), "fold", "is empty{more}: name the clip's fold")
     coded = pc.dictionary_encode(table["fold"])
-    found: list[str] = coded.dictionary.to_pylist()
-    folds = in_order(found)
-    numbers = np.array([folds.index(name) for name in found], dtype=np.int64)
+    names: list[str] = coded.dictionary.to_pylist()
+    folds = in_order(names)
+    numbers = np.array([folds.index(name) for name in names], dtype=np.int64)
     return numbers[coded.indices.to_numpy()], folds
 
 

@@ -274,8 +274,8 @@ class AudioFolder(ClipDataModule):
         order = [one_spelling(label) for label in labels]
         if list(ours.labels) == list(labels):
             return True
-        known = self.labels_file is None and bool(ours.labels)
-        if not known or not set(ours.labels) <= set(order):
+        free = self.labels_file is None and bool(ours.labels)
+        if not free or not set(ours.labels) <= set(order):
             return False
         numbers = [order.index(label) for label in ours.labels]
         self._forget("_table")
@@ -374,8 +374,8 @@ class AudioFolder(ClipDataModule):
             except OSError:
                 continue
             here += [folder.encode() + name for name in names]
-        found = pc.is_in(paths.cast(pa.large_binary()), pa.array(here, pa.large_binary()))
-        absent = np.flatnonzero(~np.asarray(found))
+        present = pc.is_in(paths.cast(pa.large_binary()), pa.array(here, pa.large_binary()))
+        absent = np.flatnonzero(~np.asarray(present))
         spelled = on_disk(self.root, paths, absent)
         if spelled:
             rows = np.fromiter(spelled, dtype=np.int64)

@@ -56,7 +56,7 @@ def on_disk(root: Path, paths: pa.Array, absent: NDArray[np.int64]) -> dict[int,
     Returns:
         Path on the disk, by row.
     """
-    found = {}
+    spelled_as = {}
     names: dict[Path, dict[str, str]] = {}
     missing = paths.take(pa.array(absent))
     not_ascii = np.flatnonzero(~np.asarray(pc.string_is_ascii(missing)))
@@ -70,8 +70,8 @@ def on_disk(root: Path, paths: pa.Array, absent: NDArray[np.int64]) -> dict[int,
             steps.append(names[here].get(step, step))
             here /= steps[-1]
         if here.exists():
-            found[row] = ("/" if path.startswith("/") else "") + "/".join(steps)
-    return found
+            spelled_as[row] = ("/" if path.startswith("/") else "") + "/".join(steps)
+    return spelled_as
 
 
 def _composed_names(folder: Path) -> dict[str, str]:

@@ -205,14 +205,14 @@ def _rarest(group: Rows, groups: int, targets: Targets) -> Rows:
 def _deal(sizes: Rows, shares: Sequence[float]) -> NDArray[np.int8]:
     """Parts of the groups of one class, in their order."""
     parts = np.zeros(len(sizes), dtype=np.int8)
-    wanted = [share * float(sizes.sum()) for share in shares]
+    remaining = [share * float(sizes.sum()) for share in shares]
     for row, size in enumerate(sizes.tolist()):
-        for part, left in enumerate(wanted, 1):
+        for part, missing in enumerate(remaining, 1):
             # A group goes in if that brings the part nearer to its share.
-            if size < 2 * left:
+            if size < 2 * missing:
                 parts[row] = part
-                wanted[part - 1] -= size
+                remaining[part - 1] -= size
                 break
-        if max(wanted) <= 0.5:
+        if max(remaining) <= 0.5:
             break
     return parts

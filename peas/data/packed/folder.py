@@ -318,9 +318,9 @@ def _class_fault(index: pa.RecordBatch, part: NDArray[np.int32], manifest: Manif
     pairs = np.repeat(part.astype(np.int64) * classes, np.diff(offsets))
     pairs += numbers
     counts = np.bincount(pairs, minlength=len(parts) * classes).reshape(len(parts), classes)
-    for one, found in zip(parts, counts.tolist(), strict=True):
-        if found != list(one.classes):
-            return f"its classes of the part {one.name} are other ones than the manifest counted"
+    for entry, counted in zip(parts, counts.tolist(), strict=True):
+        if counted != list(entry.classes):
+            return f"its classes of the part {entry.name} are not those of the manifest"
     return ""
 
 
