@@ -226,7 +226,7 @@ def test_ranks_share_out_one_order(root, world):
     got = {}
     for rank in range(world):
         data = module(root, batch_size=6 // world)
-        data._place = lambda rank=rank: (rank, world)
+        data._rank = lambda rank=rank: (rank, world)
         for key in data.train_dataloader().sampler:
             assert key.position not in got
             got[key.position] = key
