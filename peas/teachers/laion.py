@@ -16,7 +16,7 @@ from peas.models.weights import clap_keys
 from peas.models.weights.clap import ClapWeights
 from peas.models.weights.clap_keys import PROJECTION, TOWER
 from peas.teachers.clap import ClapTeacher
-from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space
+from peas.teachers.htsat import JOINT, SETTINGS, SHAPES, Arch, Fill, Space
 
 _PACKAGE = "_peas_laion_clap"
 
@@ -87,16 +87,15 @@ class LaionClapTeacher(ClapTeacher):
 def build_tower(arch: Arch) -> nn.Module:
     """LAION's HTSAT and audio projection of a size, with random weights and our front end."""
     htsat = _htsat()
-    settings = htsat.SETTINGS
     config = SimpleNamespace(
         audio_length=1024,
-        clip_samples=settings["samples"],
-        mel_bins=settings["mels"],
-        sample_rate=settings["rate"],
-        window_size=settings["fft"],
-        hop_size=settings["hop"],
-        fmin=settings["low"],
-        fmax=settings["high"],
+        clip_samples=SETTINGS["samples"],
+        mel_bins=SETTINGS["mels"],
+        sample_rate=SETTINGS["rate"],
+        window_size=SETTINGS["fft"],
+        hop_size=SETTINGS["hop"],
+        fmin=SETTINGS["low"],
+        fmax=SETTINGS["high"],
         class_num=527,
         model_type="HTSAT",
         model_name=arch.removeprefix("HTSAT-"),
