@@ -25,21 +25,17 @@ import timing
 import torch
 
 from peas.data.cache import ResampledCache
-from peas.data.clips import ClipTable
+from peas.data.class_balance import WeightedSampler, clip_weights
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
+from peas.data.packed.arrow_files import SCHEMA, arrow_shard, packed_file, shard_name
 from peas.data.packed.encoding import Coding, encode
-from peas.data.packed.facts import manifest_of, recipe_of
-from peas.data.packed.journal import Done, Journal, write_text
-from peas.data.packed.manifest import MANIFEST
+from peas.data.packed.folder import PackedFolder
 from peas.data.packed.module import PackedSet
-from peas.data.packed.opening import open_part
-from peas.data.packed.packing import pack
-from peas.data.packed.shards import SCHEMA, ShardWriter, shard_name, stored
-from peas.data.samplers import Weighted, clip_weights
+from peas.data.packed.writer import PackWriter, Provenance, pack, settings_of
+from peas.data.shards import Shard
 from peas.data.sounds import SoundFiles, Source
-from peas.data.statistics import Moments
 
 CLASSES = 527
 # FLAC of ten seconds takes some 0.22 MB, and a shard 500.
@@ -107,16 +103,17 @@ def generate(out: Path, rows: int) -> None:
     table = ClipTable(ids, targets, SoundFiles(READER, out, ids))
     module = Clips(out, table, ["train", "evaluation"], part)
     inventory, coding = module.inventory(), Coding(RATE, "flac", "mean")
-    journal = Journal(out, recipe_of(module, "folder", inventory, coding, 500_000_000))
+    settings = settings_of(module, "folder", inventory, coding, 500_000_000)
+    writer = PackWriter(out, module, inventory, coding, settings)
     bounds = np.unique([*range(0, rows, CLIPS_OF_A_SHARD), int((part == 0).sum()), rows])
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         name = inventory.parts[part[first]]
-        file = out / shard_name(len(journal.shards), name)
-        with ShardWriter(file) as shard:
+        file = out / shard_name(len(writer.shards), name)
+        with arrow_shard(file) as shard:
             shard.write(generated_batch(table, first, last))
-        whole = stored(file, shard.rows, name)
-        journal.done.append(Done(whole, last, [], "", "", Moments()))
-    write_text(out / MANIFEST, manifest_of(module, inventory, journal).text())
+        stored = packed_file(file, shard.rows, name)
+        writer.shards.append(Shard(range(first, last), stored, info=Provenance()))
+    writer.finish()
 
 
 def generated_batch(table: ClipTable, first: int, last: int) -> pa.RecordBatch:
@@ -195,17 +192,17 @@ def scale_rows(rows: int, draws: int, repeats: int) -> list[timing.Row]:
         root = Path(name)
         generate(root, rows)
         opened = [opening_elsewhere(root) for _ in range(repeats)]
-        table = open_part(root, "train", READER)
+        table = PackedFolder(root, READER).table(["train"])
         # Once before the clock runs: the first touch of the index's pages is the system's work.
         weights = clip_weights(table.targets, CLASSES)
         sides = {
             f"weights of all clips (s){goal(None)}": lambda: clip_weights(table.targets, CLASSES),
         }
         for replacement in (True, False):
-            order = Weighted(weights, draws, replacement=replacement)
+            order = WeightedSampler(weights, draws, replacement=replacement)
             text = "with" if replacement else "without"
             sides[f"{draws:,} drawn by weight {text} replacement (s){goal('≤ 0.3')}"] = (
-                lambda order=order: order.draw(torch.Generator().manual_seed(0))
+                lambda order=order: order.sample(torch.Generator().manual_seed(0))
             )
         timed = {key: lambda work=work: timing.seconds_of(work) for key, work in sides.items()}
         drawn = timing.interleaved(timed, repeats)
@@ -267,7 +264,7 @@ def reading_rows(root: Path, count: int, repeats: int, clock: str) -> tuple[str,
         manifest = pack(
             module, "folder", out, Coding(RATE, "flac", "mean"), shard_bytes=2**28, workers=0
         )
-        packed = open_part(out, "train", READER)
+        packed = PackedFolder(out, READER).table(["train"])
         for row in range(len(ids)):
             ours, theirs = (table.sounds.source(row).data for table in (packed, loose))
             assert isinstance(theirs, Path)

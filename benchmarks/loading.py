@@ -29,10 +29,10 @@ from peas.data.cache import ResampledCache
 from peas.data.clips import ClipDataset, ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.folder.module import AudioFolder
-from peas.data.loader import ClipLoader, OddClips, Packer
+from peas.data.loader import BadClips, ClipLoader, CollateClips
 from peas.data.packed.encoding import Coding
-from peas.data.packed.opening import open_split
-from peas.data.packed.packing import pack
+from peas.data.packed.folder import PackedFolder
+from peas.data.packed.writer import pack
 from peas.data.sounds import SoundFiles
 
 RATE = 16_000
@@ -104,22 +104,22 @@ def ours(table: ClipTable, batch: int, workers: int) -> ClipLoader:
     """Our loader over a table of clips."""
     return ClipLoader(
         ClipDataset(table, rate=RATE, classes=1, multi_label=True),
-        OddClips(),
+        BadClips(),
         batch_size=batch,
         num_workers=workers,
-        collate_fn=Packer(),
+        collate_fn=CollateClips(),
         multiprocessing_context="fork",
     )
 
 
-def packed(folder: Path, names: list[str], reader: ResampledCache) -> ClipTable:
+def packed(folder: Path, names: list[str], decoder: ResampledCache) -> ClipTable:
     """The same clips as a packed set."""
     listed = folder / "clips.csv"
     listed.write_text("path,label,split\n" + "".join(f"{name},Speech,train\n" for name in names))
     module = AudioFolder(str(folder), csv=listed.name, mean=MEAN, std=STD, cache_dir="")
     out = folder / "packed"
     pack(module, "folder", out, Coding(RATE, "flac", "mean"), shard_bytes=500_000_000, workers=2)
-    return open_split(out, "train", reader)
+    return PackedFolder(out, decoder).table(["train"])
 
 
 def rate_of(batches: Iterable[object], clips: int) -> float:
@@ -149,10 +149,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = write_clips(folder, options.clips, options.count, options.seconds)
-        reader = ResampledCache(None, rate=RATE, channels="mean")
-        sounds = SoundFiles(reader, folder, Strings(names))
+        decoder = ResampledCache(None, rate=RATE, channels="mean")
+        sounds = SoundFiles(decoder, folder, Strings(names))
         loose = ClipTable(Strings(names), Targets.one_each(np.zeros(len(names))), sounds)
-        flac = packed(folder, names, reader)
+        flac = packed(folder, names, decoder)
         front_end = KaldiLogMel(frames=options.frames, mean=MEAN, std=STD)
 
         def spectrograms(table: ClipTable) -> Iterable[Tensor]:

@@ -44,8 +44,8 @@ from peas.objectives import FeatureDistillation, Objective, Reconstruction, mask
 from peas.recipes import AudioMAEPretrainingRecipe
 from peas.tasks import Pretraining
 from peas.teachers import TransformersClapTeacher
-from peas.teachers.manifest import Recipe
-from peas.teachers.writing import Block, ids_sum, write_targets
+from peas.teachers.cache import TargetSettings
+from peas.teachers.target_writer import Block, ids_sum, write_targets
 from peas.training.memory import keep_freed_memory
 
 FRAMES, MELS, RATIO = 1024, 128, 0.8
@@ -273,7 +273,7 @@ def written(folder: Path, teacher: TransformersClapTeacher) -> Path:
     """A cache of the shape of CLAP's maps."""
     ids = names(64)
     shape = (2, 32, teacher.width)
-    recipe = Recipe(
+    recipe = TargetSettings(
         teacher="random maps",
         fingerprint="random",
         first_centre=teacher.extent.first_centre,

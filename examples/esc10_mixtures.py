@@ -34,8 +34,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from peas.data.clips import Inventory
 from peas.data.esc50 import ESC50
-from peas.data.inventory import Inventory
 from peas.data.module import RATE
 from peas.errors import PeasError
 from peas.training.randomness import stable_hash

@@ -43,8 +43,8 @@ from torch.nn.utils.rnn import pad_sequence
 from peas.audio.frontend import KaldiLogMel
 from peas.data.checks.clips import Checks
 from peas.data.checks.findings import of_two_sets
+from peas.data.clips import Inventory
 from peas.data.esc50 import ESC50
-from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
 from peas.models import SSAST, AudioMAE
@@ -305,8 +305,8 @@ def main(argv: list[str]) -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "frozen.md").write_text(text + "\n", encoding="utf-8")
-        facts = {"rows": rows, "pretrained_on": pretrained_on}
-        (options.out / "frozen.json").write_text(json.dumps(facts, indent=1) + "\n")
+        info = {"rows": rows, "pretrained_on": pretrained_on}
+        (options.out / "frozen.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ class OddClipCount(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if not isinstance(data, ClipDataModule):
             return
-        odd = data.odd_clips
+        odd = data.bad_clips
         for other in gather(odd):
             odd.join(other)
-        data.tell_odd_clips()
+        data.report_bad_clips()
         if odd.on_error == "skip":
-            pl_module.log("data/unreadable", float(len(odd.broken)), rank_zero_only=True)
+            pl_module.log("data/unreadable", float(len(odd.unreadable)), rank_zero_only=True)

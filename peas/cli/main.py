@@ -37,7 +37,7 @@ from peas.callbacks.summary import SizeSummary
 from peas.callbacks.wandb_run import WandbRun, connect, place
 from peas.cli.errors import cause, no_device
 from peas.cli.parser import PeasParser
-from peas.data.module import ClipDataModule, require_test_apart
+from peas.data.module import ClipDataModule, refuse_selection_on_test
 from peas.errors import CheckpointError, ConfigError
 from peas.models.weights import read_state
 from peas.models.weights.checking import check_run
@@ -255,7 +255,7 @@ class PeasCLI(LightningCLI):
         if "WANDB_SWEEP_ID" in os.environ:
             # The agent sets it, for every process of the run.
             allowed = self._get(self.config_init, "allow_test_selection")
-            require_test_apart(self.datamodule, allowed=allowed)
+            refuse_selection_on_test(self.datamodule, allowed=allowed)
         self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

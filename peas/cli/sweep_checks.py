@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from peas.cli.errors import cause
-from peas.data.module import ClipDataModule, require_test_apart
+from peas.data.module import ClipDataModule, refuse_selection_on_test
 from peas.errors import ConfigError
 
 
@@ -76,5 +76,5 @@ class CommandCheck:
             module = parser.instantiate_classes(parser.parse_object({"data": data})).data
         except ValueError as error:
             raise ConfigError(cause(str(error))) from error
-        require_test_apart(module, allowed=self._allowed or bool(config.allow_test_selection))
+        refuse_selection_on_test(module, allowed=self._allowed or bool(config.allow_test_selection))
         self._seen[text] = module

@@ -1,4 +1,4 @@
-"""Data sets as Lightning data modules: waveforms, targets and the facts about them."""
+"""Data sets as Lightning data modules: waveforms, targets and metadata."""
 
 from typing import TYPE_CHECKING
 

@@ -44,7 +44,7 @@ class Batch(TypedDict, total=False):
         mask: `[B, T, F]` bool, True = masked, in the time of `log_mel`.
         masked_log_mel: `[B, T, F]` float32, what the model gets where there is a `mask`.
         mask_plan: Blocks along time and along frequency that made the mask, before any roll that
-            comes after it; pictures read it.
+            comes after it; used for plots.
         hidden_patches: `[B, N]` bool, patches that the encoder does not see, in the model's own
             order of tokens.
     """
@@ -82,7 +82,7 @@ class Item(NamedTuple):
         waveform: `[S]` float32.
         target: Class, or `[C]` float32 share of each class.
         id: Name of the clip in its data set.
-        position: Place in the epoch's global order; None in evaluation.
+        position: Position in the epoch's global order; None in evaluation.
         mixed: True when a partner was mixed in.
         silent: True when every sample of the file is zero.
         short: True when the file does not fill one frame of 25 ms.
@@ -103,8 +103,8 @@ class Item(NamedTuple):
     teacher: Tensor | None = None
 
 
-class Broken(NamedTuple):
-    """A clip that could not be read, in the place of its `Item`.
+class Unreadable(NamedTuple):
+    """A clip that could not be read, instead of its `Item`.
 
     Attributes:
         id: Name of the clip in its data set.
@@ -115,11 +115,11 @@ class Broken(NamedTuple):
     message: str
 
 
-def collate(items: Sequence[Item | Broken], global_size: int | None = None) -> Batch:
+def collate(items: Sequence[Item | Unreadable], global_size: int | None = None) -> Batch:
     """Put clips into a batch; clips that could not be read are left out.
 
     Args:
-        items: At least one `Item`, and any number of `Broken`.
+        items: At least one `Item`, and any number of `Unreadable`.
         global_size: Rows of the global micro-batch; None = these items are all of it.
 
     Returns:

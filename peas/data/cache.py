@@ -1,4 +1,4 @@
-"""Keeps resampled sound on disk, so that each file is resampled once and not every epoch."""
+"""Decodes sound, and caches resampled waveforms on disk so that no epoch resamples again."""
 
 import errno
 import hashlib
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from peas.audio import decode as audio
+from peas.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def default_folder() -> Path:
 
 
 def file_state(path: str | Path) -> tuple[int, int, int, int]:
-    """What changes with a file's content: its inode, size, and both times of change.
+    """Identity of a file's content: its inode, size, and both times of change.
 
     Size and time of modification alone stay when two files exchange their names, or when a copy
     keeps the time. An inode goes along with a renamed file, and no program can set the time of the
@@ -38,12 +39,12 @@ def file_state(path: str | Path) -> tuple[int, int, int, int]:
 
 
 class ResampledCache:
-    """Loads sound files; remembers those that had to be mixed down or resampled.
+    """Decodes sound files; caches those that had to be mixed down or resampled.
 
     An entry belongs to the file's path and state (`file_state`) and to the settings, so a file that
-    was edited, replaced or renamed gets a new entry. A damaged entry is made again. Where nothing
-    can be written there is one warning and no cache. Processes may share a folder: entries appear
-    whole or not at all.
+    was edited, replaced or renamed gets a new entry. A damaged entry is written again. Where
+    nothing can be written there is one warning and no cache. Processes may share a folder: entries
+    are written atomically.
 
     Args:
         folder: Folder of the entries, made when missing; None = keep nothing.
@@ -68,7 +69,7 @@ class ResampledCache:
             try:
                 self.folder = self.folder.expanduser()
                 self.folder.mkdir(parents=True, exist_ok=True)
-                # A trial says more than permission bits: the file system may be read-only or full.
+                # Permission bits do not show a read-only or full file system.
                 tempfile.TemporaryFile(dir=self.folder).close()
             except OSError as error:
                 self._give_up(error)
@@ -92,8 +93,8 @@ class ResampledCache:
             name: What messages call it. Default: the path.
             start: Where the clip begins, in seconds.
             stop: Where it ends, in seconds; None = at the end of the file.
-            rate: Another sampling rate in Hz, for a teacher. Such sound is never kept: at 48 kHz
-                it would take three times the disk, beside a teacher that costs far more time.
+            rate: Another sampling rate in Hz, for a teacher. Such sound is never cached: at
+                48 kHz it would take three times the disk, and the teacher costs far more time.
 
         Returns:
             `[S]` float32.
@@ -104,9 +105,9 @@ class ResampledCache:
         if rate is not None and rate != self.rate:
             return self._decode(data, rate, name, start, stop)
         entry = None if isinstance(data, bytes) else self._entry(data, start, stop)
-        kept = None if entry is None else _read(entry)
-        if kept is not None:
-            return kept
+        cached = None if entry is None else _read(entry)
+        if cached is not None:
+            return cached
         waveform = self._decode(data, self.rate, name, start, stop)
         if entry is not None:
             info = audio.probe(data, max_samples=self.max_samples)
@@ -129,7 +130,7 @@ class ResampledCache:
         )
 
     def _entry(self, path: Path, start: float, stop: float | None) -> Path | None:
-        """Place of the clip's entry; None when there is no cache, or no such file."""
+        """Path of the clip's entry; None when there is no cache, or no such file."""
         if self.folder is None:
             return None
         try:
@@ -150,20 +151,14 @@ class ResampledCache:
     def _write(self, entry: Path, waveform: Tensor) -> None:
         try:
             entry.parent.mkdir(exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
-            try:
-                with open(handle, "wb") as file:
-                    np.save(file, waveform.numpy())
-                os.replace(name, entry)
-            except BaseException:
-                os.unlink(name)
-                raise
+            with atomic_write(entry, fsync=False) as file:
+                np.save(file, waveform.numpy())
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
         log.warning(
-            "cannot keep resampled audio in %s (%s): every epoch resamples again; "
+            "cannot cache resampled audio in %s (%s): every epoch resamples again; "
             "set data.init_args.cache_dir or PEAS_CACHE to a writable folder",
             self.folder,
             error.strerror,

@@ -1,22 +1,21 @@
-"""A table of clips, and the data set that turns its rows into waveforms, mixed or not."""
+"""Tables of clips, a set's inventory, and the torch `Dataset` that reads waveforms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from peas.augment.mixup import mix
-from peas.data.batch import Broken, Item
-from peas.data.columns import Strings, Targets
-from peas.data.samplers import ClipKey
+from peas.data.batch import Item, Unreadable
+from peas.data.columns import Rows, Strings, Targets
+from peas.data.distributed_samplers import ClipKey
 from peas.data.sounds import JoinedSounds, Sounds
 from peas.errors import AudioError
 from peas.training.randomness import stable_hash
@@ -27,7 +26,7 @@ _SHIFT_SECONDS = 0.01
 
 
 def input_samples(frames: int, rate: int) -> int:
-    """Samples of the longest clip that a model's input of so many frames holds whole."""
+    """Samples of the longest clip that fits into a model's input of so many frames."""
     # One more would fill another frame.
     return round(FRAME_SECONDS * rate) + frames * round(_SHIFT_SECONDS * rate) - 1
 
@@ -56,27 +55,59 @@ class ClipTable:
     @classmethod
     def concatenate(cls, tables: Sequence[ClipTable]) -> ClipTable:
         """The clips of several tables, one after the other."""
-        ids = [chunk for table in tables for chunk in _chunks(table.ids)]
         return cls(
-            Strings(pa.chunked_array(ids, pa.large_string())),
+            Strings.concatenate([table.ids for table in tables]),
             Targets.concatenate([table.targets for table in tables]),
             JoinedSounds([table.sounds for table in tables]),
         )
 
 
-def _chunks(strings: Strings) -> list[pa.Array]:
-    array = strings.array.cast(pa.large_string())
-    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+@dataclass(frozen=True)
+class Inventory:
+    """Every clip of a data set once, and what clips of different parts must not share. N clips.
+
+    A part is a split or a fold.
+
+    Attributes:
+        table: The clips, whether or not their sound is there.
+        parts: Names of the parts.
+        part: `[N]` number of each clip's part.
+        recordings: Name of the recording that each clip was cut from, such as `freesound:1234`
+            or `youtube:abc`, the same in every data set that holds it; None = unknown. An
+            empty name = unknown for that clip.
+        speakers: Name of each clip's speaker, such as `librispeech:84`, likewise.
+        absent: Names of clips that the set lists and of which no sound was found; they are not
+            in the table.
+        notes: Further notes for the user, one sentence each.
+    """
+
+    table: ClipTable
+    parts: list[str]
+    part: Rows
+    recordings: Strings | None = None
+    speakers: Strings | None = None
+    absent: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_splits(cls, splits: Mapping[str, ClipTable]) -> Inventory:
+        """Inventory of splits that share no clip by construction."""
+        sizes = [len(table) for table in splits.values()]
+        return cls(
+            ClipTable.concatenate(list(splits.values())),
+            list(splits),
+            np.repeat(np.arange(len(sizes)), sizes),
+        )
 
 
-class ClipDataset(Dataset[Item | Broken]):
+class ClipDataset(Dataset[Item | Unreadable]):
     """Reads the clips of a table.
 
     A plain index gives the clip as it is, with its class. A `ClipKey` gives the clip of one epoch:
-    with probability `mixup` it is mixed with a partner drawn from the whole table, weighted by
-    Beta(10, 10) (the official SSAST loader's behaviour). These draws depend on the seed, the epoch
-    and the clip's name alone, and on its place where an epoch may repeat it, so neither workers
-    nor processes change them.
+    with probability `mixup` it is mixed with a random partner of the table, weighted by
+    Beta(10, 10) (the official SSAST loader's behaviour). The random numbers depend on the seed, the
+    epoch and the clip's name alone, and on its position where an epoch may repeat it, so neither
+    workers nor processes change them.
 
     Args:
         table: The clips.
@@ -89,7 +120,7 @@ class ClipDataset(Dataset[Item | Broken]):
         seed: Seed of the run.
         frames: Frames of the model's input, by which clips count as cut; None = no clip does.
         teacher_rate: Sampling rate in Hz at which every clip is read a second time, the very same
-            stretch of it; None = no teacher listens.
+            stretch of it; None = there is no teacher.
     """
 
     def __init__(
@@ -120,23 +151,23 @@ class ClipDataset(Dataset[Item | Broken]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, key: int | ClipKey) -> Item | Broken:
-        """Read one clip; a clip that cannot be read is reported in its place."""
+    def __getitem__(self, key: int | ClipKey) -> Item | Unreadable:
+        """Read one clip, or report that it cannot be read."""
         if self.training and not isinstance(key, ClipKey):
             # Lightning's `overfit_batches` puts a plain sequential sampler in place of ours.
             key = ClipKey(epoch=0, position=key, clip=key)
         index = key.clip if isinstance(key, ClipKey) else key
         name = self.table.ids[index]
-        draws = self._draws("crop", key, name)
-        draw = None if draws is None else draws.random()
+        rng = self._rng("crop", key, name)
+        crop = None if rng is None else rng.random()
         teacher = None
         # Errors travel as values: the loader would wrap an exception in a worker's traceback.
         try:
-            waveform = self.table.sounds.load(index, draw)
+            waveform = self.table.sounds.load(index, crop)
             if self.teacher_rate is not None:
-                teacher = self.table.sounds.load(index, draw, self.teacher_rate)
+                teacher = self.table.sounds.load(index, crop, self.teacher_rate)
         except AudioError as error:
-            return Broken(name, str(error))
+            return Unreadable(name, str(error))
         classes = self.table.targets[index]
         item = Item(
             waveform,
@@ -154,35 +185,35 @@ class ClipDataset(Dataset[Item | Broken]):
         item = item._replace(position=key.position)
         return self._mixed(item, key) if self.mixup > 0 else item
 
-    def _draws(self, stream: str, key: int | ClipKey, name: str) -> np.random.Generator | None:
-        """Draws of a training clip in its epoch; None in evaluation."""
+    def _rng(self, stream: str, key: int | ClipKey, name: str) -> np.random.Generator | None:
+        """Random numbers of a training clip in its epoch; None in evaluation."""
         if not isinstance(key, ClipKey):
             return None
-        place = (key.position,) if self.repeats else ()
-        return np.random.default_rng(stable_hash(self.seed, stream, key.epoch, name, *place))
+        position = (key.position,) if self.repeats else ()
+        return np.random.default_rng(stable_hash(self.seed, stream, key.epoch, name, *position))
 
     def _soft(self, index: int, weight: float) -> Tensor:
         target = torch.zeros(self.classes)
         target[self.table.targets[index].astype(np.int64)] = weight
         return target
 
-    def _mixed(self, item: Item, key: ClipKey) -> Item | Broken:
-        draws = self._draws("mixup", key, item.id)
-        assert draws is not None
+    def _mixed(self, item: Item, key: ClipKey) -> Item | Unreadable:
+        rng = self._rng("mixup", key, item.id)
+        assert rng is not None
         weight, partner = 1.0, -1
-        if draws.random() < self.mixup:
-            partner = int(draws.integers(len(self)))
-            weight = float(draws.beta(10.0, 10.0))
+        if rng.random() < self.mixup:
+            partner = int(rng.integers(len(self)))
+            weight = float(rng.beta(10.0, 10.0))
         target = self._soft(key.clip, weight)
         if partner < 0:
             return item._replace(target=target)
         try:
-            other = self.table.sounds.load(partner, draws.random())
+            other = self.table.sounds.load(partner, rng.random())
         except AudioError as error:
-            return Broken(self.table.ids[partner], str(error))
-        # Added, so that two clips of one class make a whole.
+            return Unreadable(self.table.ids[partner], str(error))
+        # Added, so that two clips of one class sum to one.
         target += self._soft(partner, 1.0 - weight)
         waveform = mix(item.waveform, other, weight)
-        # Half of a target would be taken for all of it.
+        # A target of one labelled clip alone would sum to less than one.
         labelled = item.labelled and len(self.table.targets[partner]) > 0
         return item._replace(waveform=waveform, target=target, mixed=True, labelled=labelled)

@@ -11,6 +11,7 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 Rows = NDArray[np.int64]
@@ -51,9 +52,34 @@ class Strings(Sequence[str]):
     def __hash__(self) -> int:
         return id(self)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Strings]) -> Strings:
+        """The strings of several columns, one after the other."""
+        chunks: list[pa.Array] = []
+        for part in parts:
+            array = part.array.cast(pa.large_string())
+            chunks += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+        return cls(pa.chunked_array(chunks, pa.large_string()))
+
     def take(self, rows: ArrayLike) -> Strings:
         """The column of some rows, in their order."""
         return Strings(self.array.take(pa.array(np.asarray(rows, dtype=np.int64))))
+
+
+def joined(*parts: pa.Array | pa.ChunkedArray | str) -> pa.Array:
+    """Concatenate columns and constant texts row by row: `joined("youtube:", ids)`."""
+    # Arrow joins texts of one type only.
+    texts = [pa.scalar(one, pa.large_string()) if isinstance(one, str) else one for one in parts]
+    return pc.binary_join_element_wise(*texts, pa.scalar("", pa.large_string()))
+
+
+def duplicates(column: pa.Array | pa.ChunkedArray) -> list[str]:
+    """Values that a column holds more than once."""
+    counted = pc.value_counts(column)
+    values: list[str] = (
+        counted.field("values").filter(pc.greater(counted.field("counts"), 1)).to_pylist()
+    )
+    return values
 
 
 class Targets:
@@ -113,9 +139,9 @@ class Targets:
         index = np.asarray(rows, dtype=np.int64)
         sizes = self.sizes[index]
         offsets = _offsets(sizes)
-        # Each class's place: start of its clip's classes plus its number among them.
-        place = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], sizes)
-        return Targets(offsets, self.classes[place])
+        # Start of its clip's classes plus its number among them.
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], sizes)
+        return Targets(offsets, self.classes[positions])
 
     def renumbered(self, numbers: ArrayLike) -> Targets:
         """The same clips with class c called `numbers[c]`."""

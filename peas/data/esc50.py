@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
 from peas.data.fetch.sources import ESC50_CLIPS
-from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
 from peas.errors import ConfigError, DataError

@@ -1,6 +1,6 @@
-"""What a run remembers of its clips, so that a later start can tell which of them changed.
+"""Fingerprints of a run's clips, by which a later start finds those that changed.
 
-16 bytes a clip: hashes of its name, of its classes and of what tells its sound. Whole columns are
+16 bytes a clip: hashes of its name, its classes and the identity of its sound. Whole columns are
 hashed at once: two million clips take a few seconds.
 """
 
@@ -21,7 +21,7 @@ from peas.data.columns import Rows, Strings, Targets
 Hashes = NDArray[np.uint64]
 
 LOOKED_AT = 1 << 16
-"""Files whose size is asked for, of a set that lies in files: two million would take minutes."""
+"""Files whose size is checked, of a set of files: two million would take minutes."""
 
 _ROWS = 1 << 16
 _STEP = 0x9E3779B97F4A7C15
@@ -38,7 +38,7 @@ class Fingerprint:
     Attributes:
         ids: `[N]` int64, of the names.
         classes: `[N]` int32, of the classes.
-        sounds: `[N]` int32, of what tells the sound; 0 where nobody looked.
+        sounds: `[N]` int32, of the identity of the sound; 0 where it was not checked.
     """
 
     ids: Tensor
@@ -57,8 +57,8 @@ class Fingerprint:
                 share *= 2
             rows = np.flatnonzero(ids % np.uint64(share) == 0)
         sounds = np.zeros(len(ids), dtype=np.int32)
-        found = table.sounds.extents(rows)
-        sounds[rows] = np.where(found == 0, 0, _folded(_mixed(found.view(np.uint64))) | 1)
+        extents = table.sounds.extents(rows)
+        sounds[rows] = np.where(extents == 0, 0, _folded(_mixed(extents.view(np.uint64))) | 1)
         return cls(
             torch.from_numpy(ids.view(np.int64)),
             torch.from_numpy(_folded(_hash_classes(table.targets))),
@@ -68,16 +68,16 @@ class Fingerprint:
     def is_part_of(self, other: Fingerprint) -> bool:
         """Whether all clips of this table are in another one, with the same sound."""
         order = np.argsort(other.ids.numpy(), kind="stable")
-        known = other.ids.numpy()[order]
-        if not len(known):
+        ordered = other.ids.numpy()[order]
+        if not len(ordered):
             return not len(self.ids)
-        place = order[np.minimum(np.searchsorted(known, self.ids.numpy()), len(known) - 1)]
-        sounds, theirs = self.sounds.numpy(), other.sounds.numpy()[place]
-        same = (sounds == theirs) | (sounds == 0) | (theirs == 0)
-        return bool(((other.ids.numpy()[place] == self.ids.numpy()) & same).all())
+        position = order[np.minimum(np.searchsorted(ordered, self.ids.numpy()), len(ordered) - 1)]
+        sounds, others = self.sounds.numpy(), other.sounds.numpy()[position]
+        same = (sounds == others) | (sounds == 0) | (others == 0)
+        return bool(((other.ids.numpy()[position] == self.ids.numpy()) & same).all())
 
     def digest(self) -> str:
-        """One word for the names in their order."""
+        """Hash of the names in their order."""
         return hashlib.blake2b(self.ids.numpy().tobytes(), digest_size=8).hexdigest()
 
 
@@ -89,7 +89,7 @@ class Changes:
         added: Clips that were not there.
         removed: Clips that are gone.
         relabelled: Clips of other classes than before.
-        replaced: Clips whose sound is another one, where that can be told.
+        replaced: Clips whose sound is another one, where that can be seen.
         reordered: Whether the clips that stayed come in another order.
     """
 
@@ -103,7 +103,7 @@ class Changes:
         return self != Changes(0, 0, 0, 0, False)
 
     def __str__(self) -> str:
-        told = [
+        changes = [
             f"{count} clips {what}"
             for count, what in (
                 (self.added, "added"),
@@ -113,7 +113,7 @@ class Changes:
             )
             if count
         ]
-        return ", ".join([*told, *["another order"] * self.reordered])
+        return ", ".join([*changes, *["another order"] * self.reordered])
 
 
 def compare(before: Fingerprint, now: Fingerprint) -> Changes:
@@ -158,13 +158,13 @@ def _hash_chunk(array: pa.Array) -> Hashes:
     sizes = np.diff(offsets)
     data = np.frombuffer(data_of or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
     starts = offsets[:-1] - offsets[0]
-    place = np.arange(len(data)) - np.repeat(starts, sizes)
+    position = np.arange(len(data)) - np.repeat(starts, sizes)
     powers = np.cumprod(np.full(int(sizes.max(initial=0)) + 1, _STEP, dtype=np.uint64))
-    return _mixed(_sums(_BYTES[data] * powers[place], starts, sizes) + sizes.astype(np.uint64))
+    return _mixed(_sums(_BYTES[data] * powers[position], starts, sizes) + sizes.astype(np.uint64))
 
 
 def _hash_classes(targets: Targets) -> Hashes:
-    # A clip's classes are a set: their order must not tell.
+    # A clip's classes are a set: their order does not matter.
     each = _mixed(targets.classes.astype(np.uint64) + np.uint64(1))
     return _mixed(_sums(each, targets.offsets[:-1], targets.sizes))
 

@@ -37,29 +37,29 @@ def chosen_rows(targets: Targets, classes: int, fraction: float, seed: int) -> R
         turn = _turn(targets.classes[order])
         counts = targets.counts(classes)
         # Rounded half up, so that the share of a class never falls when it has a clip more.
-        wanted = np.maximum(np.floor(fraction * counts + 0.5).astype(np.int64), 1)
-        return np.sort(order[turn < wanted[targets.classes[order]]])
+        counts_used = np.maximum(np.floor(fraction * counts + 0.5).astype(np.int64), 1)
+        return np.sort(order[turn < counts_used[targets.classes[order]]])
     count = max(int(np.floor(fraction * clips + 0.5)), 1)
-    left = targets.take(order[count:])
-    found, first = np.unique(left.classes, return_index=True)
-    empty = targets.take(order[:count]).counts(classes)[found] == 0
-    owner = np.repeat(np.arange(len(left)), left.sizes)
+    rest = targets.take(order[count:])
+    present, first = np.unique(rest.classes, return_index=True)
+    empty = targets.take(order[:count]).counts(classes)[present] == 0
+    owner = np.repeat(np.arange(len(rest)), rest.sizes)
     return np.sort(np.concatenate([order[:count], order[count:][np.unique(owner[first[empty]])]]))
 
 
-def count_line(whole: Targets, chosen: Targets, classes: int) -> str:
-    """How many clips are left of a table and of its classes, for the user.
+def count_line(table: Targets, chosen: Targets, classes: int) -> str:
+    """Message: how many clips of a table and of its classes are used.
 
     Args:
-        whole: Classes of each clip of the table.
+        table: Classes of each clip of the table.
         chosen: Classes of each clip that was chosen.
         classes: Number of classes.
     """
-    line = f"{len(chosen):,} of {len(whole):,} training clips"
-    there = whole.counts(classes) > 0
-    if not there.any():
+    line = f"{len(chosen):,} of {len(table):,} training clips"
+    present = table.counts(classes) > 0
+    if not present.any():
         return line
-    counts = chosen.counts(classes)[there]
+    counts = chosen.counts(classes)[present]
     return f"{line}, {counts.min():,} to {counts.max():,} of each of {len(counts)} classes"
 
 

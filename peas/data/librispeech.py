@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
 from peas.data.fetch.sources import LIBRISPEECH_960, LIBRISPEECH_CLIPS
-from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule, Split
 from peas.data.walk import walk
 from peas.errors import DataError

@@ -1,4 +1,4 @@
-"""The loader: batches for the loop, and a record of the odd clips among them."""
+"""DataLoaders: batches for the loop, resuming inside an epoch, and a record of bad clips."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from peas.data.batch import Batch, Broken, Item, collate
+from peas.data.batch import Batch, Item, Unreadable, collate
 from peas.data.clips import ClipDataset
+from peas.data.distributed_samplers import ClipKey, TrainSampler
 from peas.data.fingerprint import hash_strings
-from peas.data.samplers import ClipKey, TrainSampler
 from peas.errors import AudioError, ConfigError, DataError
 from peas.utils.children import CONTEXT, kill_workers, why_killed
 
 log = logging.getLogger(__name__)
 
 GRACE = 5.0
-"""Seconds beyond a loader's time limit after which its workers are killed."""
+"""Seconds beyond a loader's timeout after which its workers are killed."""
 
 
 class Packet(NamedTuple):
-    """What a worker sends: a batch, None when no clip of it could be read, and what was odd."""
+    """What a worker sends: a batch, or None when no clip of it is readable, and its bad clips."""
 
     batch: Batch | None
-    broken: list[Broken]
+    unreadable: list[Unreadable]
     silent: list[str]
     short: list[str]
     cut: list[str]
 
 
-class Packer(NamedTuple):
+class CollateClips(NamedTuple):
     """Collate function of the loader.
 
     Attributes:
@@ -45,12 +45,12 @@ class Packer(NamedTuple):
 
     global_size: int | None = None
 
-    def __call__(self, items: Sequence[Item | Broken]) -> Packet:
-        """Collate the readable clips and note the odd ones."""
+    def __call__(self, items: Sequence[Item | Unreadable]) -> Packet:
+        """Collate the readable clips and note the bad ones."""
         clips = [item for item in items if isinstance(item, Item)]
         return Packet(
             batch=collate(items, self.global_size) if clips else None,
-            broken=[item for item in items if isinstance(item, Broken)],
+            unreadable=[item for item in items if isinstance(item, Unreadable)],
             silent=[clip.id for clip in clips if clip.silent],
             short=[clip.id for clip in clips if clip.short],
             cut=[clip.id for clip in clips if clip.cut],
@@ -58,25 +58,25 @@ class Packer(NamedTuple):
 
 
 @dataclass
-class OddClips:
-    """Names of the clips of one run that are broken, silent, too short or too long, counted once.
+class BadClips:
+    """Names of the clips of a run that are unreadable, silent, too short or too long.
 
     Attributes:
-        on_error: `raise` stops at a broken clip; `skip` warns, counts it and goes on without it.
-        broken: Clips that could not be read.
-        silent: Clips that hold only zeros: fine, but worth knowing.
-        short: Clips shorter than one frame: fine as well.
-        cut: Clips longer than the model's input, which does not see their end.
+        on_error: `raise` stops at an unreadable clip; `skip` warns, counts it and continues.
+        unreadable: Clips that could not be read.
+        silent: Clips that hold only zeros; they are used.
+        short: Clips shorter than one frame; they are used.
+        cut: Clips longer than the model's input, which loses their end.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
-    broken: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     short: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
 
     def note(self, packet: Packet) -> None:
-        """Count a packet's odd clips.
+        """Count the bad clips of a packet.
 
         Raises:
             AudioError: A clip could not be read, and the policy is `raise`.
@@ -84,27 +84,27 @@ class OddClips:
         self.silent.update(packet.silent)
         self.short.update(packet.short)
         self.cut.update(packet.cut)
-        for clip in packet.broken:
+        for clip in packet.unreadable:
             if self.on_error == "raise":
                 raise AudioError(clip.message)
-            if clip.id not in self.broken:
+            if clip.id not in self.unreadable:
                 log.warning("left out: %s", clip.message)
-            self.broken.add(clip.id)
+            self.unreadable.add(clip.id)
 
-    def join(self, other: OddClips) -> None:
-        """Count those of another process too."""
-        self.broken |= other.broken
+    def join(self, other: BadClips) -> None:
+        """Add those of another process."""
+        self.unreadable |= other.unreadable
         self.silent |= other.silent
         self.short |= other.short
         self.cut |= other.cut
 
     def __bool__(self) -> bool:
-        return bool(self.broken or self.silent or self.short or self.cut)
+        return bool(self.unreadable or self.silent or self.short or self.cut)
 
     def __str__(self) -> str:
         text = (
             f"{len(self.silent)} silent, {len(self.short)} shorter than one frame, "
-            f"{len(self.broken)} unreadable"
+            f"{len(self.unreadable)} unreadable"
         )
         if self.cut:
             text += f", {len(self.cut)} longer than the input, which lose their end"
@@ -114,22 +114,22 @@ class OddClips:
 class ClipLoader(DataLoader[Any]):
     """`DataLoader` whose errors arrive in the main process as one clear message.
 
-    Its workers are forked once, and read every later epoch too: each fork of a process that has
-    threads is one that a lock of theirs can stop.
+    Its workers are forked once and persist over epochs: forking a process that has threads can
+    deadlock.
 
     Args:
         dataset: Usually a `ClipDataset`.
-        odd_clips: Where odd clips are counted.
+        odd_clips: counts bad clips.
         root: Folder of the clips, which messages name.
-        num_workers: Worker processes; 0 = read in this one.
-        timeout: Seconds after which a batch that a worker does not deliver is an error.
+        num_workers: Worker processes; 0 = this one.
+        timeout: Seconds after which a missing batch is an error.
         **settings: Of `DataLoader`.
     """
 
     def __init__(
         self,
-        dataset: Dataset[Item | Broken],
-        odd_clips: OddClips,
+        dataset: Dataset[Item | Unreadable],
+        bad_clips: BadClips,
         *,
         root: object = "the data set",
         num_workers: int = 0,
@@ -143,23 +143,23 @@ class ClipLoader(DataLoader[Any]):
                 "timeout": timeout,
             }
         super().__init__(dataset, num_workers=num_workers, **settings)
-        self.odd_clips = odd_clips
+        self.bad_clips = bad_clips
         self.root = root
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Iterate over the batches; one of which no clip can be read is left out.
+        """Iterate over the batches; one without a readable clip is left out.
 
         Raises:
             AudioError: A clip could not be read, and the policy is `raise`.
-            DataError: A worker does not answer.
+            DataError: A worker does not respond.
         """
         for packet in self._packets():
-            self.odd_clips.note(packet)
+            self.bad_clips.note(packet)
             if packet.batch is not None:
                 yield packet.batch
 
     def _packets(self, first: int = 0) -> Iterator[Packet]:
-        """What the workers send, from a batch of the epoch on."""
+        """Packets of the workers, from a batch of the epoch on."""
         number, batches = first, super().__iter__()
         while True:
             with self._watched(number, first):
@@ -170,7 +170,7 @@ class ClipLoader(DataLoader[Any]):
                 except Exception as error:
                     if reason := why_killed():
                         raise DataError(reason) from error
-                    # As PyTorch words it; it has no error of its own for that.
+                    # PyTorch has no error type of its own for that.
                     if "timed out after" not in str(error):
                         raise
                     raise DataError(self._stuck(number, first)) from error
@@ -179,10 +179,10 @@ class ClipLoader(DataLoader[Any]):
 
     @contextmanager
     def _watched(self, number: int, first: int) -> Iterator[None]:
-        """Kills the workers when a batch takes too long.
+        """Kill the workers when a batch takes too long.
 
-        PyTorch's own time limit ends where a batch is announced. What it holds is then fetched
-        from the worker, and one that has stopped in between never sends it.
+        PyTorch's timeout ends when a batch is announced. Its tensors are then fetched from the
+        worker, and one that has stopped in between never sends them.
         """
         if not self.num_workers:
             yield
@@ -196,13 +196,13 @@ class ClipLoader(DataLoader[Any]):
             yield
         finally:
             clock.cancel()
-            # No worker is forked while it is there.
+            # No worker may be forked while the thread runs.
             clock.join()
 
     def _stuck(self, number: int, first: int) -> str:
-        """Says which worker gave no batch, and what it was to read."""
-        # PyTorch deals the batches out in turn.
-        who = f"worker {(number - first) % self.num_workers} of {self.num_workers}"
+        """Message that names the worker and the clips it was reading."""
+        # PyTorch assigns batches in turn.
+        worker = f"worker {(number - first) % self.num_workers} of {self.num_workers}"
         size = self.batch_size or 1
         keys = list(islice(iter(self.sampler), number * size, (number + 1) * size))
         rows = [key.clip if isinstance(key, ClipKey) else key for key in keys]
@@ -210,25 +210,23 @@ class ClipLoader(DataLoader[Any]):
         names = [table.ids[row] for row in rows] if table is not None else []
         clips = f", clips {', '.join(names[:8])}{' …' if names[8:] else ''}" if names else ""
         return (
-            f"{self.root}: {who} has not delivered a batch for {self.timeout:g} s{clips}. The "
-            "disk, or one of these files, does not answer: look at them with `peas data verify`; "
-            "where reading only is slow, raise data.init_args.timeout. A run that was saved "
-            "resumes with `--ckpt_path last`"
+            f"{self.root}: {worker} has not delivered a batch for {self.timeout:g} s{clips}. The "
+            "disk, or one of these files, hangs: check them with `peas data verify`; if reading is "
+            "only slow, raise data.init_args.timeout. A saved run resumes with `--ckpt_path last`"
         )
 
 
 class TrainLoader(ClipLoader):
-    """`ClipLoader` that goes on inside an epoch after a restart, with nothing repeated or lost.
+    """`ClipLoader` that resumes inside an epoch, with no clip repeated or lost.
 
-    The order of an epoch and every draw for a clip follow from the seed and the place alone, so
-    the state is the epoch and the number of batches read; neither the number of workers nor the
-    place where the loop was stopped matters. Lightning keeps this state in its checkpoints.
+    The order of an epoch and a clip's random numbers follow from seed, epoch and position alone,
+    so the state is the epoch and the number of batches read. Lightning saves it in checkpoints.
 
-    The place is told in batches, so it belongs to one size of the global batch and to one order of
-    the clips: with another, clips would come twice or never, and it is refused.
+    The state holds for one global batch size and one order of the clips: with others, clips would
+    come twice or never, and resuming is refused.
 
-    A saved place counts in its own epoch only. Checkpoints of an epoch's last batch name an epoch
-    that is already over when the run goes on, and the next one must then be read from its start.
+    A state counts in its own epoch only: a checkpoint of an epoch's last batch names an epoch that
+    is over, and the next one starts at its beginning.
     """
 
     _epoch = 0
@@ -242,78 +240,78 @@ class TrainLoader(ClipLoader):
         Raises:
             AudioError: A clip could not be read, and the policy is `raise`.
             DataError: No clip of a batch could be read; every process must make the same number
-                of steps, so the batch cannot be left out. Or a worker does not answer.
+                of steps, so the batch cannot be left out. Or a worker does not respond.
         """
-        # This is a generator, so all of it waits for the first batch: Lightning asks for the
-        # iterator before it tells the sampler the epoch, and workers read ahead at once.
+        # A generator runs from the first `next` on: Lightning makes the iterator before it sets
+        # the sampler's epoch, and workers read ahead at once.
         sampler = self.sampler
         self._epoch, self._read = 0, 0
         if isinstance(sampler, TrainSampler):
             self._epoch = sampler.epoch
             if self._resume is not None and self._resume["epoch"] == sampler.epoch:
-                self._require_place(self._resume)
+                self._require_same_order(self._resume)
                 self._read = self._resume["read"]
             sampler.skip = self._read * sampler.batch_size
         self._resume = None
         for packet in self._packets(self._read):
-            self.odd_clips.note(packet)
+            self.bad_clips.note(packet)
             if packet.batch is None:
                 raise DataError(
                     "no clip of a training batch could be read, the first being: "
-                    f"{packet.broken[0].message}; repair the files or raise "
+                    f"{packet.unreadable[0].message}; repair the files or raise "
                     "data.init_args.batch_size"
                 )
             self._read += 1
             yield packet.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, number of its batches that were read, and what that number depends on."""
+        """Epoch, number of batches read, and what that number depends on."""
         if self._resume is not None:
             return self._resume
-        place: dict[str, Any] = {"epoch": self._epoch, "read": self._read}
+        state: dict[str, Any] = {"epoch": self._epoch, "read": self._read}
         if isinstance(self.sampler, TrainSampler):
-            place |= {"batch": self.sampler.global_size, "order": self._digest(self._epoch)}
-        return place
+            state |= {"batch": self.sampler.global_size, "order": self._digest(self._epoch)}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken, if the next epoch to be read is the state's."""
+        """Resume from a state, if the next epoch is the state's."""
         self._resume = state or None
 
-    def _require_place(self, place: dict[str, Any]) -> None:
-        """Refuse a place inside an epoch that means other clips now.
+    def _require_same_order(self, state: dict[str, Any]) -> None:
+        """Refuse to resume inside an epoch with another order of clips.
 
         Raises:
-            ConfigError: The global batch, or the order of the clips, is another one.
+            ConfigError: The global batch size, or the order of the clips, has changed.
         """
         sampler = self.sampler
-        # The place of an older version tells neither.
-        if not place["read"] or not isinstance(sampler, TrainSampler) or "batch" not in place:
+        # States of earlier versions have neither.
+        if not state["read"] or not isinstance(sampler, TrainSampler) or "batch" not in state:
             return
         remedy = (
-            f"go on as before until epoch {place['epoch'] + 1} is over, or from a checkpoint of an "
-            "epoch's end"
+            f"finish epoch {state['epoch'] + 1} with the former settings, or resume from a "
+            "checkpoint of an epoch's end"
         )
-        if place["batch"] != sampler.global_size:
+        if state["batch"] != sampler.global_size:
             raise ConfigError(
-                f"the run stands inside an epoch, {place['read']} batches of {place['batch']} "
-                f"clips after its beginning, and a batch over all processes now has "
-                f"{sampler.global_size} (`data.init_args.batch_size` x processes): clips would be "
-                f"lost or come twice. Give {place['batch']} in all, or {remedy}"
+                f"the checkpoint is inside an epoch, after {state['read']} batches of "
+                f"{state['batch']} clips, and the global batch is now {sampler.global_size} "
+                "(`data.init_args.batch_size` x processes): clips would be lost or come twice. "
+                f"Give {state['batch']} in all, or {remedy}"
             )
-        if place["order"] != self._digest(sampler.epoch):
+        if state["order"] != self._digest(sampler.epoch):
             raise ConfigError(
-                f"the run stands inside an epoch, {place['read']} batches after its beginning, and "
-                "its order is another one now, since the training clips or how they are drawn "
+                f"the checkpoint is inside an epoch, after {state['read']} batches, and the order "
+                "of its clips is another one now, as the training clips or their sampling "
                 f"(sampling, epoch_clips, replacement, label_fraction) changed: {remedy}"
             )
 
     def _digest(self, epoch: int) -> str:
-        """One word for the clips of an epoch in their order."""
+        """Hash of the clips of an epoch in their order."""
         if self._order is None or self._order[0] != epoch:
             assert isinstance(self.sampler, TrainSampler)
-            sum_ = hashlib.blake2b(digest_size=8)
+            digest = hashlib.blake2b(digest_size=8)
             if isinstance(self.dataset, ClipDataset):
-                sum_.update(hash_strings(self.dataset.table.ids).tobytes())
-            sum_.update(self.sampler.draw(epoch).numpy().tobytes())
-            self._order = (epoch, sum_.hexdigest())
+                digest.update(hash_strings(self.dataset.table.ids).tobytes())
+            digest.update(self.sampler.epoch_order(epoch).numpy().tobytes())
+            self._order = (epoch, digest.hexdigest())
         return self._order[1]

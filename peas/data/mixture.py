@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peas.data.clips import ClipTable
-from peas.data.columns import Strings
-from peas.data.inventory import Inventory
-from peas.data.module import ClipDataModule, Facts, Split
-from peas.data.samplers import Order, Repeated
+from peas.data.class_balance import EpochSampler, MixtureSampler
+from peas.data.clips import ClipTable, Inventory
+from peas.data.columns import Strings, joined
+from peas.data.module import ClipDataModule, DatasetInfo, Split
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 
@@ -41,7 +40,7 @@ class Mixture(ClipDataModule):
     The labels are those of all sets, by name, in the order of their first appearance. Targets are
     `[B, C]` when a set is multi-label or has no classes: a clip without a class is all zeros then.
 
-    Validation and test are those of the first set that has any, so that figures compare with those
+    Validation and test are those of the first set that has any, so that metrics compare with those
     of that set alone. A set keeps what decides its clips and how they are read (`root`, `channels`,
     `cache_dir`, …). What decides batches and epochs is the mixture's alone: sizes, `num_workers`,
     `mixup`, `on_error` and `sampling` of a set are not used.
@@ -93,7 +92,7 @@ class Mixture(ClipDataModule):
                 "data.init_args.weights say how often clips come, and so does "
                 "data.init_args.sampling: set weights to null, or sampling to uniform"
             )
-        if self.label_fraction != 1.0 or any(one.label_fraction != 1.0 for one in sets):
+        if self.label_fraction != 1.0 or any(member.label_fraction != 1.0 for member in sets):
             raise ConfigError(
                 "data.init_args.label_fraction takes a share of one set's training clips, and a "
                 "mixture has `weights` for each set's share of an epoch: leave it at 1 here and "
@@ -113,10 +112,10 @@ class Mixture(ClipDataModule):
     @cached_property
     def names(self) -> list[str]:
         """Name of each set."""
-        paths = [type(one).__module__.split(".") for one in self.sets]
+        paths = [type(member).__module__.split(".") for member in self.sets]
         # A set with a folder of rooms has its class in the room `module`.
         kinds = [path[-2] if path[-1] == "module" else path[-1] for path in paths]
-        turns = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
+        turns = [kinds[: number + 1].count(kind) for number, kind in enumerate(kinds)]
         return [
             kind if turn == 1 else f"{kind}-{turn}" for kind, turn in zip(kinds, turns, strict=True)
         ]
@@ -129,54 +128,55 @@ class Mixture(ClipDataModule):
     @property
     def multi_label(self) -> bool:
         """Whether a clip may have several classes, or none."""
-        return any(one.multi_label or not one.labels for one in self.sets)
+        return any(member.multi_label or not member.labels for member in self.sets)
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether one of the sets does: which of them validates, only their files tell."""
-        return any(one.selects_on_test for one in self.sets)
+        """Whether one of the sets does: which of them validates depends on their files."""
+        return any(member.selects_on_test for member in self.sets)
 
     @property
     def measures(self) -> bool:
-        """Whether the first set does, and nothing was given for it."""
+        """Whether the first set does, and there is no argument."""
         return "mean" not in self._given and self.sets[0].measures
 
     @property
-    def facts(self) -> Facts:
-        """What the task must know; a set that measures its statistics does so here."""
-        known: dict[str, Any] = dict(self._given)
-        if len(known) < 3:
-            first = self.sets[0].facts
-            known = {"mean": first.mean, "std": first.std, "frames": first.frames} | known
-        heard = self.heard_channels
-        return Facts(labels=self.labels, multi_label=self.multi_label, channels=heard, **known)
+    def info(self) -> DatasetInfo:
+        """Metadata for the task; a set that measures its statistics does so here."""
+        settings: dict[str, Any] = dict(self._given)
+        if len(settings) < 3:
+            first = self.sets[0].info
+            settings = {"mean": first.mean, "std": first.std, "frames": first.frames} | settings
+        return DatasetInfo(
+            labels=self.labels, multi_label=self.multi_label, channels=self.channel_mode, **settings
+        )
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
+    def channel_mode(self) -> Literal["mean", "first"] | None:
         """That of the sets, where it is one for all."""
-        heard = {one.heard_channels for one in self.sets}
-        return heard.pop() if len(heard) == 1 else None
+        modes = {member.channel_mode for member in self.sets}
+        return modes.pop() if len(modes) == 1 else None
 
     def prepare_data(self) -> None:
         """Let the first set measure its statistics on one process, so that others find them."""
         if self.trainer is None or self.trainer.state.fn == "fit":
-            _ = self.facts
+            _ = self.info
 
-    def order(self, table: ClipTable) -> Order:
-        """Law by which epochs of the training clips are drawn."""
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
+        """Sampler of the training clips of an epoch."""
         if self.sampling == "balanced":
-            return super().order(table)
-        return Repeated([len(one.clips("train")) for one in self.sets], self.weights)
+            return super().epoch_sampler(table)
+        return MixtureSampler([len(member.clips("train")) for member in self.sets], self.weights)
 
     def setup(self, stage: str) -> None:
         """Read the tables of clips, so that a fault in them is found before training.
 
         Raises:
-            DataError: A set is missing or broken, or no set has clips for the verb.
+            DataError: A set is missing or damaged, or no set has clips for the verb.
         """
         super().setup(stage)
         if stage == "fit":
-            self.order(self.clips("train"))
+            self.epoch_sampler(self.clips("train"))
             return
         split: Split = "validation" if stage == "validate" else "test"
         if not len(self.clips(split)):
@@ -190,9 +190,9 @@ class Mixture(ClipDataModule):
         """
         if split not in self._tables:
             parts = []
-            for place, one in enumerate(self.sets):
-                table = one.clips(split)
-                parts.append(self._renamed(place, table))
+            for number, member in enumerate(self.sets):
+                table = member.clips(split)
+                parts.append(self._renamed(number, table))
                 if split != "train" and len(table):
                     break
             self._tables[split] = ClipTable.concatenate(parts)
@@ -204,66 +204,59 @@ class Mixture(ClipDataModule):
         Raises:
             DataError: The tables of a set cannot be read, or contradict themselves.
         """
-        inventories = [one.inventory() for one in self.sets]
-        parts = list(dict.fromkeys(part for one in inventories for part in one.parts))
-        numbers = [np.array([parts.index(part) for part in one.parts]) for one in inventories]
+        inventories = [member.inventory() for member in self.sets]
+        parts = list(dict.fromkeys(part for member in inventories for part in member.parts))
+        numbers = [np.array([parts.index(part) for part in member.parts]) for member in inventories]
         named = list(zip(self.names, inventories, strict=True))
-        notes = [f"{name}: {note}" for name, one in named for note in one.notes]
+        notes = [f"{name}: {note}" for name, member in named for note in member.notes]
         return Inventory(
             ClipTable.concatenate(
-                [self._renamed(place, one.table) for place, one in enumerate(inventories)]
+                [self._renamed(number, member.table) for number, member in enumerate(inventories)]
             ),
             parts,
             np.concatenate(
-                [number[one.part] for number, one in zip(numbers, inventories, strict=True)]
+                [number[member.part] for number, member in zip(numbers, inventories, strict=True)]
             ),
-            _joined((one.recordings, len(one.table)) for one in inventories),
-            _joined((one.speakers, len(one.table)) for one in inventories),
-            [f"{name}/{clip}" for name, one in named for clip in one.absent],
-            notes + _shared({name: one.recordings for name, one in named}),
+            _concatenated((member.recordings, len(member.table)) for member in inventories),
+            _concatenated((member.speakers, len(member.table)) for member in inventories),
+            [f"{name}/{clip}" for name, member in named for clip in member.absent],
+            notes + _shared({name: member.recordings for name, member in named}),
         )
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         """Number of each label."""
-        labels = dict.fromkeys(label for one in self.sets for label in one.labels)
+        labels = dict.fromkeys(label for member in self.sets for label in member.labels)
         return {label: number for number, label in enumerate(labels)}
 
-    def _renamed(self, place: int, table: ClipTable) -> ClipTable:
+    def _renamed(self, number: int, table: ClipTable) -> ClipTable:
         """A set's clips with the mixture's names and class numbers."""
-        ids = table.ids.array.cast(pa.large_string())
-        start, nothing = (
-            pa.scalar(text, pa.large_string()) for text in (f"{self.names[place]}/", "")
-        )
         return ClipTable(
-            Strings(pc.binary_join_element_wise(start, ids, nothing)),
-            table.targets.renumbered([self._numbers[label] for label in self.sets[place].labels]),
+            Strings(joined(f"{self.names[number]}/", table.ids.array.cast(pa.large_string()))),
+            table.targets.renumbered([self._numbers[label] for label in self.sets[number].labels]),
             table.sounds,
         )
 
 
-def _joined(columns: Iterable[tuple[Strings | None, int]]) -> Strings:
-    """Columns one after the other; one that is not known is empty for each of its clips."""
-    chunks: list[pa.Array] = []
-    for column, clips in columns:
-        array = pa.repeat("", clips) if column is None else column.array
-        array = array.cast(pa.large_string())
-        chunks += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    return Strings(pa.chunked_array(chunks, pa.large_string()))
+def _concatenated(columns: Iterable[tuple[Strings | None, int]]) -> Strings:
+    """Columns one after the other; an unsettings one is empty for each of its clips."""
+    return Strings.concatenate(
+        [Strings(pa.repeat("", clips)) if column is None else column for column, clips in columns]
+    )
 
 
 def _shared(recordings: dict[str, Strings | None]) -> list[str]:
     """A sentence for each two sets that hold some recordings in common."""
-    known = {
+    columns = {
         name: pc.unique(column.array.cast(pa.large_string()))
         for name, column in recordings.items()
         if column is not None
     }
     notes = []
-    for (one, left), (other, right) in combinations(known.items(), 2):
+    for (first, left), (second, right) in combinations(columns.items(), 2):
         both = left.filter(pc.and_(pc.is_in(left, right), pc.not_equal(left, "")))
         if len(both):
             notes.append(
-                f"{len(both)} recordings are in both {one} and {other}: {some(both.to_pylist())}"
+                f"{len(both)} recordings are in both {first} and {second}: {some(both.to_pylist())}"
             )
     return notes

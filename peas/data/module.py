@@ -1,4 +1,4 @@
-"""What every data set shares: loaders, order, cache, mixup and the facts that the task needs."""
+"""Base of all data sets: DataLoaders, sampling, cache, mixup, and the set's `DatasetInfo`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.audio.decode import MAX_SAMPLES
 from peas.data.cache import ResampledCache, default_folder
-from peas.data.clips import ClipDataset, ClipTable
-from peas.data.columns import Strings, Targets
-from peas.data.fingerprint import Fingerprint
-from peas.data.inventory import Inventory
-from peas.data.label_fraction import chosen_rows, count_line
-from peas.data.loader import ClipLoader, OddClips, Packer, TrainLoader
-from peas.data.samplers import (
-    EachOnce,
-    EvaluationSampler,
-    Order,
-    TrainSampler,
-    Weighted,
+from peas.data.class_balance import (
+    EpochSampler,
+    UniformSampler,
+    WeightedSampler,
     clip_weights,
 )
+from peas.data.clips import ClipDataset, ClipTable, Inventory
+from peas.data.columns import Strings, Targets
+from peas.data.distributed_samplers import EvaluationSampler, TrainSampler
+from peas.data.fingerprint import Fingerprint
+from peas.data.label_fraction import chosen_rows, count_line
+from peas.data.loader import BadClips, ClipLoader, CollateClips, TrainLoader
 from peas.data.sounds import SoundFiles
 from peas.data.walk import is_utf8
 from peas.errors import ConfigError
@@ -41,8 +39,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a task must know about its data set.
+class DatasetInfo:
+    """Metadata that a task takes from its data set.
 
     Attributes:
         labels: Names of the classes, in the order of the targets.
@@ -50,7 +48,7 @@ class Facts:
         std: Standard deviation of the same.
         frames: Frames of the model's input.
         multi_label: True when a clip may have several classes.
-        channels: What became of several channels of a clip; None = not the same for all clips.
+        channels: How several channels of a clip became one; None = not the same for all clips.
     """
 
     labels: list[str]
@@ -66,8 +64,8 @@ class Predicted(NamedTuple):
 
     Attributes:
         table: The clips.
-        splits: `[N]` split of each; empty = not known.
-        left_out: Clips of the set that are not predicted, as they are not of the test.
+        splits: `[N]` split of each; empty = unknown.
+        left_out: Clips of the set that are not predicted, as they are not test clips.
     """
 
     table: ClipTable
@@ -79,30 +77,30 @@ class ClipDataModule(LightningDataModule, ABC):
     """Base of all data sets, such as `peas.data.ESC50`, `AudioSet` and `AudioFolder`.
 
     A subclass says which clips belong to a split, and its labels. Nothing here is saved as a
-    hyperparameter: the task keeps the `facts` in its checkpoint.
+    hyperparameter: the task saves `info` in its checkpoint.
 
     Args:
         root: Folder of the data set.
         batch_size: Training clips of a batch, for each process.
         eval_batch_size: The same in evaluation; null = twice `batch_size`, the official rule.
-        num_workers: Worker processes that read files.
-        timeout: Seconds after which a batch that a worker does not deliver ends the run.
+        num_workers: DataLoader workers.
+        timeout: Seconds after which a missing batch ends the run.
         mixup: Probability that a training clip is mixed with another one.
-        channels: What becomes of several channels: their `mean`, or the `first` alone, which is
-            what the official loader does silently.
+        channels: Several channels become their `mean`, or the `first` alone, as in the official
+            loader.
         cache_dir: Folder of resampled audio; null = `$PEAS_CACHE` or `~/.cache/peas/audio`, an
             empty string = resample every time.
-        on_error: What a clip does that cannot be read: `raise` stops the run, `skip` is reported,
-            counted and left out.
-        max_samples: Samples that a clip may have when it is decoded, of all channels together:
-            headers may promise any number, and memory is asked for before the first one comes.
-        sampling: `uniform` takes every training clip once an epoch; `balanced` draws clips so that
-            rare classes come as often as common ones (`peas.data.samplers.clip_weights`).
+        on_error: A clip that cannot be read stops the run (`raise`), or is reported, counted and
+            left out (`skip`).
+        max_samples: Most samples of a decoded clip, of all channels together; a damaged header may
+            claim any number.
+        sampling: `uniform` takes every training clip once an epoch; `balanced` samples clips so
+            that rare classes come as often as common ones (`peas.data.class_balance.clip_weights`).
         epoch_clips: Training clips of a balanced epoch; null = as many as there are.
         replacement: Whether one clip may come several times in a balanced epoch, as in the
             official repositories.
-        label_fraction: Share of the training clips that train, above 0 and up to 1: a fixed part of
-            every class, by the seed (`peas.data.label_fraction`). Validation and test keep all.
+        label_fraction: Share of the training clips that are used, above 0 and up to 1: a fixed part
+            of every class, by the seed (`peas.data.label_fraction`). Validation and test keep all.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
         frames: Frames of the model's input, 10 ms each.
@@ -110,8 +108,8 @@ class ClipDataModule(LightningDataModule, ABC):
     Attributes:
         rate: Sampling rate in Hz of the waveforms in a batch.
         teacher_rate: Sampling rate in Hz at which clips are read a second time, for a teacher; a
-            task sets it in its `setup`. None = no teacher listens.
-        trained_on: Training clips of the checkpoint that predicts; None = not known.
+            task sets it in its `setup`. None = there is no teacher.
+        trained_on: Training clips of the checkpoint that predicts; None = unknown.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -192,10 +190,8 @@ class ClipDataModule(LightningDataModule, ABC):
         self.label_fraction = label_fraction
         self.teacher_rate: int | None = None
         self.trained_on: Fingerprint | None = None
-        self.odd_clips = OddClips(on_error)
-        self._told = ""
-        self._told_fraction = False
-        self._told_left_out = False
+        self.bad_clips = BadClips(on_error)
+        self._reported: set[str] = set()
 
     @abstractmethod
     def clips(self, split: Split) -> ClipTable:
@@ -217,32 +213,29 @@ class ClipDataModule(LightningDataModule, ABC):
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the clips that validate are the test clips, by what was asked for.
-
-        Then a choice by a validation metric is one by the test; a sweep refuses to make it.
-        """
+        """Whether the arguments make the test clips validate too, on which no sweep may select."""
         return False
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
-        """What became of several channels on the way from the original sound to the model."""
+    def channel_mode(self) -> Literal["mean", "first"] | None:
+        """How several channels of the original sound became one."""
         return self.channels
 
     @property
     def measures(self) -> bool:
-        """Whether mean and deviation follow from the training clips, and not from an argument."""
+        """Whether mean and std are measured on the training clips, and not an argument."""
         return False
 
     @property
     def names_test_clips(self) -> bool:
-        """Whether the user's own table says one by one which clips are for the test."""
+        """Whether the user's own table lists the test clips."""
         return False
 
     @property
-    def facts(self) -> Facts:
-        """What the task must know; readable once the data are in place."""
-        return Facts(
-            self.labels, self.mean, self.std, self.frames, self.multi_label, self.heard_channels
+    def info(self) -> DatasetInfo:
+        """Metadata for the task; readable once the data are there."""
+        return DatasetInfo(
+            self.labels, self.mean, self.std, self.frames, self.multi_label, self.channel_mode
         )
 
     def inventory(self) -> Inventory:
@@ -254,7 +247,7 @@ class ClipDataModule(LightningDataModule, ABC):
         return Inventory.of_splits({split: self.clips(split) for split in SPLITS})
 
     @cached_property
-    def reader(self) -> ResampledCache:
+    def decoder(self) -> ResampledCache:
         """Decoder of this data set's sound."""
         folder = default_folder() if self.cache_dir is None else self.cache_dir or None
         return ResampledCache(
@@ -264,16 +257,18 @@ class ClipDataModule(LightningDataModule, ABC):
     def files(
         self, paths: Iterable[str], ids: Iterable[str] | Strings, targets: Targets
     ) -> ClipTable:
-        """Table of clips that are whole files; paths start from `root`."""
+        """Table of clips that are files of their own; paths start from `root`."""
         names = ids if isinstance(ids, Strings) else Strings(ids)
-        return ClipTable(names, targets, SoundFiles(self.reader, self.root, Strings(paths)))
+        return ClipTable(names, targets, SoundFiles(self.decoder, self.root, Strings(paths)))
 
-    def order(self, table: ClipTable) -> Order:
-        """Law by which epochs of the training clips are drawn."""
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
+        """Sampler of the training clips of an epoch."""
         if self.sampling == "uniform":
-            return EachOnce(len(table))
+            return UniformSampler(len(table))
         weights = clip_weights(table.targets, len(self.labels))
-        return Weighted(weights, self.epoch_clips or len(table), replacement=self.replacement)
+        return WeightedSampler(
+            weights, self.epoch_clips or len(table), replacement=self.replacement
+        )
 
     def setup(self, stage: str) -> None:
         """Read the tables of clips, so that a fault in them is found before training."""
@@ -285,15 +280,18 @@ class ClipDataModule(LightningDataModule, ABC):
             self.clips(split)
 
     def teardown(self, stage: str) -> None:
-        """Say how many clips were odd, once."""
-        self.tell_odd_clips()
+        """Report the bad clips."""
+        self.report_bad_clips()
 
-    def tell_odd_clips(self) -> None:
-        """Say how many clips were odd, unless it was said."""
-        told = str(self.odd_clips)
-        if self.odd_clips and told != self._told:
-            rank_zero_info(f"odd clips: {told}")
-            self._told = told
+    def report_bad_clips(self) -> None:
+        """Log the number of bad clips, unless it was logged."""
+        if self.bad_clips:
+            self._report_once(f"bad clips: {self.bad_clips}")
+
+    def _report_once(self, message: str) -> None:
+        if message not in self._reported:
+            rank_zero_info(message)
+            self._reported.add(message)
 
     def train_dataloader(self) -> TrainLoader:
         """Loader of the training clips, in the order of the trainer's current epoch.
@@ -301,39 +299,34 @@ class ClipDataModule(LightningDataModule, ABC):
         Raises:
             DataError: The clips do not fill one global batch.
         """
-        rank, world = self._place()
+        rank, world = self._rank()
         seed = run_seed()
         table = self.training_clips(seed)
-        order = self.order(table)
-        sampler = TrainSampler(order, self.batch_size, rank=rank, world=world, seed=seed)
-        # Lightning starts the loader before it tells the sampler the epoch: a resumed run would
-        # read the order of epoch 0.
+        epochs = self.epoch_sampler(table)
+        sampler = TrainSampler(epochs, self.batch_size, rank=rank, world=world, seed=seed)
+        # Lightning starts the loader before it sets the sampler's epoch: a resumed run would use
+        # the order of epoch 0.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        self._tell_left_out(order.count, sampler)
+        if unused := epochs.count - sampler.total_size:
+            self._report_once(
+                f"an epoch leaves out {unused} of its {epochs.count} training clips, others each "
+                f"time: they do not fill a global batch of {sampler.global_size}"
+            )
         return TrainLoader(
-            self._dataset(table, training=True, repeats=order.repeats, seed=seed),
-            self.odd_clips,
+            self._dataset(table, training=True, repeats=epochs.repeats, seed=seed),
+            self.bad_clips,
             sampler=sampler,
             batch_size=self.batch_size,
             drop_last=True,
-            collate_fn=Packer(sampler.global_size),
+            collate_fn=CollateClips(sampler.global_size),
             root=self.root,
             num_workers=self.num_workers,
             timeout=self.timeout,
             pin_memory=self._on_gpu(),
         )
 
-    def _tell_left_out(self, clips: int, sampler: TrainSampler) -> None:
-        left = clips - sampler.total_size
-        if left and not self._told_left_out:
-            rank_zero_info(
-                f"an epoch leaves out {left} of its {clips} training clips, others each time: they "
-                f"do not fill a global batch of {sampler.global_size}"
-            )
-            self._told_left_out = True
-
     def training_clips(self, seed: int) -> ClipTable:
-        """The clips that train: all of the split, or a fixed part of every class.
+        """The training clips: all of the split, or a fixed part of every class.
 
         Args:
             seed: Seed of the run.
@@ -343,19 +336,17 @@ class ClipDataModule(LightningDataModule, ABC):
             return table
         rows = chosen_rows(table.targets, len(self.labels), self.label_fraction, seed)
         chosen = table.take(rows)
-        if not self._told_fraction:
-            told = count_line(table.targets, chosen.targets, len(self.labels))
-            rank_zero_info(f"label_fraction {self.label_fraction:g}: {told}; seed {seed}")
-            self._told_fraction = True
+        counts = count_line(table.targets, chosen.targets, len(self.labels))
+        self._report_once(f"label_fraction {self.label_fraction:g}: {counts}; seed {seed}")
         return chosen
 
     def val_dataloader(self) -> ClipLoader:
         """Loader of the validation clips, each once."""
-        return self._evaluation("validation")
+        return self.loader(self.clips("validation"))
 
     def test_dataloader(self) -> ClipLoader:
         """Loader of the test clips, each once."""
-        return self._evaluation("test")
+        return self.loader(self.clips("test"))
 
     def predict_dataloader(self) -> ClipLoader:
         """Loader of the clips that are predicted, each once, without their classes."""
@@ -372,33 +363,30 @@ class ClipDataModule(LightningDataModule, ABC):
         return Predicted(table, ["test"] * len(table))
 
     def take_labels(self, labels: list[str]) -> bool:
-        """Number the classes as a checkpoint does, where the set leaves that open.
+        """Take the class order of a checkpoint, where the set has no order of its own.
 
         Args:
             labels: The checkpoint's classes in order.
 
         Returns:
-            Whether the set does so now.
+            Whether the classes now have that order.
         """
         return list(self.labels) == labels
 
-    def _evaluation(self, split: Split) -> ClipLoader:
-        return self.loader(self.clips(split))
-
     def loader(self, table: ClipTable) -> ClipLoader:
-        """Loader of any clips of this set as they are, each once, shared among the processes.
+        """Evaluation loader of any clips of this set, each once, split among the ranks.
 
         Args:
             table: The clips, with classes of this set.
         """
-        rank, world = self._place()
+        rank, world = self._rank()
         dataset = self._dataset(table)
         return ClipLoader(
             dataset,
-            self.odd_clips,
+            self.bad_clips,
             sampler=EvaluationSampler(len(dataset), rank=rank, world=world),
             batch_size=self.eval_batch_size,
-            collate_fn=Packer(),
+            collate_fn=CollateClips(),
             root=self.root,
             num_workers=self.num_workers,
             timeout=self.timeout,
@@ -410,8 +398,8 @@ class ClipDataModule(LightningDataModule, ABC):
     ) -> ClipDataset:
         if self.teacher_rate is not None and self.mixup > 0:
             raise ConfigError(
-                f"data.init_args.mixup is {self.mixup}, and a teacher listens to the clips: its "
-                "targets would not fit what the model hears; set mixup to 0"
+                f"data.init_args.mixup is {self.mixup}, and there is a teacher: its "
+                "targets would not fit the mixed clips; set mixup to 0"
             )
         return ClipDataset(
             table,
@@ -426,7 +414,7 @@ class ClipDataModule(LightningDataModule, ABC):
             teacher_rate=self.teacher_rate,
         )
 
-    def _place(self) -> tuple[int, int]:
+    def _rank(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""
         if self.trainer is None:
             return 0, 1
@@ -436,20 +424,20 @@ class ClipDataModule(LightningDataModule, ABC):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def require_test_apart(data: ClipDataModule, *, allowed: bool = False) -> None:
-    """Refuses a sweep that would choose by the test clips.
+def refuse_selection_on_test(data: ClipDataModule, *, allowed: bool = False) -> None:
+    """Refuse a sweep that would select on the test clips.
 
     Args:
         data: The data set of a run of the sweep.
-        allowed: Whether the user has said that it may.
+        allowed: Whether the user allows it.
 
     Raises:
         ConfigError: The clips that validate are those that are tested, and it is not allowed.
     """
     if data.selects_on_test and not allowed:
         raise ConfigError(
-            f"a sweep chooses by validation clips, and those of {type(data).__name__} are here its "
-            "test clips (data.init_args.split is official): the best point's figure would be "
-            "chosen on the test. Set data.init_args.split to 3/1/1, or allow it with "
+            f"a sweep selects on validation clips, and those of {type(data).__name__} are its test "
+            "clips (data.init_args.split is official): the best metric would be selected on the "
+            "test. Set data.init_args.split to 3/1/1, or allow it with "
             "--allow_test_selection=true (`peas sweep --allow-test-selection`)"
         )

@@ -1,4 +1,4 @@
-"""Where the sound of each clip of a table lies, and how it is read by row."""
+"""The sound of each clip of a table: where it is, and how it is read by row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sounds(ABC):
     """Sound of the clips of a table, by row.
 
     Args:
-        reader: Decodes, resamples and remembers.
+        decoder: Decodes, resamples and remembers.
 
     Attributes:
         costly: Whether `extents` asks the file system for every clip.
@@ -43,33 +43,33 @@ class Sounds(ABC):
 
     costly: bool = False
 
-    def __init__(self, reader: ResampledCache) -> None:
-        self.reader = reader
+    def __init__(self, decoder: ResampledCache) -> None:
+        self.decoder = decoder
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of clips."""
 
     @abstractmethod
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Where a clip's sound lies.
 
         Args:
             row: Row of the table.
-            draw: In training a number in [0, 1) that belongs to this clip in this epoch, for sound
-                that is cut at a random place; None in evaluation.
+            crop: In training a random number in [0, 1) of this clip in this epoch, for sound
+                that is cropped at random; None in evaluation.
 
         Raises:
-            AudioError: The place that should hold the sound cannot be read.
+            AudioError: The file that should hold the sound cannot be read.
         """
 
-    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
+    def load(self, row: int, crop: float | None = None, rate: int | None = None) -> Tensor:
         """Waveform of a clip, mono.
 
         Args:
             row: Row of the table.
-            draw: As for `source`.
-            rate: Sampling rate in Hz, from the original sound; None = the reader's.
+            crop: As for `source`.
+            rate: Sampling rate in Hz, from the original sound; None = the decoder's.
 
         Returns:
             `[S]` float32.
@@ -77,7 +77,7 @@ class Sounds(ABC):
         Raises:
             AudioError: The sound cannot be used.
         """
-        return self.reader.load(*self.source(row, draw), rate=rate)
+        return self.decoder.load(*self.source(row, crop), rate=rate)
 
     def file(self, row: int) -> str:
         """Path of the file that holds a clip; empty where it is not a file of its own."""
@@ -90,7 +90,7 @@ class Sounds(ABC):
             rows: `[R]` rows of the table.
 
         Returns:
-            `[R]`; 0 where nothing can be told.
+            `[R]`; 0 where it is unknown.
         """
         return np.zeros(len(rows), dtype=np.int64)
 
@@ -103,7 +103,7 @@ class SoundFiles(Sounds):
     """Clips that are sound files, or stretches of them.
 
     Args:
-        reader: Decodes, resamples and remembers.
+        decoder: Decodes, resamples and remembers.
         root: Folder that the paths start from.
         paths: Path of each clip's file, absolute or from `root`.
         start: `[N]` seconds at which the clips begin in their files; None = all at 0.
@@ -114,13 +114,13 @@ class SoundFiles(Sounds):
 
     def __init__(
         self,
-        reader: ResampledCache,
+        decoder: ResampledCache,
         root: Path,
         paths: Strings,
         start: NDArray[np.float64] | None = None,
         stop: NDArray[np.float64] | None = None,
     ) -> None:
-        super().__init__(reader)
+        super().__init__(decoder)
         self.root = root
         self.paths = paths
         self.start = start
@@ -129,7 +129,7 @@ class SoundFiles(Sounds):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Path and stretch of a clip."""
         path = Path(self.file(row))
         start = 0.0 if self.start is None else float(self.start[row])
@@ -143,13 +143,13 @@ class SoundFiles(Sounds):
     def extents(self, rows: Rows) -> Rows:
         """Sizes of the files, and where the clips begin and end in them."""
         sizes = np.array([_size(self.root / self.paths[int(row)]) for row in rows], dtype=np.int64)
-        found = sizes
+        values = sizes
         for cut in (self.start, self.stop):
             if cut is not None:
-                found = found * 1_000_003 + np.nan_to_num(cut[rows] * 1e6, nan=-1.0).astype(
+                values = values * 1_000_003 + np.nan_to_num(cut[rows] * 1e6, nan=-1.0).astype(
                     np.int64
                 )
-        return np.where(sizes == 0, 0, found)
+        return np.where(sizes == 0, 0, values)
 
 
 def _size(path: Path) -> int:
@@ -163,7 +163,7 @@ class JoinedSounds(Sounds):
     """The clips of several tables, one after the other."""
 
     def __init__(self, parts: Sequence[Sounds]) -> None:
-        super().__init__(parts[0].reader)
+        super().__init__(parts[0].decoder)
         self.parts = list(parts)
         self._ends: Rows = np.cumsum([len(part) for part in parts])
         self.costly = any(part.costly for part in parts)
@@ -171,41 +171,41 @@ class JoinedSounds(Sounds):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _place(self, row: int) -> tuple[Sounds, int]:
+    def _locate(self, row: int) -> tuple[Sounds, int]:
         part = int(np.searchsorted(self._ends, row, side="right"))
         before = int(self._ends[part - 1]) if part else 0
         return self.parts[part], row - before
 
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Where the clip's own table says."""
-        part, own = self._place(row)
-        return part.source(own, draw)
+        part, own = self._locate(row)
+        return part.source(own, crop)
 
-    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
+    def load(self, row: int, crop: float | None = None, rate: int | None = None) -> Tensor:
         """As the clip's own table reads it."""
-        part, own = self._place(row)
-        return part.load(own, draw, rate)
+        part, own = self._locate(row)
+        return part.load(own, crop, rate)
 
     def file(self, row: int) -> str:
         """As the clip's own table has it."""
-        part, own = self._place(row)
+        part, own = self._locate(row)
         return part.file(own)
 
     def extents(self, rows: Rows) -> Rows:
-        """As the clips' own tables tell."""
-        found = np.zeros(len(rows), dtype=np.int64)
+        """As in the clips' own tables."""
+        values = np.zeros(len(rows), dtype=np.int64)
         parts = np.searchsorted(self._ends, rows, side="right")
         for number, part in enumerate(self.parts):
             here = parts == number
-            found[here] = part.extents(rows[here] - int(self._ends[number]) + len(part))
-        return found
+            values[here] = part.extents(rows[here] - int(self._ends[number]) + len(part))
+        return values
 
 
 class _Chosen(Sounds):
     """Some rows of other sounds."""
 
     def __init__(self, base: Sounds, rows: Rows) -> None:
-        super().__init__(base.reader)
+        super().__init__(base.decoder)
         self.base: Sounds = base
         self.rows = rows
         if isinstance(base, _Chosen):
@@ -215,11 +215,11 @@ class _Chosen(Sounds):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
-        return self.base.source(int(self.rows[row]), draw)
+    def source(self, row: int, crop: float | None = None) -> Source:
+        return self.base.source(int(self.rows[row]), crop)
 
-    def load(self, row: int, draw: float | None = None, rate: int | None = None) -> Tensor:
-        return self.base.load(int(self.rows[row]), draw, rate)
+    def load(self, row: int, crop: float | None = None, rate: int | None = None) -> Tensor:
+        return self.base.load(int(self.rows[row]), crop, rate)
 
     def file(self, row: int) -> str:
         return self.base.file(int(self.rows[row]))

@@ -1,4 +1,4 @@
-"""Sounds that the package makes itself, laid out as ESC-50: for the demo, tests and trials."""
+"""Sounds that the package makes itself, in the layout of ESC-50: for the demo and tests."""
 
 import csv
 import json
@@ -22,9 +22,9 @@ RECIPE = "recipe.json"
 
 
 def _column(rng: np.random.Generator, low: float, high: float, clips: int) -> Sound:
-    """One draw for each clip, uniform in the logarithm, as pitch and tempo are heard. `[n, 1]`."""
-    draws: Sound = np.exp(rng.uniform(math.log(low), math.log(high), (clips, 1)))
-    return draws
+    """A random number for each clip, uniform in its logarithm, as pitch and tempo. `[n, 1]`."""
+    values: Sound = np.exp(rng.uniform(math.log(low), math.log(high), (clips, 1)))
+    return values
 
 
 def _phase(frequency: Sound, time: Sound) -> Sound:
@@ -103,7 +103,7 @@ def make_sounds(name: str, clips: int, samples: int, rate: int, seed: int) -> So
         clips: How many.
         samples: Length of each.
         rate: Sampling rate in Hz.
-        seed: Seed of all draws.
+        seed: Seed of the random numbers.
 
     Returns:
         `[n, S]` with peaks at or below 0.9.
@@ -212,8 +212,8 @@ def _write(
 class SyntheticSounds(ESC50):
     """Sounds of up to eight kinds that are made under the root when they are not there.
 
-    They exist so that everything can be tried without a download. A result on them says nothing
-    about real sound. Statistics are those of the default sounds (training clips of fold 1).
+    For trying things out without a download; a result on them says nothing about real sound.
+    Statistics are those of the default sounds (training clips of fold 1).
 
     Args:
         root: Folder of the data set; made when missing.
@@ -275,11 +275,11 @@ class SyntheticSounds(ESC50):
         Raises:
             DataError: The folder holds something else, or sounds made with other settings.
         """
-        kept = self.root / RECIPE
-        if not kept.is_file():
+        recipe_file = self.root / RECIPE
+        if not recipe_file.is_file():
             write_sounds(self.root, **self.recipe)
             return
-        recipe = json.loads(kept.read_text(encoding="utf-8"))
+        recipe = json.loads(recipe_file.read_text(encoding="utf-8"))
         for name, value in self.recipe.items():
             if recipe.get(name) != value:
                 raise DataError(

@@ -1,4 +1,4 @@
-"""The one walk of data sets that are made of folders: sound files, and what is passed over."""
+"""Finds the sound files below a folder, and what is skipped."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _are_sounds(
     known = pc.is_in(ending, pa.array(endings, pa.large_string()))
     sound = np.array(pc.and_not(known, pc.starts_with(names, ".")), dtype=bool)
     for row in np.flatnonzero(sound):
-        # The system has told the kind together with the name, but for links.
+        # Known from the listing, but for links.
         if entries[row].is_dir(follow_symlinks=False):
             sound[row] = False
     return sound

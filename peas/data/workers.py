@@ -1,64 +1,54 @@
-"""Work on the rows of a large table in forked processes, with the results in the rows' order."""
+"""Work on the rows of a large table in DataLoader workers, with results in the rows' order."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
-import time
+import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar, cast
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from peas.errors import ConfigError, DataError, PeasError
-from peas.utils.children import CONTEXT
+from peas.utils.children import CONTEXT, signal_that_ended
 
 Result = TypeVar("Result")
 
-# Results wait in memory for the ones before them, so no chunk runs further ahead than this many
-# chunks for each worker.
-_AHEAD = 8
-PATIENCE = 600.0
-"""Seconds after which a worker that does not answer is given up."""
-_PER_ROW = 60.0
+TIMEOUT = 600.0
+"""Seconds after which a chunk that no worker delivers is an error."""
+_TIMEOUT_PER_ROW = 60.0
 """The same for each row of a chunk, where that is more."""
+# Results wait in memory for those before them.
+_PREFETCH = 8
 
 
 class WorkerDied(PeasError):
-    """A worker process was ended from outside or by a crash of a decoder, or gives no answer.
+    """A worker process was killed, crashed in a decoder, or does not respond.
 
     Args:
         rows: Rows that it was working on.
-        what: What it did.
+        what: What happened.
         advice: What to do next.
     """
 
     def __init__(self, rows: range, what: str, advice: str) -> None:
-        super().__init__(
-            f"a worker process {what} in rows {rows.start} to {rows.stop - 1}. {advice}"
-        )
+        super().__init__(f"a worker {what} at rows {rows.start} to {rows.stop - 1}. {advice}")
         self.rows = rows
 
     def naming(self, clips: Sequence[str]) -> DataError:
-        """The same with the names of the first and the last clip.
+        """The same error with the names of the first and the last clip.
 
         Args:
             clips: Name of each row.
         """
         return DataError(f"{self} (clips {clips[self.rows.start]} to {clips[self.rows.stop - 1]})")
-
-
-def _died(rows: range, exit_code: int) -> WorkerDied:
-    how = f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else "without a word"
-    advice = "One of these clips crashes its decoder"
-    if exit_code == -signal.SIGKILL:
-        advice = "The system does that when memory is short: give fewer --workers"
-    return WorkerDied(rows, f"was ended {how}", advice)
 
 
 def default_workers() -> int:
@@ -74,23 +64,23 @@ def in_order(
     *,
     size: int,
     workers: int,
-    patience: float | None = None,
+    timeout: float | None = None,
 ) -> Generator[Result, None, None]:
-    """Calls `work` on chunks of rows and yields its results in the rows' order.
+    """Call `work` on chunks of rows and yield its results in the rows' order.
 
-    Workers are forked, so `work` may hold tables of any size; its results are pickled. The chunks
-    do not depend on the number of workers, and every process computes with one thread: so neither
-    do the results. All workers end when the iterator is closed, however it is left.
+    Workers are forked at once, so `work` may hold tables of any size; its results are pickled.
+    Chunks do not depend on the number of workers, and every process computes with one thread, so
+    neither do the results. Closing the generator ends the workers.
 
     Args:
         work: Function of consecutive rows.
         rows: Number of rows.
         size: Rows of a chunk.
-        workers: Number of processes; 0 = work in this one.
-        patience: Seconds in which a worker must have worked on a chunk; None = by its rows.
+        workers: Number of processes; 0 = this one.
+        timeout: Seconds a worker may take for a chunk; None = by its rows.
 
     Raises:
-        WorkerDied: A worker was killed, crashed, or does not answer.
+        WorkerDied: A worker was killed, crashed, or does not respond.
         ConfigError: `workers` is negative.
     """
     if workers < 0:
@@ -98,9 +88,7 @@ def in_order(
     chunks = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
     if workers == 0 or not chunks:
         return _here(work, chunks)
-    # Forked now and not at the first result: the caller's progress bar may start a thread.
-    patience = patience or max(PATIENCE, size * _PER_ROW)
-    return _there(_Pool(work, min(workers, len(chunks)), patience), chunks)
+    return _results(_Pool(work, chunks, workers, timeout or max(TIMEOUT, size * _TIMEOUT_PER_ROW)))
 
 
 def _here(work: Callable[[range], Result], chunks: list[range]) -> Generator[Result, None, None]:
@@ -112,112 +100,120 @@ def _here(work: Callable[[range], Result], chunks: list[range]) -> Generator[Res
         torch.set_num_threads(before)
 
 
-def _there(pool: _Pool[Result], chunks: list[range]) -> Generator[Result, None, None]:
+def _results(pool: _Pool[Result]) -> Generator[Result, None, None]:
     try:
-        yield from pool.run(chunks)
+        yield from pool.run()
     finally:
         pool.end()
 
 
-@dataclass(eq=False)
-class _Worker:
-    """A process and our end of its pipe."""
+class _Chunks(Dataset[Any], Generic[Result]):
+    """Results of the chunks; errors are values, as the loader would only keep their text."""
 
-    process: BaseProcess
-    pipe: Connection
-    chunk: range = range(0)
-    since: float = 0.0
+    def __init__(
+        self, work: Callable[[range], Result], chunks: list[range], current: Tensor
+    ) -> None:
+        self.work = work
+        self.chunks = chunks
+        self.current = current
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Result | Exception:
+        info = get_worker_info()
+        assert info is not None
+        self.current[info.id] = torch.tensor([os.getpid(), number])
+        try:
+            return self.work(self.chunks[number])
+        except Exception as error:
+            if not isinstance(error, PeasError):
+                error.add_note(traceback.format_exc())
+            return error
 
 
 class _Pool(Generic[Result]):
-    """Processes that each work on one chunk at a time.
+    """A `DataLoader` of chunks, and which of them each of its workers is at."""
 
-    The library's pools do not do: one waits for ever when a worker is killed, the other cannot
-    end workers in the middle of a task.
-    """
+    def __init__(
+        self, work: Callable[[range], Result], chunks: list[range], workers: int, timeout: float
+    ) -> None:
+        self.chunks = chunks
+        self.timeout = timeout
+        workers = min(workers, len(chunks))
+        # Process id and chunk of each worker.
+        self.current: Tensor = torch.zeros(workers, 2, dtype=torch.int64)
+        self.current.share_memory_()  # type: ignore[no-untyped-call]
+        loader: DataLoader[Any] = DataLoader(
+            _Chunks(work, chunks, self.current),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            prefetch_factor=_PREFETCH,
+            worker_init_fn=_silence,
+            multiprocessing_context=CONTEXT,
+            timeout=timeout,
+        )
+        before = set(multiprocessing.active_children())
+        self.batches = iter(loader)
+        self.processes = set(multiprocessing.active_children()) - before
 
-    def __init__(self, work: Callable[[range], Result], workers: int, patience: float) -> None:
-        self.patience = patience
-        self.workers: list[_Worker] = []
-        for _ in range(workers):
-            ours, theirs = CONTEXT.Pipe()
-            inherited = [ours, *(worker.pipe for worker in self.workers)]
-            process = CONTEXT.Process(target=_serve, args=(work, theirs, inherited), daemon=True)
-            process.start()
-            theirs.close()
-            self.workers.append(_Worker(process, ours))
-
-    def run(self, chunks: list[range]) -> Generator[Result, None, None]:
+    def run(self) -> Generator[Result, None, None]:
         """Results of the chunks, in their order."""
-        done: dict[int, Result] = {}
-        place = {chunk.start: number for number, chunk in enumerate(chunks)}
-        sent = given = 0
-        idle = list(self.workers)
-        while given < len(chunks):
-            while idle and sent < min(len(chunks), given + _AHEAD * len(self.workers)):
-                worker = idle.pop()
-                worker.chunk, worker.since = chunks[sent], time.monotonic()
-                # A dead worker is met again below, where it is reported.
-                with suppress(BrokenPipeError, ConnectionResetError):
-                    worker.pipe.send(worker.chunk)
-                sent += 1
-            busy = {worker.pipe: worker for worker in self.workers if worker not in idle}
-            slowest = min(busy.values(), key=lambda worker: worker.since)
-            left = slowest.since + self.patience - time.monotonic()
-            answered = wait(list(busy), timeout=max(left, 0.0))
-            if not answered:
-                raise WorkerDied(
-                    slowest.chunk,
-                    f"has not answered for {self.patience:.0f} s",
-                    "The disk, or one of these files, does not answer: try to read them alone",
-                )
-            for pipe in answered:
-                assert isinstance(pipe, Connection)
-                worker = busy[pipe]
-                done[place[worker.chunk.start]] = self._answer(worker)
-                idle.append(worker)
-            while given in done:
-                yield done.pop(given)
-                given += 1
+        for number in range(len(self.chunks)):
+            try:
+                result = next(self.batches)
+            except RuntimeError as error:
+                raise self._died(number, str(error)) from None
+            if isinstance(result, Exception):
+                raise result
+            yield cast(Result, result)
 
-    def _answer(self, worker: _Worker) -> Result:
-        try:
-            answer = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            worker.process.join()
-            code = worker.process.exitcode or 0
-            raise _died(worker.chunk, code) from None
-        if isinstance(answer, BaseException):
-            raise answer
-        result: Result = answer
-        return result
+    def _died(self, number: int, message: str) -> WorkerDied:
+        """What PyTorch reports, with the rows that the worker was working on."""
+        dead = {int(pid) for pid in re.findall(r"\d+", message)}
+        for pid, chunk in self.current.tolist():
+            if pid in dead:
+                # The exit code is there once the process is joined.
+                next(process for process in self.processes if process.pid == pid).join(1.0)
+                sign = signal_that_ended(pid)
+                how = f"was killed by {sign.name}" if sign else "ended by itself"
+                advice = "One of these clips crashes its decoder"
+                if sign is signal.SIGKILL:
+                    advice = "The system does that when memory is short: give fewer --workers"
+                return WorkerDied(self.chunks[chunk], how, advice)
+        return WorkerDied(
+            self.chunks[number],
+            f"has not responded for {self.timeout:.0f} s",
+            "The disk, or one of these files, hangs: try to read them alone",
+        )
 
     def end(self) -> None:
-        """End all processes now, whatever they are doing."""
-        for worker in self.workers:
-            worker.process.kill()
-        for worker in self.workers:
-            worker.process.join()
-            worker.pipe.close()
+        """Kill the workers now, whatever they are doing."""
+        with _children_ignored():
+            for process in self.processes:
+                process.kill()
+            for process in self.processes:
+                process.join()
+            del self.batches
 
 
-def _serve(work: Callable[[range], Result], pipe: Connection, inherited: list[Connection]) -> None:
-    """Life of a worker: chunks in, results out, until the other end is closed."""
-    # With the parent's ends open in here, the parent's death would go unnoticed.
-    for other in inherited:
-        other.close()
-    # Decoding libraries write warnings of their own, over the progress and in no order; exceptions
-    # take the way of results.
+@contextmanager
+def _children_ignored() -> Generator[None]:
+    """PyTorch's handler would report workers that are killed here."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _silence(_: int) -> None:
+    """Decoders write warnings of their own, over the progress bar."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    torch.set_num_threads(1)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            chunk = pipe.recv()
-            answer: Result | Exception
-            try:
-                answer = work(chunk)
-            except Exception as error:
-                if not isinstance(error, PeasError):
-                    error.add_note(traceback.format_exc())
-                answer = error
-            pipe.send(answer)

@@ -94,12 +94,12 @@ class FeatureTargets:
                 "as they are: set it to 0"
             )
         from peas.data.module import SPLITS
-        from peas.teachers.teaching import heard_samples
+        from peas.teachers.target_writer import teacher_samples
 
         if self.cache is None:
             assert self.teacher is not None
             data.teacher_rate = self.teacher.rate
-            self._samples = heard_samples(data.frames, self.teacher.rate)
+            self._samples = teacher_samples(data.frames, self.teacher.rate)
             return
         for split in SPLITS[:2]:
             self.cache.require(data.clips(split).ids)

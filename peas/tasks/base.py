@@ -206,7 +206,7 @@ class BaseTask(SteppingModule):
         if self.built or stage != "fit":
             return
         data = getattr(self.trainer, "datamodule", None)
-        facts = getattr(data, "facts", None)
+        info = getattr(data, "info", None)
         ours = self.front_end
         if getattr(data, "measures", False):
             self._measured = frozenset(key for key in MEASURED if ours.setting(key) is None)
@@ -228,17 +228,17 @@ class BaseTask(SteppingModule):
             *((key, "") for key in self.facts_keys if self.hparams[key] is None),
             *((key, "front_end.init_args.") for key in missing),
         ):
-            if facts is None:
+            if info is None:
                 raise ConfigError(
                     f"`model.init_args.{owner}{key}` is null and no data module tells it: "
                     "give `data`, or set the key"
                 )
             if not owner:
-                value = getattr(facts, key)
+                value = getattr(info, key)
                 self.hparams[key] = list(value) if isinstance(value, tuple) else value
-        if facts is not None and ours.setting("channels") is None:
+        if info is not None and ours.setting("channels") is None:
             missing.append("channels")
-        ours.build(**{key: getattr(facts, key) for key in missing})
+        ours.build(**{key: getattr(info, key) for key in missing})
         self._build(initialise=not self.resumes)
 
     def _build(self, *, initialise: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen network that turns sound into a map of features."""
+"""Base of all teachers: a frozen network that turns a waveform into a feature map."""
 
 import functools
 import hashlib
@@ -15,18 +15,17 @@ from peas.teachers.grid import Extent
 
 
 class Teacher(ABC):
-    """Sound at the teacher's own rate in, one feature vector for each cell of a map out.
+    """Takes waveforms at its own rate; returns a map with one feature vector a time-frequency bin.
 
-    A teacher is no `nn.Module`: the model that holds one does not train it, move it, save it or
-    give it to an optimiser. Its network is frozen, and put into eval before each call, whatever
-    was done to it between; it runs in float32 with autocast off. The network is made when it is
-    first asked for: the command line's parser would bury an error of its files among its own.
+    A teacher is not an `nn.Module`: the model that holds one does not train it, move it or save it.
+    Its network is frozen, in eval mode for each call, and runs in float32 with autocast off. It is
+    built on first use, as the command line's parser would bury an error of its files.
 
     Args:
-        rate: Samples per second of the sound that it takes.
-        width: Number of features D of a cell.
-        extent: Where the cells lie.
-        name: What results call it.
+        rate: Sampling rate of its input in Hz.
+        width: Number of features D of a bin.
+        extent: Position of the bins in time and frequency.
+        name: Name in results.
 
     Attributes:
         rate: As given.
@@ -42,7 +41,7 @@ class Teacher(ABC):
         self.name = name
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """Itself: what averages a task's weights copies the task, and needs no second teacher."""
+        """Itself: weight averaging copies a task, and needs no second teacher."""
         return self
 
     @torch.no_grad()
@@ -73,7 +72,7 @@ class Teacher(ABC):
             raise DataError(
                 f"the teacher's map of clip {', '.join(map(str, rows))} of the batch holds NaN or "
                 "infinity: the clip's sound does, or it is louder than float32 can square; "
-                "look for it with `peas data verify` and mend or leave out that clip"
+                "find it with `peas data verify`, and repair or leave out that clip"
             )
         return maps
 
@@ -82,7 +81,7 @@ class Teacher(ABC):
         """All weights, frozen, in eval.
 
         Raises:
-            CheckpointError: If they cannot be had from their file.
+            CheckpointError: If they cannot be read.
             ConfigError: If a setting or a missing package forbids it.
         """
         return self.build().requires_grad_(False).eval()

@@ -1,8 +1,9 @@
-"""Reads a target cache: a clip's map by its id, from files that are mapped into memory."""
+"""Reads a target cache: a teacher's maps by clip id, from memory-mapped files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,160 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from peas.data.columns import Rows
-from peas.data.packed.sounds import size_fault
-from peas.errors import DataError
+from peas.data.shards import LeftOut, StoredFile, read_json, size_fault
+from peas.errors import ConfigError, DataError
 from peas.teachers.grid import Extent
-from peas.teachers.manifest import AGAIN, IDS, ROWS, Manifest, Stored, read_manifest
 from peas.utils.text import some
 
+FORMAT = "peas-targets"
+VERSION = 1
+"""Of the folder's layout; other versions are refused."""
+
+MANIFEST = "manifest.json"
+IDS = "ids.npy"
+ROWS = "rows.npy"
+
+AGAIN = "run the same `peas data targets` again, which writes what is missing or damaged"
+
 # Ids that are looked up at once: more would only hold more of them as Python strings.
-_AT_ONCE = 65_536
+_BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """Everything that decides the content of a cache.
+
+    Attributes:
+        teacher: Name of the teacher, for results.
+        fingerprint: Hash of the teacher's weights and front end, or of ready maps.
+        first_centre: Of the maps' `Extent`.
+        step: Likewise.
+        freq_edges: Likewise.
+        shape: (F', T', D) of a map.
+        sound: How the sound was read for the teacher; empty for ready maps.
+        set: Name of the set in `peas data`.
+        clips: Number of clips.
+        ids: Checksum of their ids.
+        shard_clips: Clips of a shard; the last one has the rest.
+    """
+
+    teacher: str
+    fingerprint: str
+    first_centre: float
+    step: float
+    freq_edges: list[float]
+    shape: list[int]
+    sound: str
+    set: str
+    clips: int
+    ids: str
+    shard_clips: int
+
+    @property
+    def extent(self) -> Extent:
+        """Position of a map's bins in time and frequency."""
+        return Extent(self.first_centre, self.step, tuple(self.freq_edges))
+
+    @property
+    def shards(self) -> list[range]:
+        """Rows of each shard, in the order of the ids."""
+        firsts = range(0, self.clips, self.shard_clips)
+        return [range(first, min(first + self.shard_clips, self.clips)) for first in firsts]
+
+
+@dataclass(frozen=True)
+class TargetFile(StoredFile):
+    """A shard, or a file of the index.
+
+    Attributes:
+        left_out: Clips of a shard that could not be read; their rows are zeros.
+    """
+
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> TargetFile:
+        """File of a manifest's entry."""
+        return cls(**{**entry, "left_out": [LeftOut(**clip) for clip in entry["left_out"]]})
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in a manifest."""
+        return {**vars(self), "left_out": [clip.to_json() for clip in self.left_out]}
+
+
+@dataclass
+class Manifest:
+    """Metadata of a cache.
+
+    Attributes:
+        peas: Version that wrote it.
+        settings: What decides its content.
+        shards: The shards in order; None = not written yet.
+        index: The files of ids and rows; empty while shards are missing.
+        left_out: Clips of the set that have no map.
+    """
+
+    peas: str
+    settings: TargetSettings
+    shards: list[TargetFile | None]
+    index: list[TargetFile] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every clip has its map."""
+        return bool(self.index) and None not in self.shards
+
+    @property
+    def files(self) -> list[TargetFile]:
+        """All files that are complete."""
+        return [*self.index, *(shard for shard in self.shards if shard is not None)]
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Manifest:
+        """Manifest of the file's content.
+
+        Raises:
+            KeyError, TypeError, ValueError, ConfigError: It contradicts itself.
+        """
+        settings = TargetSettings(**content["recipe"])
+        rows, _, _ = settings.shape
+        if settings.extent.rows != rows:
+            raise ValueError(f"maps of {rows} rows and an extent of {settings.extent.rows}")
+        shards = [None if one is None else TargetFile.parse(one) for one in content["shards"]]
+        if len(shards) != len(settings.shards):
+            raise ValueError(f"{len(shards)} shards instead of {len(settings.shards)}")
+        index = [TargetFile.parse(entry) for entry in content["index"]]
+        left_out = [LeftOut(**clip) for clip in content["left_out"]]
+        return cls(content["peas"], settings, shards, index, left_out)
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of the file."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "peas": self.peas,
+            "recipe": asdict(self.settings),
+            "shards": [shard and shard.to_json() for shard in self.shards],
+            "index": [stored.to_json() for stored in self.index],
+            "left_out": [clip.to_json() for clip in self.left_out],
+        }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Manifest of a cache, complete or not.
+
+    Raises:
+        DataError: The folder is no cache, or one that is damaged or of another version.
+    """
+    file = folder / MANIFEST
+    content = read_json(file, format=FORMAT, version=VERSION, command="peas data targets")
+    try:
+        return Manifest.parse(content)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise DataError(
+            f"{file}: damaged ({error}); delete {folder} and run `peas data targets` again"
+        ) from None
 
 
 class TargetCache:
@@ -35,7 +182,7 @@ class TargetCache:
     Attributes:
         fingerprint: Hash of the teacher's weights and front end, or of ready maps.
         teacher: Name of the teacher, for results.
-        extent: Where the cells of a map lie.
+        extent: Position of a map's bins in time and frequency.
         shape: (F', T', D) of a map.
 
     Raises:
@@ -49,15 +196,15 @@ class TargetCache:
         if not manifest.complete:
             done = sum(shard is not None for shard in manifest.shards)
             raise DataError(
-                f"{self.folder}: the cache is not finished, {done} of {len(manifest.shards)} "
-                f"shards are there; {AGAIN}"
+                f"{self.folder}: the cache is not finished, it has {done} of "
+                f"{len(manifest.shards)} shards; {AGAIN}"
             )
         self.manifest: Manifest = manifest
-        self._require_whole(manifest.files, sums=False)
-        self.fingerprint = manifest.recipe.fingerprint
-        self.teacher = manifest.recipe.teacher
-        self.extent: Extent = manifest.recipe.extent
-        rows, columns, width = manifest.recipe.shape
+        self._require_complete(manifest.files)
+        self.fingerprint = manifest.settings.fingerprint
+        self.teacher = manifest.settings.teacher
+        self.extent: Extent = manifest.settings.extent
+        rows, columns, width = manifest.settings.shape
         self.shape: tuple[int, int, int] = (rows, columns, width)
         self._open: list[NDArray[np.float16] | None] = [None] * len(manifest.shards)
         self._files = [str(self.folder / one.file) for one in manifest.shards if one is not None]
@@ -88,10 +235,10 @@ class TargetCache:
         """
         rows = self._find(list(ids))
         maps = np.empty((len(rows), *self.shape), dtype=np.float16)
-        numbers, places = np.divmod(rows, self.manifest.recipe.shard_clips)
+        numbers, offsets = np.divmod(rows, self.manifest.settings.shard_clips)
         for number in np.unique(numbers).tolist():
             chosen = np.flatnonzero(numbers == number)
-            maps[chosen] = self._shard(number)[places[chosen]]
+            maps[chosen] = self._shard(number)[offsets[chosen]]
         return torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def require(self, ids: Iterable[str]) -> None:
@@ -104,14 +251,13 @@ class TargetCache:
             DataError: Some have none; it names a few and says how many.
         """
         rest = iter(ids)
-        lost: list[str] = []
-        seen = 0
-        while some_ids := list(islice(rest, _AT_ONCE)):
-            seen += len(some_ids)
-            rows = self._places(some_ids)
-            lost += [some_ids[place] for place in np.flatnonzero(rows < 0).tolist()]
-        if lost:
-            raise self._missing(lost, seen)
+        missing: list[str] = []
+        total = 0
+        while batch := list(islice(rest, _BATCH)):
+            total += len(batch)
+            missing += [batch[row] for row in np.flatnonzero(self._rows_of(batch) < 0).tolist()]
+        if missing:
+            raise self._missing(missing, total)
 
     def verify(self) -> None:
         """Read all files and compare their checksums.
@@ -119,10 +265,10 @@ class TargetCache:
         Raises:
             DataError: A file is missing or damaged.
         """
-        self._require_whole(self.manifest.files, sums=True)
+        self._require_complete(self.manifest.files, checksums=True)
 
-    def _require_whole(self, files: Iterable[Stored], *, sums: bool) -> None:
-        faults = [fault for one in files if (fault := one.fault(self.folder, sums=sums))]
+    def _require_complete(self, files: Iterable[StoredFile], *, checksums: bool = False) -> None:
+        faults = [fault for one in files if (fault := one.fault(self.folder, checksums=checksums))]
         if faults:
             more = f", and {len(faults) - 1} more files" if len(faults) > 1 else ""
             raise DataError(f"{faults[0]}{more}; {AGAIN}")
@@ -133,48 +279,46 @@ class TargetCache:
         Raises:
             DataError: A clip has no map.
         """
-        rows = self._places(ids)
+        rows = self._rows_of(ids)
         if (rows < 0).any():
-            lost = [ids[place] for place in np.flatnonzero(rows < 0).tolist()]
-            raise self._missing(lost, len(ids))
+            missing = [ids[row] for row in np.flatnonzero(rows < 0).tolist()]
+            raise self._missing(missing, len(ids))
         return rows
 
-    def _places(self, ids: list[str]) -> Rows:
+    def _rows_of(self, ids: list[str]) -> Rows:
         """Row of each clip's map; -1 = it has none."""
         names = np.array([name.encode() for name in ids], dtype=bytes)
-        known = self._ids
-        if not len(names) or not len(known):
+        column = self._ids
+        if not len(names) or not len(column):
             return np.full(len(names), -1, dtype=np.int64)
-        fits = np.char.str_len(names) <= known.dtype.itemsize
+        fits = np.char.str_len(names) <= column.dtype.itemsize
         # In the column's own width: NumPy would else copy all of it to compare.
-        names = names.astype(known.dtype)
-        places = np.minimum(np.searchsorted(known, names), len(known) - 1)
-        found = fits & (known[places] == names)
-        return np.where(found, self._rows[places], -1)
+        names = names.astype(column.dtype)
+        positions = np.minimum(np.searchsorted(column, names), len(column) - 1)
+        return np.where(fits & (column[positions] == names), self._rows[positions], -1)
 
-    def _missing(self, lost: list[str], asked: int) -> DataError:
+    def _missing(self, ids: list[str], total: int) -> DataError:
         reasons = {clip.id: clip.reason for clip in self.manifest.left_out}
-        why = reasons.get(lost[0])
-        told = f" ({lost[0]}: {why})" if why else ""
+        reason = f" ({ids[0]}: {reasons[ids[0]]})" if ids[0] in reasons else ""
         return DataError(
-            f"{self.folder} has no target of {len(lost)} of {asked} clips: {some(lost)}{told}. Run "
-            "`peas data targets` on the very set that is trained on, or leave these clips out of it"
+            f"{self.folder} has no target of {len(ids)} of {total} clips: {some(ids)}{reason}. Run "
+            "`peas data targets` on the set that is trained on, or leave these clips out of it"
         )
 
     def _shard(self, number: int) -> NDArray[np.float16]:
         stored = self.manifest.shards[number]
         assert stored is not None
-        # Looked at each time, in microseconds: reading beyond the end of a file that was cut while
+        # Checked each time, in microseconds: reading beyond the end of a file that was cut while
         # it is mapped would end the process.
         if size_fault(self._files[number], stored.bytes):
-            self._require_whole([stored], sums=False)
+            self._require_complete([stored])
         shard = self._open[number]
         if shard is None:
-            clips = len(self.manifest.recipe.shards[number])
+            clips = len(self.manifest.settings.shards[number])
             shard = self._mapped(stored.file)
             if shard.shape != (clips, *self.shape) or shard.dtype != np.float16:
                 raise DataError(
-                    f"{self.folder / stored.file} holds {shard.dtype} of {shard.shape} in place "
+                    f"{self.folder / stored.file} holds {shard.dtype} of {shard.shape} instead "
                     f"of float16 of {(clips, *self.shape)}; {AGAIN}"
                 )
             self._open[number] = shard

@@ -1,9 +1,9 @@
-"""From a teacher's feature map to one target a patch, by place in time and frequency.
+"""Resamples a teacher's feature map to one target a patch, by position in time and frequency.
 
-A teacher's cells and the student's patches are two grids over the same sound. CLAP's 2 x 32 cells
-on AudioMAE's 8 x 64 patches show why counting cells is not enough: its 32 columns span 10.01 s,
-the 64 patches 10.24 s, so a plain x2 is wrong by up to 0.77 cell (0.24 s), and the border of its
-two rows (2293 Hz) lies inside the patches' fifth row. So both grids are laid out in seconds and Hz.
+A teacher's bins and the student's patches are two grids over the same sound. CLAP's 2 x 32 bins
+on AudioMAE's 8 x 64 patches show why indices are not enough: its 32 columns span 10.01 s,
+the 64 patches 10.24 s, so a plain x2 is wrong by up to 0.77 bin (0.24 s), and the border of its
+two rows (2293 Hz) lies inside the patches' fifth row. So both grids are in seconds and Hz.
 """
 
 import math
@@ -28,7 +28,7 @@ _WINDOW = 0.025
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the cells of a teacher's map `[D, F', T']` lie.
+    """Position in time and frequency of the bins of a teacher's map `[D, F', T']`.
 
     Attributes:
         first_centre: Centre of column 0, in seconds from the clip's start.
@@ -78,7 +78,7 @@ def target_matrix(
     mels: int = 128,
     method: TargetGrid = "physical",
 ) -> Tensor:
-    """Weights that give each patch of the student its target from the cells of a map.
+    """Weights that give each patch of the student its target from the bins of a map.
 
     The patches are those of `kaldi_fbank` at 16 kHz that do not overlap: patch t is centred at
     `(t * patch_frames + (patch_frames - 1) / 2) * 10 + 12.5` ms, and a patch of mel bins reaches
@@ -96,7 +96,7 @@ def target_matrix(
     A map is used as `matrix @ map.flatten(1).T` with `[D, F' * T']`, rows of the map first.
 
     Args:
-        extent: Where the map's cells lie.
+        extent: Position of the map's bins.
         columns: Number of columns T' of the map.
         time_patches: Number of patches along time.
         freq_patches: Number of patches along frequency, the lowest first.
@@ -142,7 +142,7 @@ def target_matrix(
         time = _linear(patch_times(time_patches, patch_frames), extent, columns)
         edges = patch_edges(freq_patches, patch_mels, mels)
         freq = _rows(edges, extent, blend=method == "physical_linear")
-    # Time-major patches against frequency-major cells.
+    # Time-major patches against frequency-major bins.
     weights = torch.einsum("tc,fr->tfrc", time, freq)
     return weights.reshape(time_patches * freq_patches, extent.rows * columns).float()
 
@@ -175,8 +175,8 @@ def _hertz(mel: Tensor) -> Tensor:
 
 def _linear(seconds: Tensor, extent: Extent, columns: int) -> Tensor:
     """Hat functions of the columns at given times, clamped to the first and last: `[N_t, T']`."""
-    place = ((seconds - extent.first_centre) / extent.step).clamp(0, columns - 1)
-    distance = place[:, None] - torch.arange(columns, dtype=torch.float64)
+    column = ((seconds - extent.first_centre) / extent.step).clamp(0, columns - 1)
+    distance = column[:, None] - torch.arange(columns, dtype=torch.float64)
     return (1 - distance.abs()).clamp(min=0)
 
 
@@ -197,8 +197,8 @@ def _rows(edges: Tensor, extent: Extent, *, blend: bool) -> Tensor:
     return weights.scatter_add_(1, left[:, None] + 1, share[:, None])
 
 
-def _resized(cells: int, patches: int, method: str) -> Tensor:
-    """Weights of a plain resize of one axis: `[patches, cells]`."""
-    eye = torch.eye(cells, dtype=torch.float64)[None]
+def _resized(bins: int, patches: int, method: str) -> Tensor:
+    """Weights of a plain resize of one axis: `[patches, bins]`."""
+    eye = torch.eye(bins, dtype=torch.float64)[None]
     mode = "linear" if method == "bilinear" else "nearest"
     return functional.interpolate(eye, size=patches, mode=mode)[0].T

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.models.weights.clap import ClapWeights
-from peas.teachers.front_end import Fill
-from peas.teachers.shapes import HEADS, JOINT, SHAPES, Arch, Space
-from peas.teachers.tower import ClapTeacher
+from peas.teachers.clap import ClapTeacher
+from peas.teachers.htsat import HEADS, JOINT, SHAPES, Arch, Fill, Space
 
 
 class TransformersClapTeacher(ClapTeacher):
@@ -26,10 +25,10 @@ class TransformersClapTeacher(ClapTeacher):
             with a warning.
         arch: Size of the tower: HTSAT-tiny (31 M weights, D = 768) or HTSAT-base (72 M, 1024). It
             must be the file's.
-        space: `map`: the map itself. `joint`: each cell through the audio projection into the
+        space: `map`: the map itself. `joint`: each bin through the audio projection into the
             512-d space that sounds and texts share (not scaled to unit length).
         fill: What follows a clip shorter than a window: `silence`, or `repeat`, its own sound
-            again as in LAION's training ("repeatpad"). A clip's own columns keep their place.
+            again as in LAION's training ("repeatpad"). A clip's own columns keep their position.
         seed: Of random weights.
 
     Raises:
@@ -49,7 +48,7 @@ class TransformersClapTeacher(ClapTeacher):
     ) -> None:
         super().__init__(checkpoint, arch, space, fill, seed)
 
-    def cells(self, log_mel: Tensor) -> Tensor:
+    def last_map(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
         tower = cast(nn.Module, self.network.audio_model)
         return cast(Tensor, tower(input_features=log_mel[:, None]).last_hidden_state)

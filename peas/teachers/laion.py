@@ -15,10 +15,8 @@ from peas.errors import ConfigError
 from peas.models.weights import clap_keys
 from peas.models.weights.clap import ClapWeights
 from peas.models.weights.clap_keys import PROJECTION, TOWER
-from peas.teachers import front_end
-from peas.teachers.front_end import Fill
-from peas.teachers.shapes import JOINT, SHAPES, Arch, Space
-from peas.teachers.tower import ClapTeacher
+from peas.teachers.clap import ClapTeacher
+from peas.teachers.htsat import JOINT, SETTINGS, SHAPES, Arch, Fill, Space
 
 _PACKAGE = "_peas_laion_clap"
 
@@ -36,10 +34,10 @@ class LaionClapTeacher(ClapTeacher):
             alone, with a warning.
         arch: Size of the tower: HTSAT-tiny (31 M weights, D = 768) or HTSAT-base (72 M, 1024; the
             files named music_…). It must be the file's.
-        space: `map`: the map itself. `joint`: each cell through the audio projection into the
+        space: `map`: the map itself. `joint`: each bin through the audio projection into the
             512-d space that sounds and texts share (not scaled to unit length).
         fill: What follows a clip shorter than a window: `silence`, or `repeat`, its own sound
-            again as in LAION's training ("repeatpad"). A clip's own columns keep their place.
+            again as in LAION's training ("repeatpad"). A clip's own columns keep their position.
         seed: Of random weights.
 
     Raises:
@@ -59,7 +57,7 @@ class LaionClapTeacher(ClapTeacher):
     ) -> None:
         super().__init__(checkpoint, arch, space, fill, seed)
 
-    def cells(self, log_mel: Tensor) -> Tensor:
+    def last_map(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
         tower = cast(Any, self.network.audio_branch)
         normalised = tower.bn0(log_mel[:, None].transpose(1, 3)).transpose(1, 3)
@@ -89,16 +87,15 @@ class LaionClapTeacher(ClapTeacher):
 def build_tower(arch: Arch) -> nn.Module:
     """LAION's HTSAT and audio projection of a size, with random weights and our front end."""
     htsat = _htsat()
-    facts = front_end.SETTINGS
     config = SimpleNamespace(
         audio_length=1024,
-        clip_samples=facts["samples"],
-        mel_bins=facts["mels"],
-        sample_rate=facts["rate"],
-        window_size=facts["fft"],
-        hop_size=facts["hop"],
-        fmin=facts["low"],
-        fmax=facts["high"],
+        clip_samples=SETTINGS["samples"],
+        mel_bins=SETTINGS["mels"],
+        sample_rate=SETTINGS["rate"],
+        window_size=SETTINGS["fft"],
+        hop_size=SETTINGS["hop"],
+        fmin=SETTINGS["low"],
+        fmax=SETTINGS["high"],
         class_num=527,
         model_type="HTSAT",
         model_name=arch.removeprefix("HTSAT-"),
@@ -142,7 +139,7 @@ def _htsat() -> Any:
 
 
 class _Unused(nn.Module):
-    """In the place of a layer that is never called."""
+    """Stands in for a layer that is never called."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Maps that some other program made: an npz of maps and a JSON that says where their cells lie."""
+"""Maps made by another program: an npz of maps and a JSON with their extent."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from peas.data.columns import Rows, Strings
 from peas.errors import ConfigError, DataError
 from peas.teachers.grid import Extent
-from peas.teachers.writing import Block, sorted_ids
-from peas.utils.files import checksum as file_sum
+from peas.teachers.target_writer import Block, sorted_ids
+from peas.utils.files import checksum
 from peas.utils.text import some
 
 _IDS = "ids"
@@ -32,11 +32,11 @@ class ReadyMaps:
     """Ready maps of N clips.
 
     Attributes:
-        file: Where they were.
+        file: The npz.
         ids: Id of each clip.
         maps: `[N, F', T', D]` floating point.
         teacher: Name of the teacher, for results.
-        extent: Where the cells of a map lie.
+        extent: Position of a map's bins in time and frequency.
         fingerprint: Hash of ids, maps and extent.
     """
 
@@ -53,24 +53,24 @@ class ReadyMaps:
         rows, columns, width = self.maps.shape[1:]
         return rows, columns, width
 
-    def of(self, wanted: Strings) -> tuple[Rows, list[str]]:
+    def of(self, ids: Strings) -> tuple[Rows, list[str]]:
         """The maps of some clips.
 
         Args:
-            wanted: Ids of the clips.
+            ids: Ids of the clips.
 
         Returns:
             Row of each clip's map, -1 where there is none; and the ids of those clips.
         """
         order = sorted_ids(self.ids)
-        known = np.array([name.encode() for name in self.ids], dtype=bytes)[order]
-        names = np.array([name.encode() for name in wanted], dtype=bytes)
-        places = np.minimum(np.searchsorted(known, names), len(known) - 1)
-        rows = np.where(known[places] == names, order[places], -1)
-        return rows, list(wanted.take(np.flatnonzero(rows < 0)))
+        column = np.array([name.encode() for name in self.ids], dtype=bytes)[order]
+        names = np.array([name.encode() for name in ids], dtype=bytes)
+        positions = np.minimum(np.searchsorted(column, names), len(column) - 1)
+        rows = np.where(column[positions] == names, order[positions], -1)
+        return rows, list(ids.take(np.flatnonzero(rows < 0)))
 
 
-class ReadySource:
+class ReadyMapSource:
     """Ready maps in the order of a cache.
 
     Args:
@@ -106,14 +106,14 @@ def read_ready(file: Path, extent_file: Path, key: str | None = None) -> ReadyMa
             not finite in float16.
         ConfigError: The maps and the extent do not fit each other, or the key is not there.
     """
-    said, extent = _read_extent(extent_file)
+    metadata, extent = _read_extent(extent_file)
     if not file.is_file():
         raise DataError(f"there is no file {file}: give the npz of the ready maps as --from")
-    wanted = said.get("sha256")
-    if wanted is not None and file_sum(file) != f"sha256:{str(wanted).removeprefix('sha256:')}":
+    expected = metadata.get("sha256")
+    if expected is not None and checksum(file) != f"sha256:{str(expected).removeprefix('sha256:')}":
         raise DataError(
             f"{file} is not the file that {extent_file} describes: its sha256 is "
-            f"{file_sum(file).removeprefix('sha256:')}, and the JSON says {wanted}"
+            f"{checksum(file).removeprefix('sha256:')}, and the JSON says {expected}"
         )
     ids, maps, name = _read_arrays(file, key)
     rows, columns = maps.shape[1:3]
@@ -122,14 +122,19 @@ def read_ready(file: Path, extent_file: Path, key: str | None = None) -> ReadyMa
             f"{file}: {name} has maps of {rows} rows, and freq_edges of {extent_file} are the "
             f"borders of {extent.rows}: give one more border than there are rows"
         )
-    if "columns" in said and columns != said["columns"]:
+    if "columns" in metadata and columns != metadata["columns"]:
         raise ConfigError(
             f"{file}: {name} has maps of {columns} columns, and {extent_file} says "
-            f"{said['columns']}: correct one of them"
+            f"{metadata['columns']}: correct one of them"
         )
     _require_finite(file, ids, maps)
     return ReadyMaps(
-        file, Strings(ids.tolist()), maps, said["teacher"], extent, _fingerprint(ids, maps, extent)
+        file,
+        Strings(ids.tolist()),
+        maps,
+        metadata["teacher"],
+        extent,
+        _fingerprint(ids, maps, extent),
     )
 
 
@@ -139,23 +144,23 @@ def _read_extent(file: Path) -> tuple[dict[str, Any], Extent]:
             f"there is no file {file}: give as --extent a JSON with {', '.join(_REQUIRED)}"
         )
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file}: not JSON ({error}); correct it") from None
-    if not isinstance(said, dict):
+    if not isinstance(metadata, dict):
         raise DataError(f"{file}: give an object with {', '.join(_REQUIRED)}")
-    missing = [key for key in _REQUIRED if key not in said]
-    unknown = sorted(set(said) - {*_REQUIRED, *_OPTIONAL})
+    missing = [key for key in _REQUIRED if key not in metadata]
+    unknown = sorted(set(metadata) - {*_REQUIRED, *_OPTIONAL})
     if missing or unknown:
         what = f"lacks {', '.join(missing)}" if missing else f"has an unknown key {unknown[0]!r}"
         raise DataError(
             f"{file} {what}: it needs {', '.join(_REQUIRED)}, and may have {', '.join(_OPTIONAL)}"
         )
-    if not isinstance(said["teacher"], str) or not said["teacher"]:
-        raise DataError(f"{file}: teacher is {said['teacher']!r}; give its name, for results")
+    if not isinstance(metadata["teacher"], str) or not metadata["teacher"]:
+        raise DataError(f"{file}: teacher is {metadata['teacher']!r}; give its name, for results")
     try:
-        edges = tuple(float(edge) for edge in said["freq_edges"])
-        return said, Extent(float(said["first_centre"]), float(said["step"]), edges)
+        edges = tuple(float(edge) for edge in metadata["freq_edges"])
+        return metadata, Extent(float(metadata["first_centre"]), float(metadata["step"]), edges)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{file}: first_centre and step are seconds, and freq_edges a list of Hz ({error})"
@@ -205,8 +210,8 @@ def _require_finite(file: Path, ids: NDArray[np.str_], maps: NDArray[np.floating
     for first in range(0, len(maps), _BLOCK):
         with np.errstate(over="ignore"):
             block = maps[first : first + _BLOCK].astype(np.float16)
-        fine = np.isfinite(block).all(axis=(1, 2, 3))
-        bad += ids[first : first + _BLOCK][~fine].tolist()
+        finite = np.isfinite(block).all(axis=(1, 2, 3))
+        bad += ids[first : first + _BLOCK][~finite].tolist()
     if bad:
         raise DataError(
             f"{file}: the maps of {len(bad)} clips hold NaN, or values beyond float16's 65504: "

@@ -109,7 +109,7 @@ def test_bad_sound_files_are_skipped_and_counted(
     said = [record.getMessage() for record in caplog.records]
     for clip in bad:
         assert sum(str(clip) in text for text in said) == 1
-    assert "odd clips: 0 silent, 0 shorter than one frame, 2 unreadable" in said
+    assert "bad clips: 0 silent, 0 shorter than one frame, 2 unreadable" in said
     logits = np.load(tmp_path / "run" / "logits" / "val_last.npz")
     assert len(logits["ids"]) == 5
     assert bad[0].name not in logits["ids"]

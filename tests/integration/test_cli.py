@@ -54,9 +54,9 @@ def test_a_run_leaves_its_files(trained: Run) -> None:
     } <= have
     kept = yaml.safe_load((trained.folder / "config.yaml").read_text())
     assert kept["trainer"]["default_root_dir"] == str(trained.folder)
-    facts = json.loads((trained.folder / "environment.json").read_text())
-    assert facts["command"][1] == "fit"
-    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
+    info = json.loads((trained.folder / "environment.json").read_text())
+    assert info["command"][1] == "fit"
+    assert info["versions"]["torch"] == torch.__version__.partition("+")[0]
     logits = np.load(trained.folder / "logits" / "val_last.npz")
     assert len(set(logits["ids"])) == FOLD
     assert logits["logits"].shape == (FOLD, 3)

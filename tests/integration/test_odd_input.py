@@ -46,9 +46,9 @@ def test_odd_clips_train_and_test(
     caplog.set_level("INFO")
     done = call("fit", *argv)
     assert done.code == 0, done.err
-    told = [record.getMessage() for record in caplog.records if "odd clips" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "bad clips" in record.getMessage()]
     # Twenty-four training clips are four whole batches: each of the odd ones was read.
-    assert told == ["odd clips: 2 silent, 2 shorter than one frame, 0 unreadable"]
+    assert told == ["bad clips: 2 silent, 2 shorter than one frame, 0 unreadable"]
     # Only what had to be changed is kept: 8 kHz and stereo, in either part.
     assert len(list(cache.rglob("*.npy"))) == 4
     with (tmp_path / "run/logs/version_0/metrics.csv").open(newline="") as file:
@@ -58,8 +58,8 @@ def test_odd_clips_train_and_test(
     caplog.clear()
     done = call("test", *argv, "--ckpt_path", tmp_path / "run/checkpoints/last.ckpt")
     assert done.code == 0, done.err
-    told = [record.getMessage() for record in caplog.records if "odd clips" in record.getMessage()]
-    assert told == ["odd clips: 1 silent, 1 shorter than one frame, 0 unreadable"]
+    told = [record.getMessage() for record in caplog.records if "bad clips" in record.getMessage()]
+    assert told == ["bad clips: 1 silent, 1 shorter than one frame, 0 unreadable"]
     logits = np.load(tmp_path / "run" / "logits" / "test.npz")
     assert len(logits["ids"]) == FOLD == CLIPS // 5
     assert {path.name for kind, path in made.items() if kind.endswith("1")} <= set(logits["ids"])

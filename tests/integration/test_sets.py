@@ -123,10 +123,10 @@ def test_a_mixture_trains(write: Write, sounds: Path, words: Path, tmp_path: Pat
     done = call("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "run")
     assert done.code == 0, done.err
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    facts = state["hyper_parameters"]
-    assert len(facts["labels"]) == 3 + 12
-    assert facts["labels"][-12:] == list(CLASSES)
-    front_end = facts["front_end"]["init_args"]
+    info = state["hyper_parameters"]
+    assert len(info["labels"]) == 3 + 12
+    assert info["labels"][-12:] == list(CLASSES)
+    front_end = info["front_end"]["init_args"]
     assert (front_end["mean"], front_end["frames"]) == (-5.0, 64)
     assert state["global_step"] == (CLIPS - FOLD + 13) // 6
     kept = contents(tmp_path / "run")["config.yaml"].decode()

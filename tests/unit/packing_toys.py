@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from peas.data.clips import Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.module import ClipDataModule
 from peas.data.packed.encoding import Coding
-from peas.data.packed.packing import pack
+from peas.data.packed.writer import pack
 
 LABELS = ["a", "b", "c"]
 

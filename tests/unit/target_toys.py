@@ -11,9 +11,9 @@ from torch import nn
 from peas.data.columns import Strings
 from peas.errors import CheckpointError
 from peas.teachers.base import Teacher
+from peas.teachers.cache import TargetSettings
 from peas.teachers.grid import Extent
-from peas.teachers.manifest import Recipe
-from peas.teachers.writing import Block, ids_sum, write_targets
+from peas.teachers.target_writer import Block, ids_sum, write_targets
 
 SHAPE = (2, 5, 3)
 EXTENT = {"first_centre": 0.1, "step": 0.2, "freq_edges": [0.0, 1000.0, 8000.0]}
@@ -50,7 +50,7 @@ class Maps:
 
 def recipe(ids=IDS, **settings):
     """What the toy caches are made of."""
-    return Recipe(
+    return TargetSettings(
         **{
             "teacher": "Toy",
             "fingerprint": "toy:1",

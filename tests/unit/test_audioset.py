@@ -119,14 +119,14 @@ def _check_parts(root, **settings):
 
 
 def test_facts(root):
-    facts = _set(root).facts
-    assert (len(facts.labels), facts.labels[0], facts.labels[526]) == (
+    info = _set(root).info
+    assert (len(info.labels), info.labels[0], info.labels[526]) == (
         527,
         "Speech",
         "Field recording",
     )
-    assert (facts.mean, facts.std, facts.frames) == (-4.2677393, 4.5689974, 1024)
-    assert facts.multi_label
+    assert (info.mean, info.std, info.frames) == (-4.2677393, 4.5689974, 1024)
+    assert info.multi_label
     module = AudioSet(str(root))
     assert (module.batch_size, module.eval_batch_size, module.mixup) == (12, 24, 0.5)
     assert (module.sampling, module.subset) == ("uniform", "as2m")

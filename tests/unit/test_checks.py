@@ -19,9 +19,8 @@ from peas.data.checks.findings import (
     of_two_sets,
     several,
 )
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.sounds import Sounds, Source
 from peas.errors import AudioError, DataError
 

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from peas.data.batch import Item
-from peas.data.loader import ClipLoader, OddClips, Packer
+from peas.data.loader import BadClips, ClipLoader, CollateClips
 from peas.errors import DataError
 from peas.utils.children import CONTEXT, signal_that_ended, why_killed
 
@@ -156,13 +156,13 @@ class Slow(Dataset):
 def test_a_worker_that_does_not_answer_is_one_message():
     loader = ClipLoader(
         Slow(5),
-        OddClips(),
+        BadClips(),
         root="/the/set",
         batch_size=2,
         num_workers=2,
         # Long enough for two workers to start on a busy machine.
         timeout=3.0,
-        collate_fn=Packer(),
+        collate_fn=CollateClips(),
     )
     read, begun = [], time.monotonic()
     with pytest.raises(DataError) as caught:
@@ -178,7 +178,9 @@ def test_a_worker_that_does_not_answer_is_one_message():
 
 
 def test_workers_of_an_evaluation_are_forked_once():
-    loader = ClipLoader(Slow(None), OddClips(), batch_size=2, num_workers=1, collate_fn=Packer())
+    loader = ClipLoader(
+        Slow(None), BadClips(), batch_size=2, num_workers=1, collate_fn=CollateClips()
+    )
     epochs, workers = [], set()
     for _ in range(3):
         epochs.append([batch["id"] for batch in loader])
@@ -196,12 +198,12 @@ def test_a_worker_that_stops_before_it_hands_over_its_batch_is_one_message(monke
     monkeypatch.setattr("peas.utils.children._reasons", [])
     loader = ClipLoader(
         Slow(-1),
-        OddClips(),
+        BadClips(),
         root="/the/set",
         batch_size=1,
         num_workers=1,
         timeout=3.0,
-        collate_fn=Packer(),
+        collate_fn=CollateClips(),
     )
     batches = iter(loader)
     next(batches)

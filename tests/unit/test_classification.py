@@ -22,8 +22,8 @@ def small(**settings: Any) -> Classification:
 
 
 def test_facts_come_from_the_data(peas_run: Run) -> None:
-    h, facts = peas_run.task.hparams, peas_run.module.facts
-    assert h["labels"] == facts.labels == LABELS
+    h, info = peas_run.task.hparams, peas_run.module.info
+    assert h["labels"] == info.labels == LABELS
     assert h["multi_label"] is False
     heard = h["front_end"]["init_args"]
     assert (heard["mean"], heard["std"], heard["frames"]) == (-5.2411, 4.1377, 64)

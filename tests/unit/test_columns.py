@@ -37,11 +37,11 @@ def _file(folder, name, seconds, rate=16_000):
 
 
 def test_joined_tables_read_their_own_files(tmp_path):
-    reader = ResampledCache(None, rate=16_000, channels="mean")
+    decoder = ResampledCache(None, rate=16_000, channels="mean")
     for name in ("a.wav", "bb.wav", "ccc.wav"):
         _file(tmp_path, name, 0.1)
     tables = [
-        ClipTable(Strings(names), targets, SoundFiles(reader, tmp_path, Strings(names)))
+        ClipTable(Strings(names), targets, SoundFiles(decoder, tmp_path, Strings(names)))
         for names, targets in (
             (["a.wav", "bb.wav"], Targets.one_each([0, 1])),
             (["ccc.wav"], Targets.several([[0, 1]])),
@@ -62,11 +62,11 @@ def test_a_stretch_of_a_file_is_that_stretch(tmp_path):
     part = audio.load(tmp_path / "a.wav", 8_000, start=0.5, stop=1.25)
     assert torch.equal(part, whole[4_000:10_000])
     assert torch.equal(audio.load(tmp_path / "a.wav", 8_000, start=1.5, stop=2.04), whole[12_000:])
-    reader = ResampledCache(tmp_path / "kept", rate=16_000, channels="mean")
-    first = reader.load(tmp_path / "a.wav", start=0.5, stop=1.0)
-    other = reader.load(tmp_path / "a.wav", start=1.0, stop=1.5)
+    decoder = ResampledCache(tmp_path / "kept", rate=16_000, channels="mean")
+    first = decoder.load(tmp_path / "a.wav", start=0.5, stop=1.0)
+    other = decoder.load(tmp_path / "a.wav", start=1.0, stop=1.5)
     assert not torch.equal(first, other)
-    assert torch.equal(reader.load(tmp_path / "a.wav", start=0.5, stop=1.0), first)
+    assert torch.equal(decoder.load(tmp_path / "a.wav", start=0.5, stop=1.0), first)
     assert len(list((tmp_path / "kept").rglob("*.npy"))) == 2
 
 

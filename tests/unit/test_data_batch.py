@@ -1,13 +1,13 @@
 import torch
 
 from peas.augment.mixup import mix
-from peas.data.batch import Broken, Item, collate
+from peas.data.batch import Item, Unreadable, collate
 
 
 def test_collate_pads_and_places():
     items = [
         Item(torch.ones(3), 1, "a", position=9),
-        Broken("b", "b.wav: empty"),
+        Unreadable("b", "b.wav: empty"),
         Item(torch.ones(5), 4, "c", position=13, mixed=True),
     ]
     batch = collate(items, global_size=8)

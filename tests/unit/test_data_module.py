@@ -12,9 +12,9 @@ import peas.data
 from peas.audio.frontend import LogMel
 from peas.data.clips import ClipDataset, input_samples
 from peas.data.columns import Targets
-from peas.data.loader import OddClips
+from peas.data.distributed_samplers import ClipKey
+from peas.data.loader import BadClips
 from peas.data.module import ClipDataModule
-from peas.data.samplers import ClipKey
 from peas.errors import AudioError, ConfigError, DataError
 
 
@@ -57,9 +57,9 @@ def _equal(left, right):
 
 def test_facts_and_no_hyperparameters(tones):
     module = Tones(tones)
-    assert module.facts.labels == ["a", "b", "c"]
-    assert (module.facts.mean, module.facts.std, module.facts.frames) == (-6.0, 5.0, 64)
-    assert not module.facts.multi_label
+    assert module.info.labels == ["a", "b", "c"]
+    assert (module.info.mean, module.info.std, module.info.frames) == (-6.0, 5.0, 64)
+    assert not module.info.multi_label
     assert not module.hparams
 
 
@@ -121,10 +121,10 @@ def _state_after(loader, batches):
 @pytest.mark.parametrize(
     ("changes", "rank_and_world", "said"),
     [
-        ({"batch_size": 5}, (0, 1), r"2 batches of 4 clips .* now has 5"),
-        ({}, (1, 2), r"2 batches of 4 clips .* now has 8"),
-        ({"sampling": "balanced"}, (0, 1), "its order is another one"),
-        ({"label_fraction": 0.5}, (0, 1), "its order is another one"),
+        ({"batch_size": 5}, (0, 1), r"2 batches of 4 clips.* 5"),
+        ({}, (1, 2), r"2 batches of 4 clips.* 8"),
+        ({"sampling": "balanced"}, (0, 1), "order"),
+        ({"label_fraction": 0.5}, (0, 1), "order"),
     ],
 )
 def test_a_place_inside_an_epoch_means_the_same_clips_or_is_refused(
@@ -132,7 +132,7 @@ def test_a_place_inside_an_epoch_means_the_same_clips_or_is_refused(
 ):
     state = _state_after(Tones(tones).train_dataloader(), 2)
     module = Tones(tones, **changes)
-    module._place = lambda: rank_and_world
+    module._rank = lambda: rank_and_world
     loader = module.train_dataloader()
     loader.load_state_dict(state)
     with pytest.raises(ConfigError, match=said):
@@ -150,7 +150,7 @@ def test_rows_that_came_into_another_order_move_the_place(tones, monkeypatch):
     monkeypatch.setattr(module, "clips", lambda split: table.take(range(len(table))[::-1]))
     loader = module.train_dataloader()
     loader.load_state_dict(state)
-    with pytest.raises(ConfigError, match="its order is another one"):
+    with pytest.raises(ConfigError, match="order"):
         next(iter(loader))
 
 
@@ -159,7 +159,7 @@ def test_the_same_global_batch_on_more_processes_keeps_the_place(tones):
     names = []
     for rank in range(2):
         module = Tones(tones, batch_size=2)
-        module._place = lambda rank=rank: (rank, 2)
+        module._rank = lambda rank=rank: (rank, 2)
         loader = module.train_dataloader()
         loader.load_state_dict(state)
         names += [name for batch in loader for name in batch["id"]]
@@ -184,7 +184,7 @@ def test_mixtures_do_not_depend_on_workers_or_ranks(tones, workers):
     }
     for rank in range(2):
         module = Tones(tones, mixup=0.7, num_workers=workers, batch_size=2)
-        module._place = lambda rank=rank: (rank, 2)
+        module._rank = lambda rank=rank: (rank, 2)
         for batch in module.train_dataloader():
             assert batch["row"].tolist() == [rank, rank + 2]
             assert batch["global_size"] == 4
@@ -243,7 +243,7 @@ def test_broken_clip_is_left_out_and_counted(tones, workers, caplog):
             assert len(batches) == 5
     short = next(batch for batch in batches if len(batch["id"]) == 3)
     assert len(set(short["row"].tolist())) == 3
-    assert module.odd_clips.broken == {"05.wav"}
+    assert module.bad_clips.unreadable == {"05.wav"}
     assert len([record for record in caplog.records if "05.wav" in record.message]) == 1
 
 
@@ -265,7 +265,7 @@ def test_silent_and_short_clips_are_fine_and_told_once(tones, caplog):
         module.teardown("fit")
         module.teardown("fit")
     lines = [record.message for record in caplog.records if "silent" in record.message]
-    assert lines == ["odd clips: 1 silent, 1 shorter than one frame, 0 unreadable"]
+    assert lines == ["bad clips: 1 silent, 1 shorter than one frame, 0 unreadable"]
 
 
 def test_clips_that_lose_their_end_are_counted_once(tones, printed):
@@ -275,13 +275,13 @@ def test_clips_that_lose_their_end_are_counted_once(tones, printed):
     module = Tones(tones)
     _read(module.train_dataloader())
     _read(module.val_dataloader())
-    assert module.odd_clips.cut == {"04.wav", "05.wav"}
-    other = OddClips(cut={"05.wav", "99.wav"}, silent={"x"})
-    module.odd_clips.join(other)
-    module.tell_odd_clips()
+    assert module.bad_clips.cut == {"04.wav", "05.wav"}
+    other = BadClips(cut={"05.wav", "99.wav"}, silent={"x"})
+    module.bad_clips.join(other)
+    module.report_bad_clips()
     module.teardown("fit")
-    (line,) = [record.message for record in printed.records if "odd clips" in record.message]
-    assert line.startswith("odd clips: 1 silent, 0 shorter than one frame, 0 unreadable, 3 longer")
+    (line,) = [record.message for record in printed.records if "bad clips" in record.message]
+    assert line.startswith("bad clips: 1 silent, 0 shorter than one frame, 0 unreadable, 3 longer")
 
 
 def test_frames_count_as_the_front_end_has_them():

@@ -28,10 +28,10 @@ def test_splits_and_label_order(root):
     train = module.clips("train")
     assert train.ids == ["bed/2.wav", "bed/3.wav", "zero/1.wav", "zero/2.wav", "zero/3.wav"]
     assert train.targets.classes.tolist() == [3, 3, 4, 4, 4]
-    facts = module.facts
-    assert len(facts.labels) == 35
-    assert (facts.labels[0], facts.labels[34]) == ("backward", "one")
-    assert (facts.mean, facts.std, facts.frames) == (-6.845978, 5.5654526, 128)
+    info = module.info
+    assert len(info.labels) == 35
+    assert (info.labels[0], info.labels[34]) == ("backward", "one")
+    assert (info.mean, info.std, info.frames) == (-6.845978, 5.5654526, 128)
     assert module.mixup == 0.6
 
 
@@ -136,8 +136,8 @@ def test_test_archive_may_lie_among_the_words(root):
 
 
 def test_statistics_can_be_given(root):
-    assert SpeechCommands(root, mean=-1.0, std=2.0).facts.mean == -1.0
-    assert SpeechCommands(root, mean=-1.0, std=2.0).facts.std == 2.0
+    assert SpeechCommands(root, mean=-1.0, std=2.0).info.mean == -1.0
+    assert SpeechCommands(root, mean=-1.0, std=2.0).info.std == 2.0
 
 
 def test_real_recordings(shared, tmp_path):

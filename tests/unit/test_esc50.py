@@ -40,10 +40,10 @@ def test_official_split(tmp_path, rows):
     assert _folds(module.clips("train")) == {1, 3, 4, 5}
     assert _folds(module.clips("validation")) == _folds(module.clips("test")) == {2}
     assert module.clips("test").targets.classes.tolist() == [0, 3, 49, 10]
-    facts = module.facts
-    assert len(facts.labels) == 50
-    assert (facts.labels[0], facts.labels[49]) == ("dog", "hand_saw")
-    assert (facts.mean, facts.std, facts.frames) == (-6.6268077, 5.358466, 512)
+    info = module.info
+    assert len(info.labels) == 50
+    assert (info.labels[0], info.labels[49]) == ("dog", "hand_saw")
+    assert (info.mean, info.std, info.frames) == (-6.6268077, 5.358466, 512)
 
 
 @pytest.mark.parametrize(("fold", "following"), [(1, 2), (5, 1)])
@@ -56,7 +56,7 @@ def test_honest_split(tmp_path, rows, fold, following):
 
 def test_esc10_is_renumbered_in_order(tmp_path, rows):
     module = ESC50(_write(tmp_path, rows), esc10=True)
-    assert module.facts.labels == ["dog", "rain"]
+    assert module.info.labels == ["dog", "rain"]
     assert module.clips("test").targets.classes.tolist() == [0, 1]
     assert len(module.clips("train")) == 8
 
@@ -64,7 +64,7 @@ def test_esc10_is_renumbered_in_order(tmp_path, rows):
 def test_own_categories(tmp_path):
     rows = [_row(fold, *kind) for fold in (1, 2) for kind in ((1, "hum"), (0, "buzz"))]
     module = ESC50(_write(tmp_path, rows))
-    assert module.facts.labels == ["buzz", "hum"]
+    assert module.info.labels == ["buzz", "hum"]
 
 
 def _reject(root, match, **settings):
@@ -152,7 +152,7 @@ def test_real_recordings(shared, tmp_path):
         shared / "data" / "esc10", esc10=True, num_workers=0, cache_dir=str(tmp_path / "cache")
     )
     module.setup("fit")
-    assert len(module.facts.labels) == 10
+    assert len(module.info.labels) == 10
     assert [len(module.clips(split)) for split in ("train", "validation")] == [320, 80]
     assert sorted(set(module.clips("train").targets.classes)) == list(range(10))
     batch = next(iter(module.val_dataloader()))

@@ -17,9 +17,9 @@ from peas.callbacks.run_files import label_map
 from peas.cli import verbs
 from peas.data.columns import Strings, Targets
 from peas.data.fingerprint import Fingerprint
-from peas.data.folder.class_order import read_order
-from peas.data.folder.holdout import draw_parts
+from peas.data.folder.csv_file import read_class_order
 from peas.data.folder.module import AudioFolder
+from peas.data.folder.splits import assign_parts
 from peas.data.module import SPLITS
 from peas.errors import AudioError, ConfigError, DataError
 
@@ -211,7 +211,7 @@ def test_csv_dialects(tmp_path, text):
         (b"", r"clips\.csv: the first line is empty"),
         (b"path,label\n", r"clips\.csv lists no clips: 0 rows"),
         (b"path,label\na/1.wav,caf\xe9\n", r"clips\.csv line 2: not UTF-8 text.*iconv"),
-        (b"path,label\na/1.wav,b\na/2.wav\n", r"cannot be read as a table.*the 2 cells"),
+        (b"path,label\na/1.wav,b\na/2.wav\n", r"cannot be read as a table.* 2 fields"),
         (b"path,label,path\na,b,c\n", r"several columns path"),
         (b"filename,category\na,b\n", r"no column path .*are filename, category.*rename filename"),
         (b"x,y\na,b\n", r"no column path \(its columns are x, y\)"),
@@ -368,7 +368,7 @@ def test_several_labels(tmp_path):
     text = _lines("path,labels", "1.wav,hum; buzz", "2.wav,buzz;;buzz;", '3.wav,"hiss;hum"')
     module = _table(tmp_path, text, "1.wav", "2.wav", "3.wav")
     assert module.labels == ["buzz", "hiss", "hum"]
-    assert module.facts.multi_label
+    assert module.info.multi_label
     targets = module.clips("train").targets
     assert [targets[row].tolist() for row in range(3)] == [[0, 2], [0], [1, 2]]
 
@@ -380,8 +380,8 @@ def test_other_separator_in_a_csv_of_semicolons(tmp_path):
 
 def test_one_label_each_in_the_column_of_several(tmp_path):
     text = "path,labels\n1.wav,a\n2.wav,b\n"
-    assert not _table(tmp_path, text, "1.wav", "2.wav").facts.multi_label
-    assert _table(tmp_path, text, multi_label=True).facts.multi_label
+    assert not _table(tmp_path, text, "1.wav", "2.wav").info.multi_label
+    assert _table(tmp_path, text, multi_label=True).info.multi_label
 
 
 def test_several_labels_where_one_is_asked_for(tmp_path):
@@ -439,7 +439,7 @@ def test_the_label_map_of_a_run_is_read_back(tmp_path, name):
         ("hum\nbuzz\nhum\n", r"labels\.txt names hum more than once"),
         ("\n\n", r"labels\.txt names no class"),
         ("index,name\n0,hum\n2,buzz\n", r"numbered 0 to 1, each once, but there is 2"),
-        ("index,name\n0,hum\n1\n", r"fewer cells than the first line"),
+        ("index,name\n0,hum\n1\n", r"fewer fields"),
     ],
 )
 def test_orders_that_are_refused(tmp_path, text, match):
@@ -452,7 +452,7 @@ def test_missing_or_foreign_order(tmp_path):
     _reject(_tree(tmp_path, "a/1.wav", labels_file="no.txt"), r"no\.txt.*labels_file")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"latin\.txt: not UTF-8"):
-        read_order(tmp_path / "latin.txt")
+        read_class_order(tmp_path / "latin.txt")
 
 
 def test_classes_of_a_checkpoint_are_taken_where_the_clips_have_no_others(tmp_path):
@@ -607,7 +607,7 @@ def test_divisions_that_do_not_fit_the_set(tmp_path, settings, match, error):
 
 def test_fold_must_be_said_and_be_there(tmp_path):
     text = "path,label,fold\n1.wav,a,1\n2.wav,a,2\n"
-    _reject(_table(tmp_path, text), r"fold is null, .* has the folds 1, 2: say which", ConfigError)
+    _reject(_table(tmp_path, text), r"fold is null, .* has the folds 1, 2: ", ConfigError)
     assert _table(tmp_path, text).inventory().parts == ["fold 1", "fold 2"]
     two = _table(tmp_path, text, "1.wav", "2.wav", fold=1, split="3/1/1")
     _reject(two, r"only the folds 1, 2: none is left for train with .*split 3/1/1")
@@ -686,7 +686,7 @@ def _groups(clips=600, classes=3, seed=0):
 
 def test_drawn_parts_share_no_recording_and_no_speaker():
     recordings, speakers, targets = _groups()
-    parts = draw_parts(recordings, speakers, targets, (0.2, 0.1))
+    parts = assign_parts(recordings, speakers, targets, (0.2, 0.1))
     for names in (recordings, speakers):
         of_name = {name: set(parts[np.array(list(names)) == name]) for name in set(names) - {""}}
         assert all(len(found) == 1 for found in of_name.values())
@@ -697,29 +697,29 @@ def test_drawn_parts_share_no_recording_and_no_speaker():
 
 def test_drawn_parts_do_not_depend_on_the_order_of_clips():
     recordings, speakers, targets = _groups()
-    parts = draw_parts(recordings, speakers, targets, (0.2, 0.1))
+    parts = assign_parts(recordings, speakers, targets, (0.2, 0.1))
     order = np.random.default_rng(1).permutation(len(parts))
     columns = (column.take(order) for column in (recordings, speakers, targets))
-    np.testing.assert_array_equal(draw_parts(*columns, (0.2, 0.1)), parts[order])
+    np.testing.assert_array_equal(assign_parts(*columns, (0.2, 0.1)), parts[order])
 
 
 def test_ties_through_others_hold():
     # a and b share a speaker, b and c a recording: all three are one group.
     recordings, speakers = Strings(["a", "b", "b", "c"]), Strings(["x", "x", "y", "y"])
     targets = Targets.one_each([0, 0, 0, 0])
-    assert len(set(draw_parts(recordings, speakers, targets, (0.4, 0.4)))) == 1
-    apart = draw_parts(recordings, Strings(["x", "x", "", ""]), targets, (0.25,))
+    assert len(set(assign_parts(recordings, speakers, targets, (0.4, 0.4)))) == 1
+    apart = assign_parts(recordings, Strings(["x", "x", "", ""]), targets, (0.25,))
     assert apart.tolist() == [0, 0, 0, 1]
 
 
 def test_drawn_parts_of_clips_without_or_with_several_classes():
     names = Strings([f"{n}" for n in range(100)])
-    assert np.bincount(draw_parts(names, None, Targets.none(100), (0.1, 0.2))).tolist() == [
+    assert np.bincount(assign_parts(names, None, Targets.none(100), (0.1, 0.2))).tolist() == [
         *(70, 10, 20)
     ]
     # Every clip has class 0, ten of them class 1 as well: the rarer class is dealt out evenly.
     several = Targets.several([[0, 1] if n % 10 == 0 else [0] for n in range(100)])
-    parts = draw_parts(names, None, several, (0.2,))
+    parts = assign_parts(names, None, several, (0.2,))
     assert (parts[::10] == 1).sum() == 2
 
 
@@ -753,35 +753,35 @@ def test_statistics_are_those_of_the_training_clips(noises):
     waveforms = torch.stack([table.sounds.load(row) for row in range(2)])
     front_end = LogMel(frames=20, mean=0.0, std=0.5)
     cells = front_end(waveforms, torch.tensor([8000, 8000])).log_mel.double()
-    assert module.facts.mean == pytest.approx(float(cells.mean()), abs=1e-6)
-    assert module.facts.std == pytest.approx(float(cells.std(correction=0)), abs=1e-6)
-    assert (module.mean, module.std) == (module.facts.mean, module.facts.std)
+    assert module.info.mean == pytest.approx(float(cells.mean()), abs=1e-6)
+    assert module.info.std == pytest.approx(float(cells.std(correction=0)), abs=1e-6)
+    assert (module.mean, module.std) == (module.info.mean, module.info.std)
 
 
 def test_statistics_are_measured_once_and_again_when_a_sound_changes(noises):
-    first = _unmeasured(noises).facts
+    first = _unmeasured(noises).info
     (entry,) = _kept(noises)
     entry.write_text(json.dumps({"mean": -1.0, "std": 2.0}))
-    assert (_unmeasured(noises).facts.mean, _unmeasured(noises).facts.std) == (-1.0, 2.0)
+    assert (_unmeasured(noises).info.mean, _unmeasured(noises).info.std) == (-1.0, 2.0)
     # Test clips do not count, other lengths and training clips do.
     os.utime(noises / "3.wav", (0, 0))
-    assert _unmeasured(noises).facts.mean == -1.0
-    assert _unmeasured(noises, frames=10).facts.mean != -1.0
+    assert _unmeasured(noises).info.mean == -1.0
+    assert _unmeasured(noises, frames=10).info.mean != -1.0
     os.utime(noises / "1.wav", (0, 0))
-    assert _unmeasured(noises).facts.mean == first.mean
+    assert _unmeasured(noises).info.mean == first.mean
     entry.write_text("{")
-    assert _unmeasured(noises).facts.mean == first.mean
+    assert _unmeasured(noises).info.mean == first.mean
 
 
 def test_statistics_without_a_cache(noises):
-    assert _unmeasured(noises, cache_dir="").facts == _unmeasured(noises).facts
+    assert _unmeasured(noises, cache_dir="").info == _unmeasured(noises).info
 
 
 def test_statistics_are_not_measured_where_they_are_given(noises):
     (noises / "0.wav").write_bytes(b"no sound")
     module = _unmeasured(noises, mean=-3.0, std=2.0)
     module.prepare_data()
-    assert (module.facts.mean, module.facts.std) == (-3.0, 2.0)
+    assert (module.info.mean, module.info.std) == (-3.0, 2.0)
     assert not _kept(noises)
 
 
@@ -789,10 +789,10 @@ def test_statistics_with_a_broken_clip(noises):
     (noises / "0.wav").write_bytes(b"no sound")
     with pytest.raises(AudioError, match=r"0\.wav"):
         _unmeasured(noises).prepare_data()
-    alone = _unmeasured(noises, on_error="skip").facts
+    alone = _unmeasured(noises, on_error="skip").info
     whole = _table(noises, "path,label,split\n1.wav,x,train\n2.wav,x,test\n", mean=None, std=None)
     whole.frames = 20
-    assert alone.mean == whole.facts.mean
+    assert alone.mean == whole.info.mean
 
 
 def test_statistics_of_silence(noises):

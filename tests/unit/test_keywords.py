@@ -191,7 +191,7 @@ def test_counts_of_superb(monkeypatch, tmp_path, lists):
         assert list(per_class(data.clips(split)).values()) == classes
     sizes = [len(data.clips(split)) for split in SUPERB]
     assert sizes == [51_094, 6_804, 3_081]
-    assert data.order(data.clips("train")).count == 51_094
+    assert data.epoch_sampler(data.clips("train")).count == 51_094
 
 
 def test_counts_of_version_2(monkeypatch, tmp_path):
@@ -233,8 +233,8 @@ def test_classes_and_splits_of_the_miniature(ks1):
         for row, name in enumerate(table.ids)
         if (word := name.partition("/")[0]) in V1_WORDS
     )
-    assert (data.facts.mean, data.facts.std, data.facts.frames) == (-6.702, 5.448, 128)
-    assert not data.facts.multi_label
+    assert (data.info.mean, data.info.std, data.info.frames) == (-6.702, 5.448, 128)
+    assert not data.info.multi_label
 
 
 def test_more_training_silence(ks1):
@@ -344,7 +344,7 @@ def test_clips_of_one_recording_lie_at_different_places(tmp_path):
     write(tmp_path / "long.wav", 4.0)
     crops = NoiseCrops(16_000, "mean", [tmp_path / "long.wav"], Strings(["a", "b", "c"]))
     assert len({crops.source(row).start for row in range(3)}) == 3
-    assert crops.reader.folder is None
+    assert crops.decoder.folder is None
 
 
 def test_seconds_of_noise_are_not_kept_on_disk(tmp_path):
@@ -392,10 +392,10 @@ def equal(left: list, right: list) -> bool:
 def test_every_class_is_drawn_as_often(ks1):
     data = module(ks1)
     table = data.clips("train")
-    order = data.order(table)
+    order = data.epoch_sampler(table)
     assert order.count == len(table) == 122
     assert order.repeats
-    drawn = torch.cat([order.draw(generator(0, "order", epoch, 0)) for epoch in range(60)])
+    drawn = torch.cat([order.sample(generator(0, "order", epoch, 0)) for epoch in range(60)])
     counts = table.targets.take(drawn.numpy()).counts(12)
     assert counts.sum() == 60 * 122
     # 610 of each expected, with a standard deviation of 23.6.
@@ -407,26 +407,26 @@ def test_half_of_unknown():
     targets = Targets.one_each([10, 0, 10, 10, 2, 10, 0, 10, 11, 10, 0, 10, 10, 0, 10, 11])
     order = HalfOfUnknown(targets)
     assert (order.count, order.repeats) == (4 + 4 + 9 + 4, True)
-    first, second = (order.draw(generator(0, "order", epoch, 0)) for epoch in range(2))
+    first, second = (order.sample(generator(0, "order", epoch, 0)) for epoch in range(2))
     for drawn in (first, second):
         counts = targets.take(drawn.numpy()).counts(12)
         assert counts[[0, 1, 2, 10, 11]].tolist() == [4, 0, 4, 9, 4]
         assert set(Counter(drawn.tolist()).values()) == {1, 2, 4}
     assert not torch.equal(first, second)
-    assert torch.equal(first, order.draw(generator(0, "order", 0, 0)))
+    assert torch.equal(first, order.sample(generator(0, "order", 0, 0)))
 
 
 def test_half_of_unknown_keeps_what_is_more():
     targets = Targets.one_each([10] * 5 + [0] * 5 + [3])
     order = HalfOfUnknown(targets)
-    drawn = order.draw(generator(0, "order", 0, 0)).numpy()
+    drawn = order.sample(generator(0, "order", 0, 0)).numpy()
     assert targets.take(drawn).counts(12)[[0, 3, 10]].tolist() == [5, 2, 5]
     assert sorted(Counter(drawn.tolist()).values()) == [1] * 10 + [2]
 
 
 def test_repeated_sampling_of_the_set(ks1):
     data = module(ks1, sampling="repeated")
-    assert data.order(data.clips("train")).count == 80 + 11 * 40
+    assert data.epoch_sampler(data.clips("train")).count == 80 + 11 * 40
     counts = Counter(int(c) for batch in data.train_dataloader() for c in batch["target"])
     assert counts[CLASSES.index(UNKNOWN)] == pytest.approx(80, abs=8)
 
@@ -439,7 +439,7 @@ def test_ranks_share_out_one_order(ks1, sampling, world):
     got = {}
     for rank in range(world):
         data = module(ks1, sampling=sampling, batch_size=6 // world)
-        data._place = lambda rank=rank: (rank, world)
+        data._rank = lambda rank=rank: (rank, world)
         for key in data.train_dataloader().sampler:
             assert key.position not in got
             got[key.position] = key

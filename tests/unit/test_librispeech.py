@@ -60,8 +60,8 @@ def test_clips_and_facts(root):
     ]
     assert data.clips("validation").ids == ["84-121123-0000", "84-121123-0001", "84-121550-0000"]
     assert data.clips("test").ids == ["61-70968-0000", "61-70968-0001"]
-    assert (data.facts.mean, data.facts.std, data.facts.frames) == (-4.2677393, 4.5689974, 1024)
-    assert data.facts.labels == []
+    assert (data.info.mean, data.info.std, data.info.frames) == (-4.2677393, 4.5689974, 1024)
+    assert data.info.labels == []
 
 
 def test_default_is_960_hours():
@@ -215,7 +215,7 @@ def test_ranks_share_out_one_order(root, world):
     got = {}
     for rank in range(world):
         data = module(root, batch_size=6 // world)
-        data._place = lambda rank=rank: (rank, world)
+        data._rank = lambda rank=rank: (rank, world)
         for key in data.train_dataloader().sampler:
             assert key.position not in got
             got[key.position] = key

@@ -526,14 +526,13 @@ def test_evaluation_needs_no_two_clips(sounds: Path, tmp_path: Path) -> None:
 def cache(folder: Path, sounds: Path, teacher: Teacher, leave_out: int = 0) -> Path:
     """A teacher's maps of every clip of the sounds, made clip by clip."""
     from peas.data.columns import Strings
-    from peas.teachers.manifest import Recipe
-    from peas.teachers.teaching import heard_samples
-    from peas.teachers.writing import Block, ids_sum, write_targets
+    from peas.teachers.cache import TargetSettings
+    from peas.teachers.target_writer import Block, ids_sum, teacher_samples, write_targets
 
     module = data(sounds)
     module.setup("fit")
     module.teacher_rate = teacher.rate
-    samples = heard_samples(64, teacher.rate)
+    samples = teacher_samples(64, teacher.rate)
     maps: dict[str, np.ndarray] = {}
     for split in ("train", "val"):
         clip_set = module.clips(split)
@@ -553,7 +552,7 @@ def cache(folder: Path, sounds: Path, teacher: Teacher, leave_out: int = 0) -> P
             for shard in shards:
                 yield Block(rows[shard.start : shard.stop], [])
 
-    recipe = Recipe(
+    recipe = TargetSettings(
         teacher=teacher.name,
         fingerprint=teacher.fingerprint,
         first_centre=EXTENT.first_centre,
@@ -659,7 +658,7 @@ def test_a_teacher_is_untouched_by_fit_and_nowhere_in_the_run(sounds: Path, tmp_
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_validation_start", "on_test_start"])
 def test_the_teacher_is_moved_to_the_device_of_the_batches(hook: str) -> None:
     task = small(**SYSTEMS["mam_clap"], **FACTS | {"frames": 64}, teacher=(teacher := ToyTeacher()))
-    module = SimpleNamespace(mixup=0.0, frames=64, teacher_rate=None, batch_size=8, facts=None)
+    module = SimpleNamespace(mixup=0.0, frames=64, teacher_rate=None, batch_size=8, info=None)
     device = torch.device("meta")
     # In `setup` the trainer's device is still the CPU.
     task._trainer = StandIn(  # type: ignore[assignment]

@@ -10,9 +10,8 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.data.librispeech import LibriSpeech
 from peas.data.mixture import Mixture
 from peas.data.module import ClipDataModule
@@ -130,17 +129,17 @@ def test_labels_are_joined_by_name(pair):
 
 def test_facts_are_the_first_sets_or_given(pair):
     pair[1].mean = 9.0
-    facts = mixture(pair).facts
-    assert (facts.mean, facts.std, facts.frames) == (-6.0, 5.0, 64)
-    facts = mixture(pair, mean=-1.0, std=2.0, frames=100).facts
-    assert (facts.mean, facts.std, facts.frames) == (-1.0, 2.0, 100)
-    facts = mixture(pair, frames=100).facts
-    assert (facts.mean, facts.std, facts.frames) == (-6.0, 5.0, 100)
+    info = mixture(pair).info
+    assert (info.mean, info.std, info.frames) == (-6.0, 5.0, 64)
+    info = mixture(pair, mean=-1.0, std=2.0, frames=100).info
+    assert (info.mean, info.std, info.frames) == (-1.0, 2.0, 100)
+    info = mixture(pair, frames=100).info
+    assert (info.mean, info.std, info.frames) == (-6.0, 5.0, 100)
 
 
 def test_a_set_with_several_classes_a_clip(pair, tmp_path):
     data = mixture([pair[0], Tones(tmp_path / "m", classes=("b", "e"), multi=True)])
-    assert data.facts.multi_label
+    assert data.info.multi_label
     table = data.clips("train")
     assert [data.labels[c] for c in table.targets[10]] == ["b", "e"]
     targets = torch.cat([batch["target"] for batch in data.train_dataloader()])
@@ -255,7 +254,7 @@ def drawn(data, epochs):
 
 def test_weights(pair):
     data = mixture(pair, weights=[2, 0.25], batch_size=2)
-    assert data.order(data.clips("train")).count == 22
+    assert data.epoch_sampler(data.clips("train")).count == 22
     epochs = drawn(data, range(40))
     for clips in epochs:
         counts = Counter(clips)
@@ -289,7 +288,7 @@ def test_ranks_share_out_one_order(pair, world):
     got = {}
     for rank in range(world):
         data = mixture(pair, batch_size=6 // world, **settings)
-        data._place = lambda rank=rank: (rank, world)
+        data._rank = lambda rank=rank: (rank, world)
         for key in data.train_dataloader().sampler:
             assert key.position not in got
             got[key.position] = key
@@ -333,7 +332,7 @@ def test_broken_clip_names_its_file(pair):
         read(mixture(pair).train_dataloader(), 0)
     data = mixture(pair, on_error="skip")
     read(data.train_dataloader(), 0)
-    assert data.odd_clips.broken == {"test_mixture-2/train/03.wav"}
+    assert data.bad_clips.unreadable == {"test_mixture-2/train/03.wav"}
 
 
 # --- inventory ----------------------------------------------------------------------------------
@@ -427,9 +426,9 @@ def test_example_in_the_docstring_is_what_the_parser_reads():
 def test_statistics_that_a_set_measures(pair, caplog):
     class Measured(Tones):
         @property
-        def facts(self):
+        def info(self):
             logging.getLogger("peas").warning("measured")
-            return super().facts
+            return super().info
 
     pair[0].__class__ = Measured
     data = mixture(pair)

@@ -17,14 +17,15 @@ from packing_toys import bag, content, packed, said, unknown
 from peas.audio import decode as audio
 from peas.cli.data import pack as command
 from peas.data.columns import Strings
-from peas.data.disk import only_one
 from peas.data.esc50 import ESC50
-from peas.data.packed import journal as packing_journal
-from peas.data.packed import packing, shards
+from peas.data.normalisation import measure
+from peas.data.packed import writer
+from peas.data.packed.arrow_files import ArrowShard
 from peas.data.packed.module import PackedSet
 from peas.data.sounds import Sounds
-from peas.data.statistics import measure
 from peas.errors import AudioError, ConfigError, DataError, PeasError
+from peas.utils import files
+from peas.utils.files import Locked, checksum, lock
 
 PARTS = ["train"] * 8 + ["test"] * 4
 
@@ -77,11 +78,7 @@ def test_sound_of_16_bits_is_stored_without_loss(loose, whole):
 
 
 def test_other_sound_is_mixed_resampled_and_rounded(tmp_path):
-    module = (
-        bag(tmp_path / "bag", PARTS, rate=44_100, channels=2, channels_arg=None)
-        if 0
-        else bag(tmp_path / "bag", PARTS[:2], rate=44_100, channels=2)
-    )
+    module = bag(tmp_path / "bag", PARTS[:2], rate=44_100, channels=2)
     packed(module, tmp_path / "packed", audio="wav")
     for row in _read(tmp_path / "packed"):
         waveform = audio.load(tmp_path / "bag" / row["id"], 16_000)
@@ -135,7 +132,7 @@ def test_manifest(whole):
     for stored in (manifest["index"], *manifest["shards"]):
         file = whole / stored["file"]
         assert file.stat().st_size == stored["bytes"]
-        assert shards.file_sum(file) == stored["checksum"]
+        assert checksum(file) == stored["checksum"]
     assert sum(stored["rows"] for stored in manifest["shards"]) == 12
     assert len(manifest["shards"]) > 3
     assert {stored["part"] for stored in manifest["shards"]} == {"train", "test"}
@@ -147,11 +144,11 @@ def test_statistics_are_measured_where_the_set_has_none(tmp_path):
     packed(module, tmp_path / "packed")
     training = PackedSet(str(tmp_path / "packed"), fold=2)
     expected = measure(training.clips("train"), 64, workers=0)
-    assert training.facts.mean == pytest.approx(expected.mean, rel=1e-6)
-    assert training.facts.std == pytest.approx(expected.std, rel=1e-6)
-    assert PackedSet(str(tmp_path / "packed"), fold=3).facts.mean != training.facts.mean
+    assert training.info.mean == pytest.approx(expected.mean, rel=1e-6)
+    assert training.info.std == pytest.approx(expected.std, rel=1e-6)
+    assert PackedSet(str(tmp_path / "packed"), fold=3).info.mean != training.info.mean
     packed(module, tmp_path / "wide", rate=32_000)
-    wide = PackedSet(str(tmp_path / "wide"), fold=2).facts
+    wide = PackedSet(str(tmp_path / "wide"), fold=2).info
     assert wide.mean == pytest.approx(expected.mean, abs=0.05)
 
 
@@ -183,9 +180,9 @@ def _killed_at(monkeypatch, module, out, moment, number):
 
             return call
 
-        monkeypatch.setattr(shards.os, "replace", die_at("rename", os.replace))
-        add = shards.ShardWriter.add
-        monkeypatch.setattr(shards.ShardWriter, "add", die_at("clip", add))
+        monkeypatch.setattr(files.os, "replace", die_at("rename", os.replace))
+        add = ArrowShard.add
+        monkeypatch.setattr(ArrowShard, "add", die_at("clip", add))
         packed(module, out)
 
     code = _child(work)
@@ -227,14 +224,14 @@ class _Strange(Sounds):
     """Sounds that do something strange when a row is asked for."""
 
     def __init__(self, base, what):
-        super().__init__(base.reader)
+        super().__init__(base.decoder)
         self.base = base
         self.what = what
 
     def __len__(self):
         return len(self.base)
 
-    def source(self, row, draw=None):
+    def source(self, row, crop=None):
         self.what(row)
         return self.base.source(row)
 
@@ -272,7 +269,7 @@ def test_a_worker_that_dies_is_named_with_its_clips(loose, tmp_path):
 
 def test_a_full_disk_and_then_room(loose, whole, tmp_path, monkeypatch):
     module, out = bag(loose, PARTS), tmp_path / "packed"
-    add = shards.ShardWriter.add
+    add = ArrowShard.add
 
     def full(self, row):
         if row["row"] == 5:
@@ -280,19 +277,19 @@ def test_a_full_disk_and_then_room(loose, whole, tmp_path, monkeypatch):
         add(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.ShardWriter, "add", full)
-        with pytest.raises(DataError, match=r"the disk is full .* run the same command again"):
+        patch.setattr(ArrowShard, "add", full)
+        with pytest.raises(DataError, match="disk is full"):
             packed(module, out)
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.partial"))
     packed(module, out)
     assert content(out) == content(whole)
 
 
 def test_what_is_complete_stays(loose, whole, tmp_path):
-    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in whole.glob("*[a-z].*")}
     again = packed(bag(loose, PARTS), whole, workers=2)
     assert again.clips == 12
-    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in whole.glob("*[a-z].*")} == before
     # Killed between its last two steps, a run leaves both files.
     (whole / "packing.json").write_text("{}")
     packed(bag(loose, PARTS), whole)
@@ -313,12 +310,12 @@ def begun(loose, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": 8_000}, "--rate was 16000 then, and is 8000 now"),
-        ({"rate": None}, "--rate was 16000 then, and is each file's own now"),
-        ({"audio": "wav"}, "--format was flac then, and is wav now"),
-        ({"channels": "first"}, "--channels was mean then, and is first now"),
-        ({"shard_bytes": 99}, "--shard-mb, in bytes, was 16000 then, and is 99 now"),
-        ({"name": "folder"}, "SET was bag then, and is folder now"),
+        ({"rate": 8_000}, "--rate .*16000 .*8000"),
+        ({"rate": None}, "--rate .*16000 .*null"),
+        ({"audio": "wav"}, "--format .*flac .*wav"),
+        ({"channels": "first"}, "--channels .*mean .*first"),
+        ({"shard_bytes": 99}, "--shard-mb.*16000 .*99"),
+        ({"name": "folder"}, "SET .*bag .*folder"),
     ],
 )
 def test_other_settings_are_refused(loose, whole, begun, settings, message, complete):
@@ -331,21 +328,21 @@ def test_other_settings_are_refused(loose, whole, begun, settings, message, comp
 
 def test_another_source_is_refused(loose, begun):
     for change, message in (
-        ({"labels": ["a", "b", "d"]}, "another source: the set had other classes then"),
-        ({"classes": [[0]] * 12}, "another source: the set had other clips then"),
-        ({"multi_label": True}, "multi_label was False then, and is True now"),
+        ({"labels": ["a", "b", "d"]}, "labels"),
+        ({"classes": [[0]] * 12}, "table"),
+        ({"multi_label": True}, "multi_label .*False .*True"),
     ):
         with pytest.raises(DataError, match=message):
             packed(bag(loose, PARTS, **change), begun)
-    with pytest.raises(DataError, match="another source: the set had other clips then"):
+    with pytest.raises(DataError, match="table"):
         packed(bag(loose, ["train"] * 12), begun)
-    with pytest.raises(DataError, match="the number of clips was 12 then, and is 11 now"):
+    with pytest.raises(DataError, match=r"clips .*12 .*11"):
         packed(bag(loose, PARTS[:11]), begun)
 
 
 def test_other_software_is_refused_for_what_is_begun_alone(loose, whole, begun, monkeypatch):
     monkeypatch.setattr(soundfile, "__libsndfile_version__", "9.9")
-    with pytest.raises(DataError, match=r"the software was libsndfile 1.* libsndfile 9\.9"):
+    with pytest.raises(DataError, match="software"):
         packed(bag(loose, PARTS), begun)
     assert packed(bag(loose, PARTS), whole).clips == 12
 
@@ -358,16 +355,16 @@ def test_files_that_change_after_they_were_packed_are_refused(tmp_path, monkeypa
     early = tmp_path / "bag" / "001.wav"
     state = early.stat()
     os.utime(early, (1, 1))
-    with pytest.raises(DataError, match=r"clips 000\.wav to 00\d\.wav, which are packed already"):
+    with pytest.raises(DataError, match=r"clips 000\.wav to 00\d\.wav"):
         packed(module, out)
     os.utime(early, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert packed(module, out).clips == 12
 
 
-def test_a_finished_shard_that_vanished_is_named(loose, begun):
+def test_a_finished_shard_that_vanished_is_written_again(loose, whole, begun):
     next(begun.glob("shard-00000*")).unlink()
-    with pytest.raises(DataError, match=r"shard-00000-train\.arrow .*was finished, and now"):
-        packed(bag(loose, PARTS), begun)
+    packed(bag(loose, PARTS), begun)
+    assert content(begun) == content(whole)
 
 
 def test_a_damaged_journal_is_named(loose, begun):
@@ -388,8 +385,7 @@ def test_a_folder_of_other_files_is_refused(loose, tmp_path):
 def test_one_run_at_a_time(loose, tmp_path):
     out = tmp_path / "packed"
     out.mkdir()
-    busy = pytest.raises(DataError, match="is at work here")
-    with only_one(out, out / packing_journal.LOCK), busy:
+    with lock(out / ".lock", out), pytest.raises(Locked, match=str(out)):
         packed(bag(loose, PARTS), out)
     assert packed(bag(loose, PARTS), out).clips == 12
 
@@ -424,11 +420,11 @@ def test_a_run_that_left_clips_out_does_not_go_on_without_leave(tmp_path, monkey
     (tmp_path / "bag" / "000.wav").write_bytes(b"")
 
     def work():
-        monkeypatch.setattr(packing, "manifest_of", lambda *_: os.kill(os.getpid(), 9))
+        monkeypatch.setattr(writer, "write_index", lambda *_: os.kill(os.getpid(), 9))
         packed(module, out, on_error="skip")
 
     assert _child(work) == -9
-    with pytest.raises(ConfigError, match=r"1 clips were left out \(000\.wav\): go on with skip"):
+    with pytest.raises(ConfigError, match=r"--on-error skip.*000\.wav"):
         packed(module, out)
     assert packed(module, out, on_error="skip").clips == 11
 
@@ -490,7 +486,7 @@ def test_the_command(sounds, command_line, tmp_path, capsys):
     assert "40 clips, 0.01 h" in printed
     assert "fold 5: 8 clips" in printed
     packed_set, loose = PackedSet(str(tmp_path / "packed"), fold=3), ESC50(str(sounds), fold=3)
-    assert packed_set.facts == loose.facts
+    assert packed_set.info == loose.info
     for split in ("train", "validation", "test"):
         assert packed_set.clips(split).ids == loose.clips(split).ids
     recordings = packed_set.inventory().recordings
@@ -549,7 +545,7 @@ def test_files_that_exchange_names_after_they_were_packed_are_refused(tmp_path, 
     first.chmod(0o600)
     for old, new in ((first, spare), (second, first), (spare, second)):
         old.rename(new)
-    with pytest.raises(DataError, match=r"clips 000\.wav to 00\d\.wav, which are packed already"):
+    with pytest.raises(DataError, match=r"clips 000\.wav to 00\d\.wav"):
         packed(module, out)
     for old, new in ((first, spare), (second, first), (spare, second)):
         old.rename(new)

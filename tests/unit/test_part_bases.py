@@ -82,8 +82,8 @@ def test_targets_have_the_order_of_the_encoders_tokens() -> None:
 
 def set_up(front_end: FrontEnd, **settings: Any) -> Pretraining:
     task = Pretraining(front_end=front_end, labels=["a"], multi_label=False)
-    facts = SimpleNamespace(frames=64, mean=-4.0, std=4.0, channels="mean")
-    data = SimpleNamespace(facts=facts, rate=16_000)
+    info = SimpleNamespace(frames=64, mean=-4.0, std=4.0, channels="mean")
+    data = SimpleNamespace(info=info, rate=16_000)
     task._trainer = cast(Any, SimpleNamespace(datamodule=data))
     task._prepared = True
     task.setup("fit")

@@ -11,7 +11,7 @@ from peas.__main__ import main
 from peas.cli.data import stats
 from peas.cli.data.lengths_figure import draw
 from peas.data.esc50 import ESC50
-from peas.data.statistics import measure
+from peas.data.normalisation import measure
 from peas.errors import DataError
 
 

@@ -18,7 +18,7 @@ from peas.cli.sweep_checks import CommandCheck
 from peas.cli.sweep_points import Measured, Sweep, read_sweep
 from peas.cli.sweep_table import Result, read_result, write_tables
 from peas.data import ESC50, AudioFolder, Mixture, PackedSet
-from peas.data.module import require_test_apart
+from peas.data.module import refuse_selection_on_test
 from peas.errors import ConfigError, PeasError
 
 ROOT = Path(__file__).parents[2]
@@ -359,8 +359,8 @@ def test_which_sets_select_on_the_test() -> None:
     ):
         assert packed.selects_on_test == tested
     with pytest.raises(ConfigError, match=r"data\.init_args\.split to 3/1/1, or allow it with"):
-        require_test_apart(esc50("official"))
-    require_test_apart(esc50("official"), allowed=True)
+        refuse_selection_on_test(esc50("official"))
+    refuse_selection_on_test(esc50("official"), allowed=True)
 
 
 def test_peas_sweep_refuses_before_any_run(

@@ -25,7 +25,7 @@ def test_layout_is_that_of_esc50(tmp_path):
         info = soundfile.info(root / "audio" / row["filename"])
         assert (info.samplerate, info.frames, info.channels) == (8000, 800, 1)
     module = ESC50(root)
-    assert module.facts.labels == list(SOUNDS)[:3]
+    assert module.info.labels == list(SOUNDS)[:3]
     assert len(module.clips("test")) == 3
 
 
@@ -55,7 +55,7 @@ def test_data_are_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "write_sounds", lambda *_, **__: pytest.fail("made again"))
     module.prepare_data()
     module.setup("fit")
-    assert module.facts.labels == list(SOUNDS)[:3]
+    assert module.info.labels == list(SOUNDS)[:3]
     assert len(module.clips("train")) == 12
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["sounds"]
 

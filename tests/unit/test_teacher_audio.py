@@ -9,9 +9,9 @@ from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
+from peas.data.distributed_samplers import ClipKey
 from peas.data.mixture import Mixture
 from peas.data.module import ClipDataModule
-from peas.data.samplers import ClipKey
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import NoiseCrops
 from peas.errors import AudioError, ConfigError
@@ -36,7 +36,7 @@ class Clips(ClipDataModule):
         count = len(self.classes)
         start = 0.05 * np.arange(count)
         sounds = SoundFiles(
-            self.reader, self.root, Strings(["sound.wav"] * count), start, start + 0.1
+            self.decoder, self.root, Strings(["sound.wav"] * count), start, start + 0.1
         )
         names = Strings([f"clip{number}" for number in range(count)])
         return ClipTable(names, Targets.several(self.classes), sounds)
@@ -129,10 +129,10 @@ def test_mixup_and_a_teacher_exclude_each_other(root):
 
 
 def test_reader_at_its_own_rate_uses_the_cache(root, tmp_path):
-    reader = ResampledCache(tmp_path / "kept", rate=16_000, channels="mean")
-    first = reader.load(root / "sound.wav", rate=16_000)
+    decoder = ResampledCache(tmp_path / "kept", rate=16_000, channels="mean")
+    first = decoder.load(root / "sound.wav", rate=16_000)
     assert len(list((tmp_path / "kept").rglob("*.npy"))) == 1
-    assert torch.equal(reader.load(root / "sound.wav"), first)
+    assert torch.equal(decoder.load(root / "sound.wav"), first)
 
 
 def test_clips_without_a_class_are_not_labelled(root):

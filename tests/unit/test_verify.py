@@ -15,8 +15,8 @@ from peas.__main__ import main
 from peas.cli.data import verify
 from peas.data.checks.clips import Checks, Issue
 from peas.data.checks.report import Report, table, write_json
+from peas.data.clips import Inventory
 from peas.data.columns import Strings, Targets
-from peas.data.inventory import Inventory
 from peas.errors import ConfigError
 
 RATE = 16_000

@@ -64,12 +64,12 @@ def main(argv: list[str]) -> None:
 
     Raises:
         ConfigError: An option is out of its range, or contradicts another one.
-        PeasError: The set cannot be packed; see `peas.data.packed.packing.pack`.
+        PeasError: The set cannot be packed; see `peas.data.packed.writer.pack`.
     """
     options, module = parser(argv).parse()
     _check(options)
     from peas.data.packed.encoding import Coding
-    from peas.data.packed.packing import pack
+    from peas.data.packed.writer import pack
     from peas.data.workers import default_workers
 
     out = Path(options.out).expanduser()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from peas.cli.arguments import Arguments
 from peas.cli.data.bar import Bar
-from peas.data.disk import disk_errors, only_one
 from peas.data.fetch import sources
 from peas.data.fetch.archives import ArchiveError, read_marker, unpack
 from peas.data.fetch.download import Patience, Progress, download
 from peas.data.fetch.sources import Source
 from peas.errors import DataError, say
+from peas.utils.files import disk_errors, lock
 
 STATE = ".prepare"
 """Folder in the root for archives, what has come of them, and notes of what is done."""
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     with disk_errors(state):
         state.mkdir(parents=True, exist_ok=True)
     try:
-        with only_one(args.root, state / "lock"), Bar() as bar:
+        with lock(state / "lock", args.root), Bar() as bar:
             _SETS[args.set](args, bar)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from here", sys.stderr)

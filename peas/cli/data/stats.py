@@ -18,7 +18,7 @@ from peas.cli.data.sets import SetParser
 from peas.data.checks.report import columns, lengths, spread
 from peas.data.clips import FRAME_SECONDS
 from peas.data.module import SPLITS, ClipDataModule
-from peas.data.statistics import Measured, measure
+from peas.data.normalisation import Measured, measure
 from peas.data.workers import default_workers
 from peas.errors import AudioError, DataError, say
 from peas.utils.text import some
@@ -95,10 +95,10 @@ def main(argv: list[str]) -> int:
     )
     if out is not None:
         _write(facts, found, out)
-    if found.broken:
+    if found.unreadable:
         raise AudioError(
-            f"{len(found.broken)} of {len(clips)} training clips cannot be read and were left "
-            f"out; peas data verify lists them all: {some(found.broken.values())}"
+            f"{len(found.unreadable)} of {len(clips)} training clips cannot be read and were left "
+            f"out; peas data verify lists them all: {some(found.unreadable.values())}"
         )
     return 0
 
@@ -114,7 +114,7 @@ def _statistics(found: Measured, frames: int, padded: bool) -> dict[str, Any]:
         "padded": padded,
         "frames": frames,
         "clips": len(seconds),
-        "unreadable": len(found.broken),
+        "unreadable": len(found.unreadable),
         "hours": round(float(seconds.sum()) / 3600, 4),
         "lengths": lengths(seconds),
         "cut": int((seconds >= whole + SHIFT).sum()),

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from peas.data.clips import ClipTable
     from peas.data.module import ClipDataModule
+    from peas.data.shards import LeftOut
     from peas.teachers import Teacher
+    from peas.teachers.cache import Manifest, TargetSettings
     from peas.teachers.grid import Extent
-    from peas.teachers.manifest import LeftOut, Manifest, Recipe
-    from peas.teachers.writing import MapSource
+    from peas.teachers.target_writer import MapSource
 
 ABOUT = (
     "Run a teacher over every clip of a set, or take ready maps, and keep them as float16 for "
@@ -82,12 +83,12 @@ def main(argv: list[str]) -> None:
     Raises:
         ConfigError: An option is out of its range, or contradicts another one.
         PeasError: There is no map of a clip, or the cache cannot be written; see
-            `peas.teachers.writing.write_targets`.
+            `peas.teachers.target_writer.write_targets`.
     """
     made = parser(argv)
     options, module = made.parse()
     _check(options)
-    from peas.teachers.writing import sorted_ids, write_targets
+    from peas.teachers.target_writer import sorted_ids, write_targets
 
     out = Path(options.out).expanduser()
     table = module.clips(options.only) if options.only else module.inventory().table
@@ -126,7 +127,7 @@ def _check(options: Namespace) -> None:
             raise ConfigError(f"{name} is {value}: give 1 or more")
 
 
-Prepared = tuple["ClipTable", "MapSource", "Recipe", list["LeftOut"]]
+Prepared = tuple["ClipTable", "MapSource", "TargetSettings", list["LeftOut"]]
 """Clips that get a map, where the maps come from, what is written, and clips without a map."""
 
 
@@ -134,8 +135,8 @@ def _from_file(options: Namespace, module: ClipDataModule, table: ClipTable) -> 
     """Ready maps."""
     import numpy as np
 
-    from peas.teachers.manifest import LeftOut
-    from peas.teachers.ready_maps import ReadySource, read_ready
+    from peas.data.shards import LeftOut
+    from peas.teachers.ready_maps import ReadyMapSource, read_ready
 
     file = Path(options["from"]).expanduser()
     ready = read_ready(file, Path(options.extent).expanduser(), options.key)
@@ -157,7 +158,7 @@ def _from_file(options: Namespace, module: ClipDataModule, table: ClipTable) -> 
         options, table, ready.teacher, ready.fingerprint, ready.extent, ready.shape, ""
     )
     left_out = [LeftOut(name, f"no map in {file.name}") for name in missing]
-    return table, ReadySource(ready, rows[chosen]), recipe, left_out
+    return table, ReadyMapSource(ready, rows[chosen]), recipe, left_out
 
 
 def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) -> Prepared:
@@ -165,14 +166,14 @@ def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) 
     import torch
 
     from peas.data.workers import default_workers
-    from peas.teachers.teaching import TaughtSource, heard_samples, sound_line
+    from peas.teachers.target_writer import TeacherMaps, describe_input, teacher_samples
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     teacher = _teacher(options.teacher).to(device)
-    source = TaughtSource(
+    source = TeacherMaps(
         teacher,
         table,
-        samples=heard_samples(module.frames, teacher.rate),
+        samples=teacher_samples(module.frames, teacher.rate),
         device=device,
         batch_size=options.batch_size,
         workers=default_workers() if options.workers is None else options.workers,
@@ -185,7 +186,7 @@ def _from_teacher(options: Namespace, module: ClipDataModule, table: ClipTable) 
         teacher.fingerprint,
         teacher.extent,
         source.shape,
-        sound_line(module, teacher.rate),
+        describe_input(module, teacher.rate),
     )
     return table, source, recipe, []
 
@@ -220,11 +221,11 @@ def _recipe(
     extent: Extent,
     shape: tuple[int, int, int],
     sound: str,
-) -> Recipe:
-    from peas.teachers.manifest import Recipe
-    from peas.teachers.writing import ids_sum
+) -> TargetSettings:
+    from peas.teachers.cache import TargetSettings
+    from peas.teachers.target_writer import ids_sum
 
-    return Recipe(
+    return TargetSettings(
         teacher=teacher,
         fingerprint=fingerprint,
         first_centre=extent.first_centre,
@@ -246,7 +247,7 @@ def summary(out: Path, manifest: Manifest) -> str:
         out: The folder.
         manifest: Its manifest.
     """
-    recipe = manifest.recipe
+    recipe = manifest.settings
     unread = sum(len(shard.left_out) for shard in manifest.shards if shard is not None)
     size = sum(stored.bytes for stored in manifest.files)
     rows, columns, width = recipe.shape

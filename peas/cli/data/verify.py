@@ -22,9 +22,8 @@ from peas.data.checks.findings import (
     unread,
 )
 from peas.data.checks.report import Report, table, write_json
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Targets
-from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule
 from peas.data.walk import walk
 from peas.data.workers import WorkerDied, default_workers, in_order

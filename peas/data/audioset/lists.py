@@ -33,13 +33,13 @@ class Context(NamedTuple):
     Attributes:
         root: Folder of the data set.
         classes: Class numbers.
-        reader: Decodes the sound.
+        decoder: Decodes the sound.
         files: Gives the sound files of the folder, which is walked once.
     """
 
     root: Path
     classes: ClassTable
-    reader: ResampledCache
+    decoder: ResampledCache
     files: Callable[[], YouTubeFiles]
 
 
@@ -183,7 +183,7 @@ def segment_clips(listing: Listing, context: Context) -> ListedClips:
     matches = files.find(ids, starts.cast(pa.float64()).to_numpy(zero_copy_only=False))
     present = np.flatnonzero(matches.files >= 0)
     paths = Strings(files.paths.take(pa.array(matches.files[present])))
-    sounds = SoundFiles(context.reader, context.root, paths)
+    sounds = SoundFiles(context.decoder, context.root, paths)
     notes = []
     if matches.duplicates:
         first, second = matches.example
@@ -244,7 +244,7 @@ def json_clips(listing: Listing, context: Context) -> ListedClips:
     targets = context.classes.targets(pc.split_pattern(labels, ","), where)
     ids, _ = youtube_ids(stems_of(paths))
     existing, present = _existing(paths, [context.root, file.parent])
-    sounds = SoundFiles(context.reader, context.root, Strings(existing))
+    sounds = SoundFiles(context.decoder, context.root, Strings(existing))
     notes = []
     if not len(present):
         notes.append(

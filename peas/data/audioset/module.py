@@ -34,16 +34,15 @@ from peas.data.audioset.lists import (
 )
 from peas.data.audioset.parquet import PREFIX, hub_folder, parquet_clips
 from peas.data.audioset.youtube_files import YOUTUBE_ID, YouTubeFiles, walk_sounds
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings
-from peas.data.inventory import Inventory
 from peas.data.labels import ClassTable
 from peas.data.module import ClipDataModule, Split
 from peas.data.packed.manifest import FORMAT, JOURNAL, MANIFEST
 from peas.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from peas.data.packed.opening import PackedFolder
+    from peas.data.packed.folder import PackedFolder
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +201,7 @@ class AudioSet(ClipDataModule):
         return bool(self.evaluation) or any(each.part == "evaluation" for each in self._lists)
 
     def _read(self, listings: list[Listing]) -> list[ListedClips]:
-        context = Context(self._folder, self._classes, self.reader, lambda: self._files)
+        context = Context(self._folder, self._classes, self.decoder, lambda: self._files)
         lists = [_READERS[listing.form](listing, context) for listing in listings]
         for clips in lists:
             for note in (clips.missing(self._folder), *clips.notes):
@@ -230,7 +229,7 @@ class AudioSet(ClipDataModule):
     @cached_property
     def _classes(self) -> ClassTable:
         if self._packed is not None:
-            labels = self._packed.manifest.recipe.labels
+            labels = self._packed.manifest.settings.labels
             return ClassTable(str(self.root), labels, labels)
         return self._class_table
 
@@ -244,7 +243,7 @@ class AudioSet(ClipDataModule):
     @cached_property
     def _packed(self) -> PackedFolder | None:
         """The folder, if `peas data pack` made it, or began to."""
-        from peas.data.packed.opening import PackedFolder
+        from peas.data.packed.folder import PackedFolder
 
         manifest = self.root / MANIFEST
         try:
@@ -254,7 +253,7 @@ class AudioSet(ClipDataModule):
         is_packed = isinstance(content, dict) and content.get("format") == FORMAT
         if not is_packed and not (self.root / JOURNAL).is_file():
             return None
-        return PackedFolder(self.root, self.reader)
+        return PackedFolder(self.root, self.decoder)
 
     def _packed_table(self, packed: PackedFolder, split: Split) -> ClipTable:
         if self.train or self.evaluation:
@@ -262,7 +261,7 @@ class AudioSet(ClipDataModule):
                 f"{self.root} is a packed set: its parts {', '.join(packed.parts)} were chosen "
                 "when it was packed; set data.init_args.train and evaluation to null"
             )
-        labels = packed.manifest.recipe.labels
+        labels = packed.manifest.settings.labels
         if self.class_labels is not None and self._class_table.names != labels:
             raise DataError(
                 f"{self.root} was packed with {len(labels)} classes, which are not the "

@@ -38,20 +38,20 @@ class EncodedSounds(Sounds):
     """Clips whose encoded sound is a column of a data set on disk.
 
     Args:
-        reader: Decodes, resamples and caches.
+        decoder: Decodes, resamples and caches.
         audio: `[N]` structs with the field `bytes`; memory-mapped, so that processes share it.
         names: `[N]` names of the clips in messages.
     """
 
-    def __init__(self, reader: ResampledCache, audio: pa.ChunkedArray, names: pa.Array) -> None:
-        super().__init__(reader)
+    def __init__(self, decoder: ResampledCache, audio: pa.ChunkedArray, names: pa.Array) -> None:
+        super().__init__(decoder)
         self.audio = audio
         self.names = names
 
     def __len__(self) -> int:
         return len(self.audio)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
+    def source(self, row: int, crop: float | None = None) -> Source:
         """Bytes of a clip.
 
         Raises:
@@ -112,7 +112,7 @@ def parquet_clips(listing: Listing, context: Context) -> ListedClips:
     targets = _targets(table, label, context.classes, where)
     has_sound = pc.greater(pc.binary_length(pc.struct_field(audio, "bytes")), 0)
     rows = np.flatnonzero(pc.fill_null(has_sound, False).to_numpy())
-    sounds: Sounds = EncodedSounds(context.reader, audio, ids)
+    sounds: Sounds = EncodedSounds(context.decoder, audio, ids)
     if len(rows) < len(ids):
         sounds = sounds.take(rows)
     return ListedClips.join(listing, where, ids, targets, rows, sounds)
@@ -156,7 +156,7 @@ def _arrow(files: list[Path], columns: list[str]) -> Dataset:
             f"`datasets` ({error.__cause__ or error}); it needs as much room as they have, in "
             "$HF_DATASETS_CACHE or ~/.cache/huggingface/datasets"
         ) from error
-    # The bytes as they are: the reader decodes.
+    # The bytes as they are: decoding comes later.
     return table.cast_column("audio", Audio(decode=False))
 
 

@@ -123,14 +123,14 @@ def check_clips(table: ClipTable, rows: range) -> Checks:
         rows: Consecutive rows of it.
     """
     checks = Checks.empty(len(rows))
-    reader = table.sounds.reader
+    decoder = table.sounds.decoder
     for index, row in enumerate(rows):
         try:
             source = table.sounds.source(row)
         except AudioError as error:
             clip = ClipCheck(Issue.UNDECODABLE, message=str(error))
         else:
-            clip = check_clip(source, reader.channels, reader.max_samples)
+            clip = check_clip(source, decoder.channels, decoder.max_samples)
         digest = np.frombuffer(clip.digest, np.uint8)
         checks.columns[index] = (clip.issues, clip.seconds, clip.rate, clip.channels, digest)
         if clip.message and len(checks.messages) < _QUOTED:

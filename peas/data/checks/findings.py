@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from peas.data.checks.clips import CLIPPED_RUN, CLIPPED_SHARE, UNREADABLE, Checks, Issue
+from peas.data.clips import Inventory
 from peas.data.columns import Rows, Strings
-from peas.data.inventory import Inventory
 from peas.data.module import RATE
 from peas.errors import DataError
 

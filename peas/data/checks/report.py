@@ -32,7 +32,7 @@ import numpy as np
 from peas import __version__
 from peas.data.checks.clips import UNREADABLE, Checks
 from peas.data.checks.findings import KINDS, Finding, class_counts
-from peas.data.inventory import Inventory
+from peas.data.clips import Inventory
 from peas.errors import printable
 from peas.utils.files import write_text
 from peas.utils.text import some

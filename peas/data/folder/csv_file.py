@@ -1,12 +1,12 @@
-"""A user's CSV as columns of text, whatever program wrote it, and the line of each row.
-
-Columns are Arrow arrays: a million rows are read in about a second and leave no Python objects.
-"""
+"""Files that a user writes: a CSV of clips as columns of text, and a file with the class order."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -17,22 +17,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from peas.data.folder.spelling import composed
+from peas.data.columns import Rows
+from peas.data.folder.spelling import composed, one_spelling
 from peas.errors import DataError
 from peas.utils.text import some
 
 _DELIMITERS = (",", ";", "\t")
+_NAMES = ("name", "label", "display_name")
 
 
 class TextTable:
     """The columns of a CSV that have a meaning here, as trimmed text in one spelling. N rows.
 
-    Commas, semicolons and tabs are told apart by the first line, which names the columns. A byte
-    order mark, either line ending, quoted cells and empty lines are fine.
+    The first line names the columns and decides between commas, semicolons and tabs. A byte order
+    mark, either line ending, quoted fields and empty lines are fine. Columns are Arrow arrays: a
+    million rows are read in about a second and leave no Python objects.
 
     Args:
         file: The CSV.
-        known: Names of the columns to read; others are left alone.
+        expected: Names of the columns to read; others are left alone.
 
     Attributes:
         columns: Arrow array of strings for each column that is there.
@@ -42,19 +45,19 @@ class TextTable:
         DataError: The file is missing, empty, not UTF-8, or its rows have different lengths.
     """
 
-    def __init__(self, file: Path, known: Collection[str]) -> None:
+    def __init__(self, file: Path, expected: Collection[str]) -> None:
         self.file = file
-        self.known = known
+        self.expected = expected
         self.delimiter, names = self._head()
-        doubled = {name for name in names if names.count(name) > 1 and name in known}
+        doubled = {name for name in names if names.count(name) > 1 and name in expected}
         if doubled:
             raise DataError(
                 f"{file} has several columns {some(sorted(doubled))}: keep one of each name"
             )
-        self.others = [name for name in names if name not in known]
-        # Arrow takes no wanted column for all of them.
-        wanted = [name for name in names if name in known]
-        table = self._read(names, wanted) if wanted else pa.table({})
+        self.others = [name for name in names if name not in expected]
+        # Arrow takes no present column for all of them.
+        present = [name for name in names if name in expected]
+        table = self._read(names, present) if present else pa.table({})
         self.columns: dict[str, pa.Array] = {
             name: composed(pc.utf8_trim_whitespace(column.combine_chunks()))
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -82,8 +85,8 @@ class TextTable:
 
         Args:
             wrong: `[N]` bool.
-            column: Where the cell stands that is wrong.
-            what: What is wrong and what to do; `{cell}` stands for the cell, `{more}` for the
+            column: Column of the wrong field.
+            what: What is wrong and what to do; `{value}` is the field, `{more}` the
                 number of further rows.
 
         Raises:
@@ -92,11 +95,11 @@ class TextTable:
         rows = np.flatnonzero(np.asarray(wrong))
         if not len(rows):
             return
-        cell = self.columns[column][int(rows[0])].as_py()
+        value = self.columns[column][int(rows[0])].as_py()
         more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
         raise DataError(
             f"{self.file} line {self.line(int(rows[0]))}: column {column} "
-            + what.format(cell=repr(cell), more=more)
+            + what.format(value=repr(value), more=more)
         )
 
     def line(self, row: int) -> int:
@@ -104,7 +107,7 @@ class TextTable:
         # A column that nobody reads may be in another encoding.
         with self.file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             reader = csv.reader(lines, delimiter=self.delimiter)
-            rows = (reader.line_num for cells in reader if cells)
+            rows = (reader.line_num for fields in reader if fields)
             return next(islice(rows, row + 1, None), 0)
 
     def _head(self) -> tuple[str, list[str]]:
@@ -131,21 +134,21 @@ class TextTable:
             ) from None
         return delimiter, [name.strip() for name in names]
 
-    def _read(self, names: list[str], wanted: list[str]) -> pa.Table:
+    def _read(self, names: list[str], present: list[str]) -> pa.Table:
         # Slow to import, and `peas --help` imports this room with the sets.
         from pyarrow import csv as arrow_csv
 
-        # Names by place: the file's own may be doubled, or stand in spaces.
-        places = [f"{place}" for place in range(len(names))]
-        kept = [str(names.index(name)) for name in wanted]
+        # Columns by number: the file's names may be repeated or padded.
+        numbers = [str(number) for number in range(len(names))]
+        included = [str(names.index(name)) for name in present]
         options: dict[str, Any] = {
-            "read_options": arrow_csv.ReadOptions(column_names=places, skip_rows=1),
+            "read_options": arrow_csv.ReadOptions(column_names=numbers, skip_rows=1),
             "parse_options": arrow_csv.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True
             ),
             "convert_options": arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(places, pa.large_string()),
-                include_columns=kept,
+                column_types=dict.fromkeys(numbers, pa.large_string()),
+                include_columns=included,
                 strings_can_be_null=False,
             ),
         }
@@ -156,12 +159,12 @@ class TextTable:
                 raise self._not_utf8() from None
             raise DataError(
                 f"{self.file} cannot be read as a table: {str(error).splitlines()[0]}; each row "
-                f"needs the {len(names)} cells that the first line names, and a cell that holds "
+                f"needs {len(names)} fields as in the first line, and a field that holds "
                 f"{self.delimiter!r} needs quotes"
             ) from None
         if not table.num_rows:
             raise DataError(f"{self.file} lists no clips: 0 rows below its first line")
-        return table.rename_columns(wanted)
+        return table.rename_columns(present)
 
     def _not_utf8(self) -> DataError:
         with self.file.open("rb") as lines:
@@ -178,3 +181,84 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def read_class_order(file: Path) -> list[str]:
+    """Names of the classes in order.
+
+    Args:
+        file: A name on each line; or a CSV whose first line names a column `name`, `label` or
+            `display_name`, sorted by its column `index` if it has one.
+
+    Raises:
+        DataError: The file is missing, no UTF-8 text, or numbers or names the classes badly.
+    """
+    try:
+        # Line ends as they are: a name may hold one.
+        with file.open(encoding="utf-8-sig", newline="") as source:
+            text = source.read()
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be opened ({error.strerror}): check data.init_args.labels_file, a "
+            "path from data.init_args.root or an absolute one"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not UTF-8 text; save it as UTF-8") from None
+    try:
+        rows = [
+            row for row in csv.reader(io.StringIO(text, newline="")) if any(map(str.strip, row))
+        ]
+    except csv.Error:
+        rows = []
+    head = [name.strip() for name in rows[0]] if rows else []
+    column = next((head.index(name) for name in _NAMES if name in head), None)
+    if column is None:
+        names = [one_spelling(line) for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    else:
+        rows = rows[1:]
+        short = [row for row in rows if len(row) < len(head)]
+        if short:
+            raise DataError(f"{file}: the row {short[0]} has fewer fields than the first line")
+        if "index" in head:
+            rows = _sorted(rows, head.index("index"), file)
+        names = [one_spelling(row[column]) for row in rows]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled or not names:
+        what = f"names {some(doubled)} more than once" if names else "names no class"
+        raise DataError(f"{file} {what}: it must name every class once")
+    return names
+
+
+def _sorted(rows: list[list[str]], column: int, file: Path) -> list[list[str]]:
+    by_index = {row[column].strip(): row for row in rows}
+    present = [str(number) for number in range(len(rows))]
+    if set(by_index) != set(present):
+        raise DataError(
+            f"{file} column index: {len(rows)} classes must be numbered 0 to {len(rows) - 1}, each "
+            f"once, but there is {some(sorted(set(by_index) - set(present)) or by_index)}"
+        )
+    return [by_index[number] for number in present]
+
+
+def class_numbers(names: Sequence[str], order: Sequence[str], source: Path, file: Path) -> Rows:
+    """Number in an order of each of some classes.
+
+    Args:
+        names: Classes that the clips have.
+        order: All classes.
+        source: Where `names` are from, for messages.
+        file: Where `order` is from.
+
+    Raises:
+        DataError: A class is not in the order.
+    """
+    numbers = {name: number for number, name in enumerate(order)}
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        alike = get_close_matches(unknown[0], order, n=1)
+        hint = f" (is it {alike[0]!r}?)" if alike else ""
+        raise DataError(
+            f"{source} has {len(unknown)} classes that {file} does not name: "
+            f"{some(map(repr, unknown))}{hint}; add them or correct the clips' labels"
+        )
+    return np.array([numbers[name] for name in names], dtype=np.int64)

@@ -15,17 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.clips import ClipTable
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Rows, Strings
 from peas.data.fingerprint import Fingerprint
-from peas.data.folder.class_order import numbered, read_order
-from peas.data.folder.moments import remembered
-from peas.data.folder.parts import TEST, TRAIN, VALIDATION, Division
+from peas.data.folder.csv_file import class_numbers, read_class_order
+from peas.data.folder.listing import Listing, list_csv
 from peas.data.folder.spelling import on_disk, one_spelling
-from peas.data.folder.table import Listing, list_csv
+from peas.data.folder.splits import TEST, TRAIN, VALIDATION, Division
 from peas.data.folder.tree import list_tree
-from peas.data.inventory import Inventory
 from peas.data.module import SPLITS, ClipDataModule, Predicted, Split
+from peas.data.normalisation import cached_statistics
 from peas.data.sounds import SoundFiles
 from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
@@ -44,17 +43,17 @@ class AudioFolder(ClipDataModule):
     - `split`: `train`, `validation` or `test` (or `training`, `valid`, `val`, `dev`,
       `development`, `testing`, `eval`, `evaluation`).
     - `fold`: names of folds, of which the argument `fold` is tested.
-    - `start`, `end`: seconds, of a clip that is a stretch of its file; an empty cell is the
+    - `start`, `end`: seconds, of a clip that is a segment of its file; an empty field is the
       file's own start or end.
     - `freesound_id`, `youtube_id` (or `video_id`), `recording`, `speaker`: what clips of
       different splits must not share. Freesound's and YouTube's are compared with other data sets.
 
     Which clips train, validate and test: with the argument `fold` the column `fold` says it; else
     the column or the folders of splits; else `holdout`. Where splits have no validation, `holdout`
-    draws it from the training clips; without `holdout` the test clips validate as well.
+    takes a random part of the training clips; without `holdout` the test clips validate as well.
 
-    Classes are in the order of their names, or of their values when all are whole numbers. A
-    clip's id is its path, with `#start-end` in sets with stretches.
+    Classes are in the order of their names, or of their values when all are integers. A
+    clip's id is its path, with `#start-end` in sets with segments.
 
     Args:
         root: Folder of the recordings.
@@ -64,15 +63,15 @@ class AudioFolder(ClipDataModule):
             one; `3/1/1` validates on the next fold (after the last comes the first), so that the
             choice of an epoch does not see the test clips, and trains on the others.
         holdout: Share of the clips that validates, and as many again that test, in a set without
-            splits: 0.2 trains on 60 %. It is drawn within each class by the name of the recording
+            splits: 0.2 trains on 60 %. It is split within each class by the name of the recording
             (of the clip, where that is not known), the same everywhere, and no recording or
-            speaker is in two splits. null = none is drawn.
+            speaker is in two splits. null = none.
         multi_label: Whether a clip may have several classes, or none; null = whether one has
             several.
         labels_file: The classes in order, a path from `root` or an absolute one: a line each, or
             a CSV with a column `name`, `label` or `display_name`, and `index` if it is not in
             order (a run's `labels.csv`, say); null = the classes that the clips have.
-        separator: What stands between the classes of a cell of the column `labels`.
+        separator: Separates the classes in a field of the column `labels`.
         batch_size: Training clips of a batch, for each process.
         mean: Mean of the log-mel; null = measured over the training clips and remembered in the
             cache folder, as is `std`.
@@ -129,7 +128,7 @@ class AudioFolder(ClipDataModule):
         self.separator = separator
         self._multi_label = multi_label
         self._tables: dict[Split, ClipTable] = {}
-        # Nothing but the sound is needed to predict.
+        # Prediction needs the sound alone.
         self._predicts = False
 
     @property
@@ -146,10 +145,10 @@ class AudioFolder(ClipDataModule):
 
     @property
     def measures(self) -> bool:
-        """Whether mean and deviation follow from the training clips, and not from an argument."""
+        """Whether mean and std are measured on the training clips, and not an argument."""
         return math.isnan(self._mean)
 
-    # The base class sets both; what is not given is measured when somebody asks.
+    # The base class sets both; without an argument they are measured on first use.
     @property
     def mean(self) -> float:
         """Mean of the log-mel."""
@@ -180,7 +179,7 @@ class AudioFolder(ClipDataModule):
 
     @property
     def names_test_clips(self) -> bool:
-        """Whether a column or folders of splits say which clips are for the test."""
+        """Whether a column or folders of splits list the test clips."""
         return self.division.fold is None and self._listing.split is not None
 
     def clips(self, split: Split) -> ClipTable:
@@ -196,10 +195,10 @@ class AudioFolder(ClipDataModule):
             self._require_files()
             table = self._table.take(rows)
             if split == "train":
-                self._tell_unused_classes(table)
+                self._report_unused_classes(table)
             if split == "validation" and (self._parts[rows] == TEST).all():
                 log.log(
-                    # Folds say so in a key; here it may come as a surprise.
+                    # Expected with folds, a surprise otherwise.
                     logging.INFO if self.division.fold is not None else logging.WARNING,
                     "%s: the test clips validate as well, so the best epoch is chosen on them",
                     self._listing.source,
@@ -237,10 +236,10 @@ class AudioFolder(ClipDataModule):
             super().setup(stage)
 
     def prediction_clips(self) -> Predicted:
-        """The test clips where folders, a column or `fold` say which those are; else all clips.
+        """The test clips where folders, a column or `fold` define them; else all clips.
 
-        `holdout` divides the clips of one's own training and says nothing of others: all are
-        predicted, and have a split where the checkpoint's run has drawn the very same.
+        `holdout` splits the clips of one's own training and means nothing for others: all are
+        predicted, and have a split where it is that of the checkpoint's run.
         """
         listing = self._listing
         if self.division.fold is not None or listing.split is not None:
@@ -255,7 +254,7 @@ class AudioFolder(ClipDataModule):
         return Predicted(self._table.take(rows), splits, len(listing) - len(rows))
 
     def _splits_of_run(self) -> list[str]:
-        """Split that each clip had in the run that predicts; empty = none, or not known."""
+        """Split that each clip had in the run that predicts; empty = none, or unknown."""
         unknown = [""] * len(self._listing)
         if self.division.holdout is None or self.trained_on is None or not self._listing.labels:
             return unknown
@@ -263,7 +262,7 @@ class AudioFolder(ClipDataModule):
         now = Fingerprint.of(self._table.take(np.flatnonzero(parts == TRAIN)))
         if not self.trained_on.is_part_of(now):
             return unknown
-        # Sound beside the class folders is predicted, and was never divided.
+        # Sound beside the class folders is predicted, but is in no split.
         return [
             SPLITS[part] if size else ""
             for part, size in zip(parts.tolist(), self._listing.targets.sizes, strict=True)
@@ -275,8 +274,8 @@ class AudioFolder(ClipDataModule):
         order = [one_spelling(label) for label in labels]
         if list(ours.labels) == list(labels):
             return True
-        known = self.labels_file is None and bool(ours.labels)
-        if not known or not set(ours.labels) <= set(order):
+        free = self.labels_file is None and bool(ours.labels)
+        if not free or not set(ours.labels) <= set(order):
             return False
         numbers = [order.index(label) for label in ours.labels]
         self._forget("_table")
@@ -302,21 +301,21 @@ class AudioFolder(ClipDataModule):
                 "data.init_args.root, or an absolute one"
             )
         if not self._predicts:
-            self._tell_oddities(listing)
+            self._report_notes(listing)
         if self.labels_file is not None and not self._predicts:
-            order = read_order(self.labels_file)
+            order = read_class_order(self.labels_file)
             listing = replace(
                 listing,
                 labels=order,
                 targets=listing.targets.renumbered(
-                    numbered(listing.labels, order, listing.source, self.labels_file)
+                    class_numbers(listing.labels, order, listing.source, self.labels_file)
                 ),
             )
         if not self._predicts:
             self._check_sizes(listing)
         return listing
 
-    def _tell_oddities(self, listing: Listing) -> None:
+    def _report_notes(self, listing: Listing) -> None:
         for note in [*listing.notes, *listing.lookalikes]:
             log.warning("%s: %s", listing.source, note)
         if listing.passed:
@@ -345,7 +344,7 @@ class AudioFolder(ClipDataModule):
     @cached_property
     def _table(self) -> ClipTable:
         listing = self._listing
-        sounds = SoundFiles(self.reader, self.root, self._files[0], listing.start, listing.end)
+        sounds = SoundFiles(self.decoder, self.root, self._files[0], listing.start, listing.end)
         return ClipTable(listing.ids, listing.targets, sounds)
 
     @cached_property
@@ -369,14 +368,14 @@ class AudioFolder(ClipDataModule):
         folders = pc.unique(pc.replace_substring_regex(paths, r"[^/]*$", "")).to_pylist()
         here = []
         for folder in folders:
-            # A look into each folder, not at each file, which takes minutes on a network drive.
+            # One listing a folder: a stat for each file takes minutes on a network drive.
             try:
                 names = os.listdir(os.fsencode(self.root / folder))
             except OSError:
                 continue
             here += [folder.encode() + name for name in names]
-        found = pc.is_in(paths.cast(pa.large_binary()), pa.array(here, pa.large_binary()))
-        absent = np.flatnonzero(~np.asarray(found))
+        present = pc.is_in(paths.cast(pa.large_binary()), pa.array(here, pa.large_binary()))
+        absent = np.flatnonzero(~np.asarray(present))
         spelled = on_disk(self.root, paths, absent)
         if spelled:
             rows = np.fromiter(spelled, dtype=np.int64)
@@ -397,7 +396,7 @@ class AudioFolder(ClipDataModule):
             f"{some(paths.take(absent))}; paths start from {self.root}"
         )
 
-    def _tell_unused_classes(self, table: ClipTable) -> None:
+    def _report_unused_classes(self, table: ClipTable) -> None:
         counts = table.targets.counts(len(self.labels))
         if np.count_nonzero(counts) == 1 and not self.multi_label:
             log.warning(
@@ -422,12 +421,14 @@ class AudioFolder(ClipDataModule):
         if not math.isnan(self._mean):
             return self._mean, self._std
         paths = self._files[0].take(self._rows("train"))
-        policy = self.odd_clips.on_error
-        return remembered(self.clips("train"), self.root, paths, self.frames, on_error=policy)
+        policy = self.bad_clips.on_error
+        return cached_statistics(
+            self.clips("train"), self.root, paths, self.frames, on_error=policy
+        )
 
 
 def _passed_over(listing: Listing) -> str:
-    """What is no clip, and how it becomes one."""
+    """What was skipped, and how it becomes a clip."""
     if FOREIGN not in listing.passed.counts:
         return str(listing.passed)
     return (

@@ -22,11 +22,11 @@ def one_spelling(name: str) -> str:
 
 def composed(column: pa.Array) -> pa.Array:
     """Strings in composed form (NFC)."""
-    odd = pc.invert(pc.string_is_ascii(column))
-    if not pc.any(odd).as_py():
+    not_ascii = pc.invert(pc.string_is_ascii(column))
+    if not pc.any(not_ascii).as_py():
         return column
-    names = [unicodedata.normalize("NFC", name) for name in column.filter(odd).to_pylist()]
-    return pc.replace_with_mask(column, odd, pa.array(names, column.type))
+    names = [unicodedata.normalize("NFC", name) for name in column.filter(not_ascii).to_pylist()]
+    return pc.replace_with_mask(column, not_ascii, pa.array(names, column.type))
 
 
 def case_twins(kind: str, names: Iterable[str]) -> list[str]:
@@ -56,12 +56,12 @@ def on_disk(root: Path, paths: pa.Array, absent: NDArray[np.int64]) -> dict[int,
     Returns:
         Path on the disk, by row.
     """
-    found = {}
+    spelled_as = {}
     names: dict[Path, dict[str, str]] = {}
     missing = paths.take(pa.array(absent))
-    odd = np.flatnonzero(~np.asarray(pc.string_is_ascii(missing)))
+    not_ascii = np.flatnonzero(~np.asarray(pc.string_is_ascii(missing)))
     for row, path in zip(
-        absent[odd].tolist(), missing.take(pa.array(odd)).to_pylist(), strict=True
+        absent[not_ascii].tolist(), missing.take(pa.array(not_ascii)).to_pylist(), strict=True
     ):
         here, steps = (Path("/") if path.startswith("/") else root), []
         for step in path.strip("/").split("/"):
@@ -70,8 +70,8 @@ def on_disk(root: Path, paths: pa.Array, absent: NDArray[np.int64]) -> dict[int,
             steps.append(names[here].get(step, step))
             here /= steps[-1]
         if here.exists():
-            found[row] = ("/" if path.startswith("/") else "") + "/".join(steps)
-    return found
+            spelled_as[row] = ("/" if path.startswith("/") else "") + "/".join(steps)
+    return spelled_as
 
 
 def _composed_names(folder: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from peas.audio.decode import SOUND_ENDINGS, is_sound
 from peas.data.columns import Strings, Targets
+from peas.data.folder.listing import SPLIT_NAMES, Listing, in_order, require_different
 from peas.data.folder.spelling import one_spelling
-from peas.data.folder.table import SPLIT_NAMES, Listing, in_order, require_different
 from peas.data.module import SPLITS, Split
 from peas.data.walk import HIDDEN, PassedOver, is_folder, is_utf8, walk
 from peas.errors import DataError
@@ -131,11 +131,11 @@ def _splits(root: Path) -> dict[str, Split]:
     # A class may well be called train, or test.
     if len(named) < len(folders) and not ("train" in named.values() and len(named) > 1):
         return {}
-    strange = [name for name in folders if name not in named]
-    if strange:
+    others = [name for name in folders if name not in named]
+    if others:
         raise DataError(
             f"{root} has folders of splits ({some(named)}) and others beside them "
-            f"({some(strange)}): put every class into a split, or move the others away"
+            f"({some(others)}): put every class into a split, or move the others away"
         )
     if len(set(named.values())) < len(named):
         raise DataError(f"{root} has several folders of one split ({some(named)}): join them")

@@ -17,8 +17,8 @@ from peas.audio import decode as audio
 from peas.audio.decode import MAX_SAMPLES
 from peas.audio.frontend import LogMel
 from peas.data.cache import file_state
+from peas.data.normalisation import Moments
 from peas.data.sounds import Source
-from peas.data.statistics import Moments
 from peas.errors import AudioError
 
 # Arrow counts the bytes of a column of one record batch in 31 bits.
@@ -31,7 +31,7 @@ class Coding:
 
     Attributes:
         rate: Samples per second; None = each clip its own.
-        audio: `flac` or `wav`, mono with 16 bits, or `keep` for the very bytes of the source.
+        audio: `flac` or `wav`, mono with 16 bits, or `keep` for the bytes of the source.
         channels: What becomes of several channels: their `mean`, or the `first` alone.
         front_end: Measures the log-mel; None = nothing is measured.
         max_samples: Samples that a clip may have, of all channels together.
@@ -48,20 +48,20 @@ class Encoded(NamedTuple):
     """A clip as it is stored.
 
     Attributes:
-        data: A whole sound file.
-        ending: What the name of such a file ends in.
+        data: A complete sound file.
+        suffix: Suffix of the name of such a file.
         seconds: Length.
         rate: Samples per second.
-        saturated: Whether samples went beyond full scale and were cut there.
-        cells: Moments of its log-mel, if they were measured.
+        saturated: Whether samples exceeded full scale and were clipped.
+        moments: Moments of its log-mel, if they were measured.
     """
 
     data: bytes
-    ending: str
+    suffix: str
     seconds: float
     rate: int
     saturated: bool
-    cells: Moments = Moments()
+    moments: Moments = Moments()
 
 
 # Hours of sound that are cut into clips, or a few bytes and a hole.
@@ -112,7 +112,7 @@ def _file_sum(path: str, state: str) -> str:
 
 
 def encode(source: Source, coding: Coding) -> Encoded:
-    """Decode a clip, which also shows that it is whole, and bring it into the wanted form.
+    """Decode a clip, which also checks that it is complete, and encode it as it is stored.
 
     Sound of 16 bits that needs neither resampling nor mixing is stored without loss.
 
@@ -120,7 +120,7 @@ def encode(source: Source, coding: Coding) -> Encoded:
         AudioError: The clip cannot be used.
     """
     data, name, start, stop = source
-    ending = "" if isinstance(data, bytes) else data.suffix
+    suffix = "" if isinstance(data, bytes) else data.suffix
     if coding.audio == "keep":
         if start or stop is not None:
             raise AudioError(
@@ -143,17 +143,17 @@ def encode(source: Source, coding: Coding) -> Encoded:
 
     rate = coding.rate or audio.probe(data, name=name, max_samples=coding.max_samples).rate
     waveform = decoded(rate)
-    cells = Moments()
+    moments = Moments()
     if coding.front_end is not None:
-        heard = waveform if rate == coding.front_end.rate else decoded(coding.front_end.rate)
-        cells = _cells(heard, coding.front_end)
+        same = rate == coding.front_end.rate
+        moments = _moments(waveform if same else decoded(coding.front_end.rate), coding.front_end)
     saturated = False
     if not (coding.audio == "keep" and isinstance(data, bytes)):
-        ending = f".{coding.audio}"
+        suffix = f".{coding.audio}"
         data, saturated = _written(waveform, rate, coding.audio, name)
     if len(data) > _MOST_BYTES:
         raise AudioError(f"{name}: {len(data)} bytes are too many for one clip: cut it up")
-    return Encoded(data, ending, len(waveform) / rate, rate, saturated, cells)
+    return Encoded(data, suffix, len(waveform) / rate, rate, saturated, moments)
 
 
 def _written(waveform: Tensor, rate: int, kind: str, name: str) -> tuple[bytes, bool]:
@@ -172,6 +172,6 @@ def _written(waveform: Tensor, rate: int, kind: str, name: str) -> tuple[bytes, 
     return stream.getvalue(), saturated
 
 
-def _cells(waveform: Tensor, front_end: LogMel) -> Moments:
+def _moments(waveform: Tensor, front_end: LogMel) -> Moments:
     log_mel, frames, _ = front_end(waveform[None], torch.tensor([len(waveform)]))
     return Moments.of(log_mel[0, : int(frames)])

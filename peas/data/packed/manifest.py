@@ -1,39 +1,40 @@
-"""What a packed folder says about itself: `manifest.json`, written last and read first."""
+"""Metadata of a packed folder: `manifest.json`, written last and read first."""
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peas.data.shards import LeftOut, StoredFile, read_json
 from peas.errors import DataError
 
 FORMAT = "peas-packed"
 VERSION = 1
-"""Of the folder's layout. A reader refuses what is newer than itself."""
+"""Of the folder's layout; other versions are refused."""
 
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 JOURNAL = "packing.json"
-"""Exists while a set is being packed: what is finished, and with which settings it was begun."""
+"""Exists while a set is being packed: the settings and the finished shards."""
 
 AGAIN = "copy the folder again from where it was packed, or delete it and run `peas data pack`"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PackSettings:
     """Everything that decides a packed folder's content.
 
     Attributes:
-        set: Name of the set, as `peas data` knows it.
+        set: Name of the set in `peas data`.
         clips: Number of clips of the set.
-        table: Checksum over names, parts, classes, recordings and speakers of all clips.
+        table: Checksum over ids, parts, classes, recordings and speakers of all clips.
         labels: Names of the classes, in the order of the targets.
         multi_label: Whether a clip may have several classes, or none.
         frames: Frames of the model's input by the set's module.
-        rate: Samples per second of the packed sound; None = each clip its own.
-        audio: `flac`, `wav`, or `keep` for the very bytes of the files.
+        rate: Sampling rate of the packed sound in Hz; None = each clip its own.
+        audio: `flac`, `wav`, or `keep` for the bytes of the files.
         channels: What became of several channels, `mean` or `first`; `keep` leaves them.
         resampler: Name of the resampler.
         shard_bytes: Bytes of sound after which a shard is closed.
@@ -60,11 +61,11 @@ class Part:
 
     Attributes:
         name: Its name.
-        clips: Clips in it.
-        seconds: Their length together.
+        clips: Number of clips.
+        seconds: Their total length.
         classes: Clips of each class.
-        cells: Count, mean and sum of squared distances from the mean of the cells of the
-            log-mel, where the set's module did not know them; else a count of 0.
+        cells: `Moments` of the log-mel, where the set's module did not know mean and std; else a
+            count of 0.
     """
 
     name: str
@@ -75,60 +76,45 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A file of the folder.
+class PackedFile(StoredFile):
+    """A shard, or the index.
 
     Attributes:
-        file: Its name.
-        rows: Clips in it.
-        bytes: Its size.
-        checksum: As `sha256:...`.
-        part: Name of the part that its clips belong to; empty for the index.
-        saturated: Clips in it that exceeded full scale and were cut there, 16 bits having no room.
+        rows: Number of clips.
+        part: Part that its clips belong to; empty for the index.
+        saturated: Clips that exceeded full scale and were clipped, 16 bits having no headroom.
     """
 
-    file: str
     rows: int
-    bytes: int
-    checksum: str
     part: str = ""
     saturated: int = 0
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A clip of the set that could not be read and was not packed."""
-
-    id: str
-    part: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """What a packed folder says about itself.
+    """Metadata of a packed folder.
 
     Attributes:
         peas: Version that wrote it.
-        recipe: What was packed, and how.
-        mean: Mean of the log-mel by the set's module; None = it did not know, and the parts do.
+        settings: What was packed, and how.
+        mean: Mean of the log-mel by the set's module; None = measured for each part.
         std: Standard deviation likewise.
-        parts: Its parts, in order.
-        clips: Clips in it.
-        seconds: Their length together.
+        parts: Splits or folds, in order.
+        clips: Number of clips.
+        seconds: Their total length.
         shortest: Length of the shortest clip in seconds.
         longest: Length of the longest one.
-        recordings: Whether the set knows which recording its clips were cut from.
-        speakers: Whether it knows who speaks.
+        recordings: Whether the recordings of the clips are known.
+        speakers: Whether the speakers are known.
         left_out: Clips that could not be read.
-        absent: Names of clips of which the set had no sound.
-        notes: Whatever else the set had to say.
+        absent: Names of clips without sound in the set.
+        notes: Further notes of the set.
         index: The index file.
         shards: The shards, in order.
     """
 
     peas: str
-    recipe: Recipe
+    settings: PackSettings
     mean: float | None
     std: float | None
     parts: list[Part]
@@ -138,62 +124,82 @@ class Manifest:
     longest: float
     recordings: bool
     speakers: bool
-    index: Stored
-    shards: list[Stored]
+    index: PackedFile
+    shards: list[PackedFile]
     left_out: list[LeftOut] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def parse(cls, said: dict[str, Any]) -> Manifest:
-        """Manifest of what stands in the file.
+    def parse(cls, content: dict[str, Any]) -> Manifest:
+        """Manifest of the file's content.
 
         Raises:
-            KeyError, TypeError: Something is missing, or too much.
+            KeyError, TypeError: A key is missing or unknown.
         """
-        said = {key: value for key, value in said.items() if key not in ("format", "version")}
-        said["recipe"] = Recipe(**said["recipe"])
-        said["index"] = Stored(**said["index"])
-        for key, kind in (("parts", Part), ("shards", Stored), ("left_out", LeftOut)):
-            said[key] = [kind(**one) for one in said[key]]
-        return cls(**said)
+        content = {key: content[key] for key in content if key not in ("format", "version")}
+        content["settings"] = PackSettings(**content.pop("recipe"))
+        content["index"] = PackedFile(**content["index"])
+        for key, kind in (("parts", Part), ("shards", PackedFile), ("left_out", LeftOut)):
+            content[key] = [kind(**entry) for entry in content[key]]
+        return cls(**content)
 
-    def text(self) -> str:
-        """What stands in the file."""
-        said = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+    def to_json(self) -> dict[str, Any]:
+        """Content of the file."""
+        content = asdict(self)
+        peas, settings = content.pop("peas"), content.pop("settings")
+        head = {"format": FORMAT, "version": VERSION, "peas": peas, "recipe": settings}
+        return head | content
+
+    def fault(self) -> str:
+        """What has an impossible type or range, or nothing; its numbers decide what is opened."""
+        labels = self.settings.labels
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+            return "its labels are not a list of names"
+        if not _is_count(self.settings.frames) or not self.settings.frames:
+            return f"its frames are {self.settings.frames!r}, not a positive number"
+        for key, value, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
+            number = isinstance(value, int | float) and math.isfinite(value) and value > least
+            if value is not None and not number:
+                return f"its {key} is {value!r}"
+        for stored in (self.index, *self.shards):
+            plain = isinstance(stored.file, str) and Path(stored.file).name == stored.file
+            if not plain or not _is_count(stored.rows) or not _is_count(stored.bytes):
+                return f"its file {stored.file!r} has no plain name or count"
+        for part in self.parts:
+            counted = isinstance(part.classes, list) and len(part.classes) == len(labels)
+            if not isinstance(part.name, str) or not _is_count(part.clips) or not counted:
+                return f"its part {part.name!r} has no counts of its classes"
+        rows = sum(shard.rows for shard in self.shards)
+        clips = sum(part.clips for part in self.parts)
+        if not rows == clips == self.clips:
+            return f"its shards have {rows} clips, its parts {clips}, and it claims {self.clips}"
+        return ""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
 def read_manifest(root: str | Path) -> Manifest:
     """Manifest of a packed folder.
 
     Raises:
-        DataError: The folder is no packed set, an unfinished or damaged one, or one of a version
-            that is not known here.
+        DataError: The folder is no packed set, an unfinished or damaged one, or one of an unknown
+            version.
     """
     root = Path(root).expanduser()
     file = root / MANIFEST
-    if not file.is_file():
-        if (root / JOURNAL).is_file():
-            raise DataError(
-                f"{root}: packing is not finished; run the same `peas data pack` again, which goes "
-                "on where it stopped"
-            )
-        raise DataError(f"there is no {file}: give the folder that `peas data pack` wrote")
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: damaged, not JSON ({error}); {AGAIN}") from None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    if not file.is_file() and (root / JOURNAL).is_file():
         raise DataError(
-            f"{file}: not the manifest of a packed set; give the folder that `peas data pack` wrote"
+            f"{root}: packing is not finished; run the same `peas data pack` again to resume"
         )
-    if said.get("version") != VERSION:
-        raise DataError(
-            f"{file}: version {said.get('version')} of the format, written by peas "
-            f"{said.get('peas')}, and this peas reads version {VERSION}: update peas, or pack again"
-        )
+    content = read_json(file, format=FORMAT, version=VERSION, command="peas data pack")
     try:
-        return Manifest.parse(said)
+        manifest = Manifest.parse(content)
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: damaged ({error}); {AGAIN}") from None
+    fault = manifest.fault()
+    if fault:
+        raise DataError(f"{file}: damaged: {fault}; {AGAIN}")
+    return manifest

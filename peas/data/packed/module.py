@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 from peas.data.cache import ResampledCache
-from peas.data.clips import ClipTable
-from peas.data.inventory import Inventory
-from peas.data.module import RATE, ClipDataModule, Facts, Split
-from peas.data.packed.opening import PackedFolder
-from peas.data.statistics import Moments
+from peas.data.clips import ClipTable, Inventory
+from peas.data.folds import folds_of, require_fold_scheme
+from peas.data.module import RATE, ClipDataModule, DatasetInfo, Split
+from peas.data.normalisation import Moments
+from peas.data.packed.folder import PackedFolder
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 
@@ -73,8 +73,7 @@ class PackedSet(ClipDataModule):
                 "one of data.init_args.mean and data.init_args.std is null: give both, or neither "
                 "to have those that were packed"
             )
-        if split not in ("official", "3/1/1"):
-            raise ConfigError(f"data.init_args.split is {split!r}: give official or 3/1/1")
+        require_fold_scheme(split)
         named = {"train": train, "validation": validation, "test": test}
         for key, parts in named.items():
             if fold is not None and parts is not None:
@@ -85,16 +84,16 @@ class PackedSet(ClipDataModule):
         super().__init__(
             root,
             batch_size=batch_size,
-            # Not known yet is not a number, so that nothing is computed with it unnoticed.
+            # NaN until known, so that nothing is computed with it unnoticed.
             mean=math.nan if mean is None else mean,
             std=math.nan if std is None else std,
             frames=1 if frames is None else frames,
             **common,
         )
-        self._folder = PackedFolder(self.root, self.reader)
+        self._folder = PackedFolder(self.root, self.decoder)
         packed = self._folder.manifest
         if frames is None:
-            self.frames = packed.recipe.frames
+            self.frames = packed.settings.frames
         if mean is None and packed.mean is not None and packed.std is not None:
             self.mean, self.std = packed.mean, packed.std
         self.fold = None if fold is None else str(fold)
@@ -105,19 +104,19 @@ class PackedSet(ClipDataModule):
         self._tables: dict[Split, ClipTable] = {}
 
     @cached_property
-    def reader(self) -> ResampledCache:
+    def decoder(self) -> ResampledCache:
         """Decoder of this data set's sound; there are no files whose sound could be kept."""
         return ResampledCache(None, rate=RATE, channels=self.channels, max_samples=self.max_samples)
 
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of the targets."""
-        return list(self._folder.manifest.recipe.labels if self._labels is None else self._labels)
+        return list(self._folder.manifest.settings.labels if self._labels is None else self._labels)
 
     @property
     def multi_label(self) -> bool:
         """Whether a clip may have several classes, or none."""
-        packed = self._folder.manifest.recipe.multi_label
+        packed = self._folder.manifest.settings.multi_label
         return packed if self._multi_label is None else self._multi_label
 
     @property
@@ -126,15 +125,15 @@ class PackedSet(ClipDataModule):
         return math.isnan(self.mean)
 
     @property
-    def facts(self) -> Facts:
-        """What the task must know."""
+    def info(self) -> DatasetInfo:
+        """Metadata for the task."""
         mean, std = self._moments
-        return Facts(self.labels, mean, std, self.frames, self.multi_label, self.heard_channels)
+        return DatasetInfo(self.labels, mean, std, self.frames, self.multi_label, self.channel_mode)
 
     @property
-    def heard_channels(self) -> Literal["mean", "first"] | None:
+    def channel_mode(self) -> Literal["mean", "first"] | None:
         """As packed; where the bytes were kept, as they are read."""
-        packed = self._folder.manifest.recipe.channels
+        packed = self._folder.manifest.settings.channels
         return "first" if packed == "first" else "mean" if packed == "mean" else self.channels
 
     @property
@@ -186,35 +185,30 @@ class PackedSet(ClipDataModule):
             if folds == [part.removeprefix(_FOLD) for part in parts]:
                 raise ConfigError(
                     f"data.init_args.fold is null, and the parts of {self.root} are folds "
-                    f"({some(folds, 12)}): say which one is tested"
+                    f"({some(folds, 12)}): name the one that is tested"
                 )
             return self._folder.parts_of(split)
         if self.fold not in folds:
             has = f"the folds {some(folds, 12)}" if folds else f"the parts {some(parts, 12)}"
             raise ConfigError(f"data.init_args.fold is {self.fold}, but {self.root} has {has}")
-        place = folds.index(self.fold)
-        following = folds[(place + 1) % len(folds)]
-        validation = self.fold if self.split == "official" else following
-        held = {"validation": [validation], "test": [self.fold]}
-        rest = [fold for fold in folds if fold not in (validation, self.fold)]
-        wanted = held.get(split, rest)
-        if not wanted:
+        names = folds_of(split, folds, self.fold, self.split)
+        if not names:
             raise ConfigError(
                 f"{self.root} has only the folds {some(folds)}: none is left for {split} with "
                 f"data.init_args.split {self.split}"
             )
-        return [f"{_FOLD}{fold}" for fold in wanted]
+        return [f"{_FOLD}{fold}" for fold in names]
 
     def _relabelled(self, table: ClipTable) -> ClipTable:
         """The table with the classes numbered as `labels` says."""
-        packed = self._folder.manifest.recipe.labels
+        packed = self._folder.manifest.settings.labels
         if self._labels is None or self._labels == packed:
             return table
-        strange = [name for name in packed if name not in self._labels]
-        if strange:
+        missing = [name for name in packed if name not in self._labels]
+        if missing:
             raise ConfigError(
-                f"data.init_args.labels lacks {len(strange)} classes of {self.root}: "
-                f"{some(strange)}; name all of them, or set it to null"
+                f"data.init_args.labels lacks {len(missing)} classes of {self.root}: "
+                f"{some(missing)}; name all of them, or set it to null"
             )
         numbers = [self._labels.index(name) for name in packed]
         return ClipTable(table.ids, table.targets.renumbered(numbers), table.sounds)
@@ -225,13 +219,13 @@ class PackedSet(ClipDataModule):
         if not math.isnan(self.mean):
             return self.mean, self.std
         training = self.parts_of("train")
-        cells = Moments()
+        moments = Moments()
         for part in self._folder.manifest.parts:
             if part.name in training:
-                cells += Moments(*part.cells)
-        if not cells.std > 0:
+                moments += Moments(*part.cells)
+        if not moments.std > 0:
             raise DataError(
                 f"{self.root}: the log-mel of the training clips has no spread to normalise by: "
                 "they are silent or shorter than 25 ms; give data.init_args.mean and std"
             )
-        return cells.mean, cells.std
+        return moments.mean, moments.std

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from peas.audio import decode as audio
 from peas.data.cache import ResampledCache
+from peas.data.class_balance import MixtureSampler
 from peas.data.columns import Rows, Strings, Targets
-from peas.data.samplers import Repeated
 from peas.data.sounds import Sounds, Source
 from peas.training.randomness import stable_hash
 
@@ -118,8 +118,8 @@ class NoiseCrops(Sounds):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def source(self, row: int, draw: float | None = None) -> Source:
-        """The second of the recording at `draw` in [0, 1), or else at the hash of the clip's name.
+    def source(self, row: int, crop: float | None = None) -> Source:
+        """The second of the recording at `crop` in [0, 1), or else at the hash of the clip's name.
 
         Raises:
             AudioError: The recording cannot be read.
@@ -128,7 +128,7 @@ class NoiseCrops(Sounds):
         info = self._infos.get(path)
         if info is None:
             info = self._infos[path] = audio.probe(path)
-        position = stable_hash("crop", self.ids[row]) / 2**63 if draw is None else draw
+        position = stable_hash("crop", self.ids[row]) / 2**63 if crop is None else crop
         spare = max(info.frames - _CROP_SECONDS * info.rate, 0)
         start = int(position * (spare + 1)) / info.rate
         # A recording may be shorter than a clip.
@@ -150,12 +150,12 @@ class HalfOfUnknown:
         target = np.maximum(counts, counts[CLASSES.index(UNKNOWN)] // 2)
         present = np.flatnonzero(counts)
         sizes = counts[present]
-        # Sorted by class, as `Repeated` expects its sets.
+        # Sorted by class, as `MixtureSampler` expects its sets.
         self._rows: Rows = np.argsort(targets.classes, kind="stable")
-        self._repeated = Repeated(sizes.tolist(), (target[present] / sizes).tolist())
+        self._repeated = MixtureSampler(sizes.tolist(), (target[present] / sizes).tolist())
         self.count = self._repeated.count
         self.repeats = self._repeated.repeats
 
-    def draw(self, source: torch.Generator) -> Tensor:
+    def sample(self, source: torch.Generator) -> Tensor:
         """Clips of one epoch in order, `[count]` int64."""
-        return torch.from_numpy(self._rows)[self._repeated.draw(source)]
+        return torch.from_numpy(self._rows)[self._repeated.sample(source)]

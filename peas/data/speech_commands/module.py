@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peas.data.clips import ClipTable
+from peas.data.class_balance import EpochSampler
+from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
 from peas.data.fetch.sources import SPEECH_COMMANDS_CLIPS
-from peas.data.inventory import Inventory
 from peas.data.labels import read_labels
 from peas.data.module import RATE, SPLITS, ClipDataModule, Split
-from peas.data.samplers import Order
 from peas.data.sounds import SoundFiles
 from peas.data.speech_commands.keywords import (
     CLASSES,
@@ -148,9 +147,9 @@ class SpeechCommands(ClipDataModule):
         """The 35 words or the twelve classes, in the order of the targets."""
         return list(CLASSES) if self.twelve else read_labels("speech_commands_v2")
 
-    def order(self, table: ClipTable) -> Order:
+    def epoch_sampler(self, table: ClipTable) -> EpochSampler:
         """How the clips of a training epoch are sampled."""
-        return HalfOfUnknown(table.targets) if self.repeated else super().order(table)
+        return HalfOfUnknown(table.targets) if self.repeated else super().epoch_sampler(table)
 
     def clips(self, split: Split) -> ClipTable:
         """Clips of a split: words by name, then silence.
@@ -222,7 +221,7 @@ class SpeechCommands(ClipDataModule):
         if split == "test":
             if self._archive is not None:
                 clips = archive_clips(self._archive)
-                sounds = SoundFiles(self.reader, self._archive, Strings(clips))
+                sounds = SoundFiles(self.decoder, self._archive, Strings(clips))
                 return ClipTable(Strings(clips), keyword_targets(clips), sounds)
             names = like_test_archive(names)
         words = self._words(names)

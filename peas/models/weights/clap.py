@@ -15,8 +15,8 @@ from peas.models.weights import clap_keys
 from peas.models.weights.checking import check_weights
 from peas.models.weights.clap_keys import HUB_TOWER, PROJECTION, TOWER, State
 from peas.models.weights.reading import read_state
-from peas.teachers import front_end
-from peas.teachers.shapes import HEADS, SHAPES, Arch
+from peas.teachers import htsat
+from peas.teachers.htsat import HEADS, SHAPES, Arch
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = (
@@ -28,7 +28,7 @@ _SOURCE = (
 _CONSTANT = ("relative_position_index", "num_batches_tracked")
 # What a folder's config must say of the tower, where it says it.
 _TOWER_FACTS: dict[str, object] = {
-    "num_mel_bins": front_end.MELS,
+    "num_mel_bins": htsat.MELS,
     "spec_size": 256,
     "patch_size": 4,
     "patch_stride": [4, 4],
@@ -184,7 +184,7 @@ def _folder_state(path: Path) -> dict[str, Any]:
         )
     _require(tower, _TOWER_FACTS, path / "config.json")
     if (path / "preprocessor_config.json").exists():
-        wanted = {name: front_end.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
+        wanted = {name: htsat.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
         file = path / "preprocessor_config.json"
         _require(_json(file), wanted, file)
     for name in _WEIGHTS:
@@ -231,13 +231,13 @@ def _require(content: Mapping[str, Any], wanted: Mapping[str, object], file: Pat
 
 def _require_front_end(audio: Mapping[str, Tensor], where: str) -> None:
     """Refuse a tower that was trained on another log-mel than ours; its filters say so."""
-    theirs, ours = audio.get(f"{TOWER}logmel_extractor.melW"), front_end.mel_bank()
+    theirs, ours = audio.get(f"{TOWER}logmel_extractor.melW"), htsat.mel_bank()
     if theirs is None:
         return
     same = theirs.shape == ours.shape and torch.allclose(theirs.float(), ours, rtol=1e-3, atol=1e-6)
     if not same:
         raise CheckpointError(
-            f"{where}: its mel filters {list(theirs.shape)} are not those of {front_end.MELS} "
+            f"{where}: its mel filters {list(theirs.shape)} are not those of {htsat.MELS} "
             f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower hears another log-mel. "
             f"{_SOURCE}"
         )

@@ -1,4 +1,4 @@
-"""What both CLAP teachers share: weights, windows, and the space of the features."""
+"""CLAP as a teacher: what its two implementations share."""
 
 import warnings
 from abc import abstractmethod
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from peas.errors import CheckpointError, ConfigError
 from peas.models.weights.clap import ClapWeights, read_clap
 from peas.models.weights.clap_keys import PROJECTION
-from peas.teachers import front_end
+from peas.teachers import htsat
 from peas.teachers.base import Teacher
-from peas.teachers.front_end import Fill, clap_log_mel, windows
-from peas.teachers.shapes import JOINT, SHAPES, Arch, Space
+from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space, clap_log_mel, windows
 
 
 class ClapTeacher(Teacher):
     """CLAP's audio tower up to its last map, `[B, D, 2, 32 W]`, row 0 the low frequencies.
 
-    A clip is heard in W windows of 10 s, which is 1 up to 10.3 s; their maps follow one another
-    in time. Cells behind a clip's end are there too: a target grid reads by place and leaves them.
+    A clip is cut into W windows of 10 s (one up to 10.3 s), whose maps are concatenated in time.
+    Bins after a clip's end are there too; a target grid does not use them.
 
     Args:
         checkpoint: LAION's `.pt` file or a hub's model folder; null for random weights; "" is not
@@ -36,18 +35,18 @@ class ClapTeacher(Teacher):
     def __init__(
         self, checkpoint: str | None, arch: Arch, space: Space, fill: Fill, seed: int
     ) -> None:
-        for name, value, known in (
+        for name, value, choices in (
             ("arch", arch, get_args(Arch)),
             ("space", space, get_args(Space)),
             ("fill", fill, get_args(Fill)),
         ):
-            if value not in known:
-                raise ConfigError(f"teacher: {name} is {value!r}; choose one of {', '.join(known)}")
+            if value not in choices:
+                raise ConfigError(f"teacher: {name} is {value!r}; choose {', '.join(choices)}")
         source = "random weights" if checkpoint is None else Path(checkpoint).name
         super().__init__(
-            rate=front_end.RATE,
+            rate=htsat.RATE,
             width=JOINT if space == "joint" else SHAPES[arch].width,
-            extent=front_end.extent(),
+            extent=htsat.extent(),
             name=f"CLAP {arch}, {source}{', joint space' if space == 'joint' else ''}",
         )
         self.checkpoint, self.seed = checkpoint, seed
@@ -82,7 +81,7 @@ class ClapTeacher(Teacher):
 
     def settings(self) -> Mapping[str, object]:
         """Front end, filling and space."""
-        return front_end.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
+        return htsat.SETTINGS | {"teacher": "clap", "fill": self.fill, "space": self.space}
 
     def weights(self) -> Mapping[str, Tensor]:
         """Weights that decide the map; the projection only where it is used."""
@@ -95,13 +94,13 @@ class ClapTeacher(Teacher):
 
     def features(self, waveform: Tensor, length: Tensor) -> Tensor:
         """`[B, D, 2, 32 W]` for `[B, S]` at 48 kHz; see `Teacher`."""
-        heard = windows(waveform, length, self.fill)
-        cells = self.cells(clap_log_mel(heard.flatten(0, 1)))
+        cut = windows(waveform, length, self.fill)
+        bins = self.last_map(clap_log_mel(cut.flatten(0, 1)))
         if self.space == "joint":
-            cells = self.projection(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        batch, count = heard.shape[:2]
-        apart = cells.reshape(batch, count, *cells.shape[1:])
-        return apart.permute(0, 2, 3, 1, 4).flatten(3)
+            bins = self.projection(bins.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        batch, count = cut.shape[:2]
+        bins = bins.reshape(batch, count, *bins.shape[1:])
+        return bins.permute(0, 2, 3, 1, 4).flatten(3)
 
     @property
     def projection(self) -> Callable[[Tensor], Tensor]:
@@ -109,7 +108,7 @@ class ClapTeacher(Teacher):
         return cast(nn.Module, self.network.audio_projection)
 
     @abstractmethod
-    def cells(self, log_mel: Tensor) -> Tensor:
+    def last_map(self, log_mel: Tensor) -> Tensor:
         """Last map `[B, D, 2, 32]` for `[B, 1001, 64]`."""
 
     @abstractmethod

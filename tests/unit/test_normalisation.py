@@ -10,13 +10,13 @@ import soundfile
 import torch
 from torchaudio.compliance.kaldi import fbank
 
-from peas.data import statistics
+from peas.data import normalisation
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.esc50 import ESC50
+from peas.data.normalisation import Moments, measure
 from peas.data.sounds import SoundFiles
-from peas.data.statistics import Moments, measure
 from peas.errors import AudioError, DataError
 
 RATE = 16_000
@@ -77,9 +77,9 @@ def _table(folder, waveforms):
     for number, waveform in enumerate(waveforms):
         names.append(f"{number}.wav")
         soundfile.write(folder / names[-1], waveform, RATE, subtype="FLOAT")
-    reader = ResampledCache(None, rate=RATE, channels="mean")
+    decoder = ResampledCache(None, rate=RATE, channels="mean")
     return ClipTable(
-        Strings(names), Targets.none(len(names)), SoundFiles(reader, folder, Strings(names))
+        Strings(names), Targets.none(len(names)), SoundFiles(decoder, folder, Strings(names))
     )
 
 
@@ -130,7 +130,7 @@ def test_statistics_are_those_of_all_cells(tmp_path, waveforms, frames, padded):
 
 
 def test_nothing_changes_with_workers(tmp_path, waveforms, monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK", 3)
+    monkeypatch.setattr(normalisation, "CHUNK", 3)
     table = _table(tmp_path, waveforms)
     alone, one, three = (measure(table, 128, workers=workers) for workers in (0, 1, 3))
     assert alone.moments == one.moments == three.moments
@@ -140,14 +140,14 @@ def test_nothing_changes_with_workers(tmp_path, waveforms, monkeypatch):
 def test_clips_of_a_batch_do_not_fill_the_memory(tmp_path, waveforms, monkeypatch):
     whole = measure(_table(tmp_path, waveforms), 128, workers=0)
     seen = []
-    inner = statistics._moments
+    inner = normalisation._moments
 
     def recorded(clips, *rest):
         seen.append([len(clip) for clip in clips])
         return inner(clips, *rest)
 
-    monkeypatch.setattr(statistics, "_moments", recorded)
-    monkeypatch.setattr(statistics, "_BATCH_SAMPLES", 40_000)
+    monkeypatch.setattr(normalisation, "_moments", recorded)
+    monkeypatch.setattr(normalisation, "_BATCH_SAMPLES", 40_000)
     parts = measure(_table(tmp_path, waveforms), 128, workers=0)
     assert [size for sizes in seen for size in sizes] == [len(clip) for clip in waveforms]
     assert all(len(sizes) == 1 or len(sizes) * max(sizes) <= 40_000 for sizes in seen)
@@ -156,7 +156,7 @@ def test_clips_of_a_batch_do_not_fill_the_memory(tmp_path, waveforms, monkeypatc
 
 
 def test_progress(tmp_path, waveforms, monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK", 4)
+    monkeypatch.setattr(normalisation, "CHUNK", 4)
     seen = []
     measure(_table(tmp_path, waveforms), 64, workers=0, progress=lambda *at: seen.append(at))
     assert seen == [(4, 10), (8, 10), (10, 10)]
@@ -164,14 +164,14 @@ def test_progress(tmp_path, waveforms, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_clip(tmp_path, waveforms, monkeypatch, workers):
-    monkeypatch.setattr(statistics, "CHUNK", 4)
+    monkeypatch.setattr(normalisation, "CHUNK", 4)
     table = _table(tmp_path, waveforms)
     (tmp_path / "6.wav").write_bytes(b"not a sound")
     with pytest.raises(AudioError, match=r"6\.wav: cannot be decoded"):
         measure(table, 64, workers=workers)
     found = measure(table, 64, workers=workers, on_error="skip")
-    assert list(found.broken) == [6]
-    assert "6.wav" in found.broken[6]
+    assert list(found.unreadable) == [6]
+    assert "6.wav" in found.unreadable[6]
     assert found.seconds[6] == 0
     others = [clip for number, clip in enumerate(waveforms) if number != 6]
     assert found.mean == pytest.approx(_expected(others, 64, False)[1], abs=1e-5)
@@ -187,12 +187,12 @@ def test_nothing_to_measure(tmp_path):
 
 
 def test_a_killed_worker_names_its_clips(tmp_path, waveforms, monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK", 4)
+    monkeypatch.setattr(normalisation, "CHUNK", 4)
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(statistics, "_measure_rows", die)
+    monkeypatch.setattr(normalisation, "_measure_rows", die)
     with pytest.raises(DataError, match=r"SIGKILL.*\(clips 0\.wav to 3\.wav\)"):
         measure(_table(tmp_path, waveforms), 64, workers=1)
 

@@ -1,12 +1,13 @@
-"""What CLAP hears: the log-mel of LAION's audio towers, and the windows a clip is heard in.
+"""HTSAT, CLAP's audio tower (arXiv:2202.00874): its sizes, its log-mel, and its 10 s windows.
 
-Numbers of the official front end (LAION-AI/CLAP, model configs HTSAT-tiny and HTSAT-base, which
+Constants of the official front end (LAION-AI/CLAP, model configs HTSAT-tiny and HTSAT-base, which
 are the same): 48 kHz, 10 s at a time, 1001 frames of 1024 samples every 480, 64 Slaney mels from
 50 to 14000 Hz, decibels with a floor at -100 dB.
 """
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +16,32 @@ from torch.nn import functional
 
 from peas.teachers.grid import Extent
 
+Arch = Literal["HTSAT-tiny", "HTSAT-base"]
+Space = Literal["map", "joint"]
 Fill = Literal["silence", "repeat"]
+
+HEADS = (4, 8, 16, 32)
+JOINT = 512
+"""Width of the joint embedding space of sounds and texts."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a tower: width of the first stage, which doubles at each, and blocks a stage."""
+
+    first: int
+    depths: tuple[int, int, int, int]
+
+    @property
+    def width(self) -> int:
+        """Features D of a bin of the last map."""
+        return self.first * 8
+
+
+SHAPES: dict[Arch, Shape] = {
+    "HTSAT-tiny": Shape(96, (2, 2, 6, 2)),
+    "HTSAT-base": Shape(128, (2, 2, 12, 2)),
+}
 
 RATE = 48_000
 SAMPLES = 480_000
@@ -29,13 +55,13 @@ _HOP = 480
 _LOW, _HIGH = 50.0, 14_000.0
 _FLOOR = 1e-10
 _FRAMES = 1 + SAMPLES // _HOP
-# HTSAT stretches the 1001 frames to 1024 image columns with the first and last kept in place.
+# HTSAT stretches the 1001 frames to 1024 image columns with the first and last fixed.
 _IMAGE = 1024
 _COLUMN_SECONDS = (_FRAMES - 1) * _HOP / RATE / (_IMAGE - 1)
-# Windows start a whole image apart, so that the columns of neighbouring windows go on in one
-# step. This is 469 samples more than a window; frames of 1024 samples on its ends still meet.
+# Windows start one image apart, so that the columns of neighbouring windows are evenly
+# spaced. This is 469 samples more than a window; frames of 1024 samples on its ends still meet.
 _WINDOW_STEP = round(_IMAGE * _COLUMN_SECONDS * RATE)
-_CELL = math.ceil(_WINDOW_STEP / COLUMNS)
+_BIN = math.ceil(_WINDOW_STEP / COLUMNS)
 
 SETTINGS: dict[str, str | int | float] = {
     "rate": RATE,
@@ -72,12 +98,12 @@ def clap_log_mel(waveform: Tensor) -> Tensor:
 
 
 def window_count(samples: int) -> int:
-    """Number of 10 s windows W that a batch of S samples is heard in.
+    """Number of 10 s windows W of a batch of S samples.
 
-    A further window is opened only for sound that fills one of its cells (0.313 s) or more: clips
-    of 10.24 s are heard in one window, whose last column then stands for the rest.
+    Another window is opened only for sound that fills one of its bins (0.313 s) or more: clips of
+    10.24 s take one window, whose last column then stands for the rest.
     """
-    return 1 + max(0, (samples - _CELL) // _WINDOW_STEP)
+    return 1 + max(0, (samples - _BIN) // _WINDOW_STEP)
 
 
 def windows(waveform: Tensor, length: Tensor, fill: Fill) -> Tensor:
@@ -85,10 +111,10 @@ def windows(waveform: Tensor, length: Tensor, fill: Fill) -> Tensor:
 
     Args:
         waveform: `[B, S]` at 48 kHz.
-        length: `[B]` samples of sound of each clip. What lies behind is not heard.
+        length: `[B]` samples of sound of each clip; the rest is ignored.
         fill: What follows a clip that ends inside a window: `silence`, or `repeat`, its sound in
-            the window as often as it fits whole, then silence (LAION's "repeatpad"). Columns
-            inside the clip keep their place in both.
+            the window as often as all of it fits, then silence (LAION's "repeatpad"). Columns
+            inside the clip keep their position in both.
 
     Returns:
         `[B, W, 480000]`.
@@ -96,30 +122,30 @@ def windows(waveform: Tensor, length: Tensor, fill: Fill) -> Tensor:
     batch, samples = waveform.shape
     count = window_count(samples)
     total = (count - 1) * _WINDOW_STEP + SAMPLES
-    heard = torch.arange(samples, device=waveform.device) < length[:, None]
-    sound = functional.pad(torch.where(heard, waveform, 0.0), (0, total - samples))
+    inside = torch.arange(samples, device=waveform.device) < length[:, None]
+    sound = functional.pad(torch.where(inside, waveform, 0.0), (0, total - samples))
     cut = sound.unfold(1, SAMPLES, _WINDOW_STEP)
     if fill == "silence":
         return cut
     start = torch.arange(count, device=waveform.device) * _WINDOW_STEP
-    own = (length[:, None] - start).clamp(0, SAMPLES)[..., None]
-    place = torch.arange(SAMPLES, device=waveform.device).expand(batch, count, SAMPLES)
-    period = own.clamp(min=1)
-    fits = place < SAMPLES // period * own
-    return torch.where(fits, cut.gather(2, place % period), 0.0)
+    filled = (length[:, None] - start).clamp(0, SAMPLES)[..., None]
+    sample = torch.arange(SAMPLES, device=waveform.device).expand(batch, count, SAMPLES)
+    period = filled.clamp(min=1)
+    fits = sample < SAMPLES // period * filled
+    return torch.where(fits, cut.gather(2, sample % period), 0.0)
 
 
 def extent() -> Extent:
-    """Where the 2 x 32 cells of a window lie.
+    """Position of the 2 x 32 bins of a window.
 
-    A cell is 32 image columns wide (0.313 s) and 32 mel bins high; borders of rows lie half way
+    A bin is 32 image columns wide (0.313 s) and 32 mel bins high; borders of rows lie half way
     between filters on the mel scale: 77, 2293 and 13616 Hz.
     """
-    cell = _IMAGE // COLUMNS
+    columns = _IMAGE // COLUMNS
     low, high = _mel(_LOW), _mel(_HIGH)
     step = (high - low) / (MELS + 1)
     edges = tuple(_hertz(low + step * (first + 0.5)) for first in (0, MELS // 2, MELS))
-    return Extent((cell - 1) / 2 * _COLUMN_SECONDS, cell * _COLUMN_SECONDS, edges)
+    return Extent((columns - 1) / 2 * _COLUMN_SECONDS, columns * _COLUMN_SECONDS, edges)
 
 
 def mel_bank() -> Tensor:

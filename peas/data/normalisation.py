@@ -1,11 +1,18 @@
-"""Mean and standard deviation of a set's log-mel in one pass, and how its lengths are spread."""
+"""Normalisation statistics: mean and standard deviation of a set's log-mel, measured and cached.
+
+`KaldiLogMel` (`peas.audio.frontend`) applies them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,11 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from peas.audio import decode as audio
 from peas.audio.frontend import LogMel
+from peas.data.cache import ResampledCache, file_state
 from peas.data.clips import ClipTable
+from peas.data.columns import Strings
 from peas.data.module import RATE
 from peas.data.workers import WorkerDied, default_workers, in_order
 from peas.errors import AudioError, DataError
+from peas.utils.files import write_text
+
+log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Clips that a process measures at once."""
@@ -65,28 +78,33 @@ class Moments:
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
+def raw_log_mel(frames: int) -> LogMel:
+    """Front end without normalisation: mean 0, and twice the standard deviation is 1."""
+    return LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
+
+
 @dataclass(frozen=True)
 class Measured:
     """What consecutive clips hold. N clips.
 
     Attributes:
-        moments: Of the cells of the log-mel.
+        moments: Of the bins of the log-mel.
         seconds: `[N]` lengths; 0 = not readable.
-        broken: Why clips cannot be read, by row.
+        unreadable: Why clips cannot be read, by row.
     """
 
     moments: Moments
     seconds: NDArray[np.float32]
-    broken: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
-        """Mean of the cells."""
+        """Mean of the log-mel."""
         return self.moments.mean
 
     @property
     def std(self) -> float:
-        """Standard deviation of the cells."""
+        """Standard deviation of the log-mel."""
         return self.moments.std
 
 
@@ -101,8 +119,8 @@ def measure(
 ) -> Measured:
     """Statistics of the log-mel of a table's clips, for the normalisation of the model's input.
 
-    Every cell of the raw, not normalised log-mel counts, digital silence in a clip too. The
-    result does not depend on `workers`.
+    Every bin of the unnormalised log-mel counts, digital silence in a clip too. The result does
+    not depend on `workers`.
 
     Args:
         table: The clips, usually a training split's.
@@ -117,49 +135,48 @@ def measure(
         AudioError: A clip cannot be read.
         DataError: There is no clip to measure, or a process was ended from outside.
     """
-    # Raw values: mean 0 and twice the deviation 1.
-    front_end = LogMel(rate=RATE, frames=frames, mean=0.0, std=0.5)
+    front_end = raw_log_mel(frames)
 
     def work(rows: range) -> Measured:
         return _measure_rows(table, rows, front_end, padded)
 
     moments = Moments()
     seconds = np.zeros(len(table), np.float32)
-    broken: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     done = 0
     workers = default_workers() if workers is None else workers
     try:
         with closing(in_order(work, len(table), size=CHUNK, workers=workers)) as parts:
             for part in parts:
-                if part.broken and on_error == "raise":
-                    raise AudioError(next(iter(part.broken.values())))
+                if part.unreadable and on_error == "raise":
+                    raise AudioError(next(iter(part.unreadable.values())))
                 moments += part.moments
                 seconds[done : done + len(part.seconds)] = part.seconds
-                broken.update({done + row: text for row, text in part.broken.items()})
+                unreadable.update({done + row: text for row, text in part.unreadable.items()})
                 done += len(part.seconds)
                 if progress is not None:
                     progress(done, len(table))
     except WorkerDied as error:
         raise error.naming(table.ids) from None
     if not moments.count:
-        first = next(iter(broken.values()), "there are none")
-        raise DataError(f"mean and std cannot be had: no clip can be read; {first}")
-    return Measured(moments, seconds, broken)
+        first = next(iter(unreadable.values()), "there are none")
+        raise DataError(f"mean and std cannot be measured: no clip can be read; {first}")
+    return Measured(moments, seconds, unreadable)
 
 
 def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool) -> Measured:
     moments = Moments()
     seconds = np.zeros(len(rows), np.float32)
-    broken: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     waiting: list[Tensor] = []
     longest = 0
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         try:
             waveform = table.sounds.load(row)
         except AudioError as error:
-            broken[place] = str(error)
+            unreadable[number] = str(error)
             continue
-        seconds[place] = len(waveform) / RATE
+        seconds[number] = len(waveform) / RATE
         longest = max(longest, len(waveform))
         if waiting and longest * (len(waiting) + 1) > _BATCH_SAMPLES:
             moments += _moments(waiting, front_end, padded)
@@ -167,11 +184,11 @@ def _measure_rows(table: ClipTable, rows: range, front_end: LogMel, padded: bool
         waiting.append(waveform)
     if waiting:
         moments += _moments(waiting, front_end, padded)
-    return Measured(moments, seconds, broken)
+    return Measured(moments, seconds, unreadable)
 
 
 def _moments(waveforms: list[Tensor], front_end: LogMel, padded: bool) -> Moments:
-    """Moments of the log-mel cells of some clips."""
+    """Moments of the log-mel of some clips."""
     length = torch.tensor([len(waveform) for waveform in waveforms])
     log_mel, frames, _ = front_end(pad_sequence(waveforms, batch_first=True), length)
     inside = torch.arange(log_mel.shape[1]) < frames[:, None]
@@ -179,3 +196,70 @@ def _moments(waveforms: list[Tensor], front_end: LogMel, padded: bool) -> Moment
     if padded:
         moments += Moments(log_mel.numel() - moments.count)
     return moments
+
+
+def cached_statistics(
+    table: ClipTable,
+    root: Path,
+    paths: Strings,
+    frames: int,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> tuple[float, float]:
+    """Mean and standard deviation of the log-mel of some clips.
+
+    They are cached in the folder of the resampled audio, under a key of the clips' names and their
+    files' states (`file_state`), so that an edited set is measured again.
+
+    Args:
+        table: The clips.
+        root: Folder that the paths start from.
+        paths: Path of each clip's file.
+        frames: Frames of the model's input.
+        on_error: What becomes of a clip that cannot be read.
+
+    Raises:
+        AudioError: A clip cannot be read.
+        DataError: No clip can be read, or all are silent.
+    """
+    decoder = table.sounds.decoder
+    entry = None
+    if decoder.folder is not None:
+        entry = decoder.folder / "statistics" / f"{_key(table, root, paths, frames, decoder)}.json"
+        try:
+            cached = json.loads(entry.read_text())
+            return float(cached["mean"]), float(cached["std"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    log.info("measuring mean and std of the log-mel of %d training clips", len(table))
+    moments = measure(table, frames, on_error=on_error)
+    mean, std = moments.mean, moments.std
+    if not std > 0:
+        raise DataError(
+            "the log-mel of the training clips has no spread to normalise by: they are silent; "
+            "check them with `peas data verify folder`"
+        )
+    log.info("mean %.7g, std %.7g (data.init_args.mean and std)", mean, std)
+    if entry is not None:
+        content = {"mean": mean, "std": std, "clips": len(table), "frames": frames}
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_text(entry, json.dumps(content))
+        except OSError as error:
+            log.warning("cannot cache mean and std in %s (%s)", entry, error.strerror)
+    return mean, std
+
+
+def _key(table: ClipTable, root: Path, paths: Strings, frames: int, decoder: ResampledCache) -> str:
+    states = []
+    for path in paths:
+        try:
+            states.append(file_state(root / path))
+        except OSError:
+            # `measure` will report it.
+            states.append((-1,) * 4)
+    settings = (root.resolve(), frames, decoder.rate, decoder.channels, audio.RESAMPLER)
+    digest = hashlib.blake2b("\x1f".join(map(str, settings)).encode(), digest_size=16)
+    digest.update("\x1f".join(table.ids).encode())
+    digest.update(np.array(states, dtype=np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What the columns of a user's CSV mean: clips, classes, splits, folds, stretches and origins."""
+"""Clips listed by a user's CSV: classes, splits, folds, segments and recordings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from peas.data.columns import Rows, Strings, Targets
+from peas.data.columns import Rows, Strings, Targets, duplicates, joined
 from peas.data.folder.csv_file import TextTable
 from peas.data.folder.spelling import case_twins, composed
 from peas.data.module import SPLITS, Split
@@ -48,8 +48,8 @@ class Listing:
         paths: Path of each clip's file, absolute or from the data set's folder.
         targets: Classes of each clip.
         labels: Names of the classes.
-        split: `[N]` number of each clip's split in `SPLITS`; None = not told.
-        fold: `[N]` number of each clip's fold in `folds`; None = not told.
+        split: `[N]` number of each clip's split in `SPLITS`; None = unknown.
+        fold: `[N]` number of each clip's fold in `folds`; None = unknown.
         folds: Names of the folds.
         start: `[N]` seconds at which the clips begin in their files; None = all at 0.
         end: `[N]` seconds at which they end, NaN = at the file's end; None = all there.
@@ -78,7 +78,7 @@ class Listing:
 
     @property
     def ids(self) -> Strings:
-        """Names of the clips: the path, and the stretch where the set has stretches.
+        """Names of the clips: the path, and the segment where the set has segments.
 
         They are in one spelling, whatever the file system's is.
         """
@@ -87,8 +87,8 @@ class Listing:
             return Strings(paths)
         stop = pa.array(self.end, from_pandas=True).cast(pa.large_string())
         start = pa.array(self.start).cast(pa.large_string())
-        stretch = _joined(start, pc.fill_null(stop, ""), "-")
-        return Strings(_joined(paths, stretch, "#"))
+        segment = joined(start, "-", pc.fill_null(stop, ""))
+        return Strings(joined(paths, "#", segment))
 
     @property
     def lookalikes(self) -> list[str]:
@@ -98,25 +98,15 @@ class Listing:
             notes += case_twins("speakers", pc.unique(self.speakers.array).to_pylist())
         files = pc.unique(composed(self.paths.array))
         # A million files: Python sees those that are alike alone.
-        lower = pc.value_counts(pc.utf8_lower(files))
-        alike = lower.field("values").filter(pc.greater(lower.field("counts"), 1))
-        if len(alike):
-            twins = files.filter(pc.is_in(pc.utf8_lower(files), alike)).to_pylist()
+        lower = pc.utf8_lower(files)
+        if alike := duplicates(lower):
+            twins = files.filter(pc.is_in(lower, pa.array(alike, lower.type))).to_pylist()
             notes += case_twins("files", twins)
         return notes
 
 
-def _text(value: str) -> pa.Scalar:
-    # Arrow joins texts of one type only, and short text is another one.
-    return pa.scalar(value, pa.large_string())
-
-
-def _joined(left: pa.Array, right: pa.Array, between: str) -> pa.Array:
-    return pc.binary_join_element_wise(left, right, _text(between))
-
-
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names sorted by their letters, and by value when all of them are whole numbers."""
+    """Names sorted by their letters, and by value when all are integers."""
     listed = sorted(names)
     if all(re.fullmatch(r"[0-9]+", name) for name in listed):
         listed.sort(key=int)
@@ -129,12 +119,11 @@ def require_different(listing: Listing) -> None:
     Raises:
         DataError: The names of two files differ in their Unicode spelling alone.
     """
-    counted = pc.value_counts(listing.ids.array)
-    doubled = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    if len(doubled):
+    doubled = duplicates(listing.ids.array)
+    if doubled:
         raise DataError(
             f"{listing.source} has files whose names differ in their Unicode spelling only: "
-            f"{some(doubled.to_pylist())}; rename one of each"
+            f"{some(doubled)}; rename one of each"
         )
 
 
@@ -144,7 +133,7 @@ def list_csv(file: Path, root: Path, separator: str) -> Listing:
     Args:
         file: The CSV.
         root: Folder of the data set.
-        separator: Stands between the classes of a cell of the column `labels`.
+        separator: Separates the classes in a field of the column `labels`.
 
     Raises:
         DataError: The CSV cannot be read or contradicts itself.
@@ -154,7 +143,7 @@ def list_csv(file: Path, root: Path, separator: str) -> Listing:
     table.refuse(pc.equal(table["path"], ""), "path", "is empty{more}: name a sound file")
     targets, labels = _targets(table, separator)
     fold, folds = _folds(table)
-    start, end = _stretches(table)
+    start, end = _segments(table)
     paths = _paths(table["path"], root)
     recordings = _recordings(table, root)
     if recordings is None and start is not None:
@@ -201,12 +190,13 @@ def _require_columns(table: TextTable) -> None:
 
 def _paths(column: pa.Array, root: Path) -> pa.Array:
     """Paths in one spelling, from `root` where they lie below it."""
-    odd = pc.match_substring_regex(column, r"(^|/)\.{1,2}/|//|^~")
-    if pc.any(odd).as_py():
+    untidy = pc.match_substring_regex(column, r"(^|/)\.{1,2}/|//|^~")
+    if pc.any(untidy).as_py():
         tidy = [
-            posixpath.normpath(os.path.expanduser(path)) for path in column.filter(odd).to_pylist()
+            posixpath.normpath(os.path.expanduser(path))
+            for path in column.filter(untidy).to_pylist()
         ]
-        column = pc.replace_with_mask(column, odd, pa.array(tidy, pa.large_string()))
+        column = pc.replace_with_mask(column, untidy, pa.array(tidy, pa.large_string()))
     prefix = f"{os.path.abspath(root)}/"
     below = pc.starts_with(column, prefix)
     if not pc.any(below).as_py():
@@ -220,20 +210,20 @@ def _targets(table: TextTable, separator: str) -> tuple[Targets, list[str]]:
         lists = pc.split_pattern(table["labels"], separator)
         clip = np.repeat(np.arange(len(table)), np.diff(lists.offsets.to_numpy()))
         names = pc.utf8_trim_whitespace(lists.flatten())
-        kept = np.asarray(pc.not_equal(names, ""))
-        names, clip = names.filter(pa.array(kept)), clip[kept]
+        filled = np.asarray(pc.not_equal(names, ""))
+        names, clip = names.filter(pa.array(filled)), clip[filled]
     elif "label" in table:
         names, clip = table["label"], np.arange(len(table))
         table.refuse(pc.equal(names, ""), "label", "is empty{more}: name the clip's class")
     else:
         return Targets.none(len(table)), []
     coded = pc.dictionary_encode(names)
-    found: list[str] = coded.dictionary.to_pylist()
-    labels = in_order(found)
-    place = {name: number for number, name in enumerate(labels)}
-    numbers = np.array([place[name] for name in found], dtype=np.int64)
+    names_found: list[str] = coded.dictionary.to_pylist()
+    labels = in_order(names_found)
+    number_of = {name: number for number, name in enumerate(labels)}
+    numbers = np.array([number_of[name] for name in names_found], dtype=np.int64)
     classes = numbers[coded.indices.to_numpy()]
-    # A class that a cell names twice is one class of the clip.
+    # A class that a field names twice is one class of the clip.
     both = np.unique(clip * len(labels) + classes) if len(labels) else classes
     clip, classes = np.divmod(both, max(1, len(labels)))
     sizes = np.bincount(clip, minlength=len(table))
@@ -244,10 +234,10 @@ def _split(table: TextTable) -> NDArray[np.int8] | None:
     if "split" not in table:
         return None
     coded = pc.dictionary_encode(pc.utf8_lower(table["split"]))
-    known = [SPLIT_NAMES.get(name) for name in coded.dictionary.to_pylist()]
-    numbers = np.array([-1 if name is None else SPLITS.index(name) for name in known], np.int8)
+    splits = [SPLIT_NAMES.get(name) for name in coded.dictionary.to_pylist()]
+    numbers = np.array([-1 if name is None else SPLITS.index(name) for name in splits], np.int8)
     split: NDArray[np.int8] = numbers[coded.indices.to_numpy()]
-    table.refuse(split < 0, "split", f"is {{cell}}{{more}}: give one of {', '.join(SPLIT_NAMES)}")
+    table.refuse(split < 0, "split", f"is {{value}}{{more}}: give one of {', '.join(SPLIT_NAMES)}")
     return split
 
 
@@ -256,13 +246,13 @@ def _folds(table: TextTable) -> tuple[Rows | None, list[str]]:
         return None, []
     table.refuse(pc.equal(table["fold"], ""), "fold", "is empty{more}: name the clip's fold")
     coded = pc.dictionary_encode(table["fold"])
-    found: list[str] = coded.dictionary.to_pylist()
-    folds = in_order(found)
-    numbers = np.array([folds.index(name) for name in found], dtype=np.int64)
+    names: list[str] = coded.dictionary.to_pylist()
+    folds = in_order(names)
+    numbers = np.array([folds.index(name) for name in names], dtype=np.int64)
     return numbers[coded.indices.to_numpy()], folds
 
 
-def _stretches(
+def _segments(
     table: TextTable,
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     """Where the clips begin and end in their files, in seconds."""
@@ -273,9 +263,9 @@ def _stretches(
     start = np.nan_to_num(start)
     for name, seconds in (("start", start), ("end", end)):
         if name in table:
-            table.refuse(seconds < 0, name, "is {cell}{more}: give seconds, 0 or more")
+            table.refuse(seconds < 0, name, "is {value}{more}: give seconds, 0 or more")
     if "end" in table:
-        table.refuse(end <= start, "end", "is {cell}{more}, which is not after the clip's start")
+        table.refuse(end <= start, "end", "is {value}{more}, which is not after the clip's start")
     return start, end
 
 
@@ -283,7 +273,7 @@ def _seconds(table: TextTable, column: str) -> NDArray[np.float64]:
     """Numbers of a column; NaN where it is empty."""
     # Arrow would read nan and inf as numbers.
     number = pc.match_substring_regex(table[column], r"^([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)?$")
-    table.refuse(pc.invert(number), column, "is {cell}{more}: give a number of seconds")
+    table.refuse(pc.invert(number), column, "is {value}{more}: give a number of seconds")
     text = pc.if_else(pc.equal(table[column], ""), None, table[column])
     text = pc.replace_substring_regex(text, r"^\+", "")
     seconds: NDArray[np.float64] = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -291,7 +281,7 @@ def _seconds(table: TextTable, column: str) -> NDArray[np.float64]:
 
 
 def _recordings(table: TextTable, root: Path) -> pa.Array | None:
-    """Name of each clip's recording, by the first of the columns that tells it."""
+    """Name of each clip's recording, by the first column that has it."""
     named = [
         _prefixed(prefix, table[column])
         for prefix, column in (
@@ -314,7 +304,7 @@ def _named(root: Path, column: pa.Array) -> pa.Array:
 
 
 def _prefixed(prefix: str, column: pa.Array) -> pa.Array:
-    full = _joined(_text(prefix), column, ":")
+    full = joined(f"{prefix}:", column)
     return pc.if_else(pc.equal(column, ""), "", full)
 
 
@@ -326,8 +316,7 @@ def _require_once(table: TextTable, listing: Listing) -> None:
     ids = listing.ids.array
     if len(pc.unique(ids)) == len(ids):
         return
-    counted = pc.value_counts(ids)
-    doubled = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    doubled = duplicates(ids)
     first, second = np.flatnonzero(np.asarray(pc.equal(ids, doubled[0])))[:2].tolist()
     where = f"lines {table.line(first)} and {table.line(second)}"
     advice = "keep one row for each clip (the column labels takes several classes)"
@@ -335,6 +324,6 @@ def _require_once(table: TextTable, listing: Listing) -> None:
         splits = f"{SPLITS[listing.split[first]]} and {SPLITS[listing.split[second]]}"
         advice = f"it is in {splits}, and a clip belongs to one split"
     raise DataError(
-        f"{table.file} lists {doubled[0].as_py()} twice ({where}): {advice}"
+        f"{table.file} lists {doubled[0]} twice ({where}): {advice}"
         + (f"; so it does {len(doubled) - 1} other clips" if len(doubled) > 1 else "")
     )
