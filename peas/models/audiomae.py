@@ -275,11 +275,9 @@ class AudioMAE(Encoder):
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official AudioMAE file or a checkpoint of ours."""
-        from peas.models.weights.audiomae import load_pretrained
-        from peas.models.weights.families import require_family
+        from peas.models.weights import AUDIOMAE
 
-        require_family(state, where, "AudioMAE")
-        return load_pretrained(self, where, state)
+        return AUDIOMAE.load(self, state, where)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
         """The fixed positions stay; the kernel becomes (frames, mel bins)."""

@@ -227,7 +227,7 @@ class Encoder(Part, Reconstructor, ABC):
         Raises:
             CheckpointError: The weights cannot be used. The model is then unchanged.
         """
-        from peas.models.weights.own import load_own
+        from peas.models.weights.importer import load_own
 
         return load_own(self, state, where)
 

@@ -203,11 +203,9 @@ class SSAST(Encoder):
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official SSAST file or a checkpoint of ours."""
-        from peas.models.weights.families import require_family
-        from peas.models.weights.ssast import load_pretrained
+        from peas.models.weights import SSAST as files
 
-        require_family(state, where, "SSAST")
-        return load_pretrained(self, where, state)
+        return files.load(self, state, where)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
         """AST's start: positions of the picture, cut or interpolated; two special tokens."""

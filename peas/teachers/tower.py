@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import CheckpointError, ConfigError
-from peas.models.weights.clap import ClapWeights, read_clap
-from peas.models.weights.clap_keys import PROJECTION
+from peas.models.weights.clap import PROJECTION, ClapWeights, read_clap
 from peas.teachers import front_end
 from peas.teachers.base import Teacher
 from peas.teachers.front_end import Fill, clap_log_mel, windows

@@ -11,7 +11,7 @@ from made import built_ssast, ssast_task
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
 from peas.masking.sampling import official_clusters, official_frames
-from peas.models.weights.ssast import load_pretrained, to_official
+from peas.models.weights import SSAST, load_pretrained
 from peas.objectives import masked_mse
 
 GRADIENTS = sorted(
@@ -40,7 +40,7 @@ def official(tmp_path_factory):
     """Official files whose weights come from the rule."""
     folder = tmp_path_factory.mktemp("official")
     for kind, patch in SHAPES.items():
-        layout = to_official(built_ssast("tiny", patch=patch).state_dict())
+        layout = SSAST.to_official(built_ssast("tiny", patch=patch).state_dict())
         state = {key: rule(key, value.shape) for key, value in layout.items()}
         state["module.p_input_fdim"] = torch.tensor(128)
         state["module.p_input_tdim"] = torch.tensor(1024)
@@ -97,7 +97,7 @@ def mask(rng, kind, clips=2):
 
 def named(model, tensors):
     """Tensors by the official names, without the unused heads and the stored numbers."""
-    found = to_official(model.state_dict() | tensors)
+    found = SSAST.to_official(model.state_dict() | tensors)
     short = {name.removeprefix("module."): value for name, value in found.items()}
     return {k: short[k] for k in sorted(short) if not k.startswith(("p_input", "v.head"))}
 

@@ -16,8 +16,7 @@ from peas.models.audiomae import AudioMAE
 from peas.models.patches import patchify, resize_positions, sample_positions
 from peas.models.pixel_probe import PixelProbe, ProbeSums
 from peas.models.ssast import SSAST
-from peas.models.weights import load_pretrained
-from peas.models.weights.audiomae_keys import to_official
+from peas.models.weights import AUDIOMAE, load_pretrained
 from peas.tasks import Classification
 
 MAE: dict[str, Any] = {"encoder": "audiomae", "stride": None, "noise_roll": False}
@@ -162,7 +161,7 @@ def test_weights_for_a_new_run_leave_the_probe_behind(make: Any, tmp_path: Path)
 
 def test_official_layouts_have_no_probe() -> None:
     state = random_probe(mae(num_classes=3)).state_dict()
-    assert not any("probe" in key for key in to_official(state, "fine-tuned"))
+    assert not any("probe" in key for key in AUDIOMAE.to_official(state, "fine-tuned"))
 
 
 # --- runs ----------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from peas.data.esc50 import ESC50
 from peas.data.librispeech import LibriSpeech
 from peas.data.mixture import Mixture
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.weights import load_pretrained
-from peas.models.weights.ssast import to_official
+from peas.models.weights import SSAST, load_pretrained
 from peas.objectives.composition import Losses
 from peas.recipes import SSASTPretrainingRecipe
 from peas.recipes.ssast import Plateau
@@ -367,7 +366,7 @@ def test_a_head_that_was_not_trained_draws_nothing(sounds: Path, tmp_path: Path)
 def test_pretraining_goes_on_from_an_official_file(sounds: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = built_ssast("toy", frames=1024)
-    state = to_official(source.state_dict())
+    state = SSAST.to_official(source.state_dict())
     torch.save(state, tmp_path / "official.pth")
     task, _ = fit(sounds, tmp_path, lr=1e-12, pretrained=str(tmp_path / "official.pth"))
     ours = task.model.encoder.blocks[0].attn.qkv.weight

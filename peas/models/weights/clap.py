@@ -1,6 +1,11 @@
-"""Read CLAP's audio tower: LAION's `.pt` files and the model folders of a hub."""
+"""CLAP's audio tower: LAION's `.pt` files, the model folders of a hub, and keys of both.
+
+Transformers' names of `ClapAudioModelWithProjection` are the common ones. LAION's attention keeps
+query, key and value in one tensor, transformers' in three.
+"""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +16,29 @@ import torch
 from torch import Tensor
 
 from peas.errors import CheckpointError
-from peas.models.weights import clap_keys
 from peas.models.weights.checking import check_weights
-from peas.models.weights.clap_keys import HUB_TOWER, PROJECTION, TOWER, State
 from peas.models.weights.reading import read_state
 from peas.teachers import front_end
 from peas.teachers.shapes import HEADS, SHAPES, Arch
+
+State = dict[str, Tensor]
+
+# LAION: transformers. Each pattern is a part of a name, found once; no name holds two.
+_PARTS = {
+    "bn0.": "batch_norm.",
+    ".norm1.": ".layernorm_before.",
+    ".norm2.": ".layernorm_after.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+    ".attn.proj.": ".attention.output.dense.",
+    ".attn.relative_position": ".attention.self.relative_position",
+}
+_PROJECTION = {"0.": "linear1.", "2.": "linear2."}
+_SPLIT = ("query", "key", "value")
+TOWER, PROJECTION = "audio_branch.", "audio_projection."
+HUB_TOWER = "audio_model.audio_encoder."
+# The fixed front end, which is ours, and the heads for AudioSet's classes.
+UNUSED = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = (
@@ -95,7 +117,7 @@ class ClapWeights:
         return {key: have[key] for key in expected}
 
     def _name(self, key: str) -> str:
-        return clap_keys.laion_key(key) if self.laion else key
+        return laion_key(key) if self.laion else key
 
 
 def read_clap(path: str | Path) -> ClapWeights:
@@ -135,8 +157,8 @@ def read_clap(path: str | Path) -> ClapWeights:
         )
     if laion:
         _require_front_end(audio, where)
-        audio = clap_keys.to_hub(audio)
-    theirs = {(clap_keys.laion_key(key) if laion else key): v for key, v in audio.items()}
+        audio = to_hub(audio)
+    theirs = {(laion_key(key) if laion else key): v for key, v in audio.items()}
     check_weights(theirs, where)
     state = {k: v.float() if v.is_floating_point() else v for k, v in audio.items()}
     return ClapWeights(where, _arch(state, where), state, laion)
@@ -241,3 +263,61 @@ def _require_front_end(audio: Mapping[str, Tensor], where: str) -> None:
             f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower hears another log-mel. "
             f"{_SOURCE}"
         )
+
+
+def to_hub(laion: Mapping[str, Tensor]) -> State:
+    """Rename `audio_branch.*` and `audio_projection.*` to transformers' names.
+
+    Tensors that no feature depends on are left out: the front end, the class heads and the
+    attention masks of shifted windows, which transformers makes itself.
+    """
+    state: State = {}
+    for key, value in laion.items():
+        tower = key.removeprefix(TOWER)
+        if tower.startswith(UNUSED) or tower.endswith("attn_mask"):
+            continue
+        if ".attn.qkv." in key:
+            kind = key.rsplit(".", 1)[1]
+            stem = HUB_TOWER + tower.split(".attn.qkv.")[0]
+            for name, part in zip(_SPLIT, value.chunk(3), strict=True):
+                state[f"{stem}.attention.self.{name}.{kind}"] = part
+        else:
+            state[hub_key(key)] = value
+    return state
+
+
+def to_laion(state: Mapping[str, Tensor]) -> State:
+    """The inverse of `to_hub`, for the tensors that it keeps."""
+    laion: State = {}
+    for key, value in state.items():
+        if re.search(r"\.self\.(key|value)\.", key):
+            continue
+        if ".self.query." in key:
+            three = [state[key.replace(".query.", f".{name}.")] for name in _SPLIT]
+            value = torch.cat(three)
+        laion[laion_key(key)] = value
+    return laion
+
+
+def hub_key(laion: str) -> str:
+    """Transformers' name of one of LAION's, but for the joined attention tensors."""
+    if laion.startswith(PROJECTION):
+        return _replace(laion, {PROJECTION + k: PROJECTION + v for k, v in _PROJECTION.items()})
+    return HUB_TOWER + _replace(laion.removeprefix(TOWER), _PARTS)
+
+
+def laion_key(hub: str) -> str:
+    """LAION's name of one of transformers'; the three attention tensors share one."""
+    if hub.startswith(PROJECTION):
+        return _replace(hub, {PROJECTION + v: PROJECTION + k for k, v in _PROJECTION.items()})
+    name = re.sub(r"\.attention\.self\.(query|key|value)\.", ".attn.qkv.", hub)
+    # The longest first: an attention's own output ends like a block's.
+    parts = sorted(((v, k) for k, v in _PARTS.items()), key=lambda part: -len(part[0]))
+    return TOWER + _replace(name.removeprefix(HUB_TOWER), dict(parts))
+
+
+def _replace(name: str, parts: Mapping[str, str]) -> str:
+    for old, new in parts.items():
+        if old in name:
+            return name.replace(old, new)
+    return name

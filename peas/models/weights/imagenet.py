@@ -16,6 +16,7 @@ from peas.models.encoder import Encoder
 from peas.models.patches import resize_positions
 from peas.models.vit import SIZES
 from peas.models.weights.checking import check_weights
+from peas.models.weights.importer import check_keys
 from peas.models.weights.reading import ImportReport, read_state
 
 PREFIX = "timm:"
@@ -63,7 +64,8 @@ def load_imagenet(model: Encoder, source: str) -> ImportReport:
     new["patch_embed.proj.weight"] = kernel
     new = model.import_vit(new, report)
     encoder = model.get_submodule("encoder")
-    _check_keys(encoder.state_dict(), new, where)
+    shapes = {key: value.shape for key, value in encoder.state_dict().items()}
+    check_keys(shapes, new, where, optional={"pos_embed": "AudioMAE's table is fixed"})
     encoder.load_state_dict(new, strict=False)
     if model.num_classes:
         # A classifier's pixel head was not trained with these weights.
@@ -179,24 +181,3 @@ def tokens_of_audiomae(new: State, report: ImportReport) -> State:
     if new.pop("dist_token", None) is not None:
         report.ignored["dist_token"] = "AudioMAE has no distillation token"
     return new
-
-
-def _check_keys(own: Mapping[str, Tensor], new: State, where: str) -> None:
-    own = {key: value for key, value in own.items() if key in new or key != "pos_embed"}
-    for key, value in new.items():
-        if key not in own:
-            raise CheckpointError(
-                f"{where}: unexpected key {key} (shape {list(value.shape)}): only plain vision "
-                "transformers fit, such as timm's deit_* and vit_*_patch16_*"
-            )
-        if value.shape != own[key].shape:
-            raise CheckpointError(
-                f"{where}: {key} has shape {list(value.shape)} and the model needs "
-                f"{list(own[key].shape)}; give a model of the same size"
-            )
-    missing = [key for key in own if key not in new]
-    if missing:
-        raise CheckpointError(
-            f"{where}: {missing[0]} is missing, and {len(missing) - 1} more; give a whole file of "
-            "a model of the same size"
-        )

@@ -21,15 +21,15 @@ SHOWN = 5
 
 @dataclass
 class ImportReport:
-    """What became of every key when weights were taken from a file.
+    """What happened to every key when weights were imported from a file.
 
     Attributes:
         path: The file.
         kind: What the file is, in words.
         used: Keys of the file whose tensors the model now holds.
-        ignored: Keys of the file that were left, and why.
+        ignored: Keys of the file that were not used, and why.
         missing: Keys of the model that the file could not fill, and why.
-        notes: What was changed on the way, such as positions cut to another grid.
+        notes: Conversions, such as positions cut to another grid.
     """
 
     path: str
@@ -45,11 +45,11 @@ class ImportReport:
             f"{self.path}: {self.kind}; {len(self.used)} tensors used, "
             f"{len(self.ignored)} ignored, {len(self.missing)} missing"
         ]
-        for word, keys in (("ignored", self.ignored), ("missing", self.missing)):
+        for title, keys in (("ignored", self.ignored), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 names = [key for key, why in keys.items() if why == reason]
-                shown = ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
-                lines.append(f"  {word}: {shown}: {reason}")
+                listed = ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+                lines.append(f"  {title}: {listed}: {reason}")
         lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
 
