@@ -64,7 +64,7 @@ def our_task(
         front_end=KaldiLogMel(frames=FRAMES, mean=0.0, std=0.5),
         masking=masking,
         objectives=objectives,
-        recipe=AudioMAEPretrainingRecipe(lr_rule="absolute"),
+        recipe=AudioMAEPretrainingRecipe(base_batch_size=None),
         labels=[],
         multi_label=True,
     )

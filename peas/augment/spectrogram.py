@@ -33,7 +33,7 @@ def roll_time(x: Tensor, shift: Tensor) -> Tensor:
 def noise_and_roll(log_mel: Tensor, u_noise: Tensor, u_clip: Tensor) -> Augmented:
     """The official loader's last step: positive noise, then a roll along time.
 
-    Each cell gets U(0, 1) times one U(0, 0.1) of its clip; each clip is rolled by an integer in
+    Each bin gets U(0, 1) times one U(0, 0.1) of its clip; each clip is rolled by an integer in
     [-10, 9] (SSAST's `dataloader.py`).
 
     Args:

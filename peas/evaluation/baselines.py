@@ -29,7 +29,7 @@ def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Ten
     return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
 
 
-class AgainstTrivial(Metric):
+class BaselineError(Metric):
     """Errors of a model and of the trivial predictor over the same patches of an evaluation.
 
     Patches that hold padding, digital silence or one value alone are left out: a constant draws
@@ -43,18 +43,18 @@ class AgainstTrivial(Metric):
     total: Tensor
     squares: Tensor
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self, bins: int) -> None:
         """Begin with nothing.
 
         Args:
-            cells: Cells P of a patch.
+            bins: Bins P of a patch.
         """
         super().__init__()
         for name in ("patches", "error", "squares"):
             # A tensor each: `add_state` keeps the very one that it is given, and sums are in place.
             zero = torch.tensor(0.0, dtype=torch.float64)
             self.add_state(name, zero, dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros(cells, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, errors: Tensor, targets: Tensor, valid: Tensor) -> None:
         """Add a batch.
@@ -72,11 +72,11 @@ class AgainstTrivial(Metric):
         self.squares += kept.square().mean(dim=1).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """`valid_mse` of the model and `trivial_mse` of the mean patch; NaN without patches."""
+        """`valid_mse` of the model and `baseline_mse` of the mean patch; NaN without patches."""
         mean = self.total / self.patches
         return {
             "valid_mse": self.error / self.patches,
-            "trivial_mse": self.squares / self.patches - mean.square().mean(),
+            "baseline_mse": self.squares / self.patches - mean.square().mean(),
         }
 
 

@@ -1,6 +1,6 @@
-"""Block masks along time and frequency: torchaudio's law, random blocks, blocks to cells.
+"""Block masks along time and frequency: torchaudio's law, random blocks, blocks to bins.
 
-An axis of `L` cells (frames or mel bins) is masked by `n` blocks a clip. Chance enters only as
+An axis of `L` bins (frames or mel bins) is masked by `n` blocks a clip. Chance enters only as
 uniform draws in [0, 1), so the same draws give the same mask on any device and after a restart.
 """
 
@@ -17,11 +17,11 @@ Overlap = Literal["allow", "forbid"]
 
 
 class Blocks(NamedTuple):
-    """Intervals hidden on one axis.
+    """Intervals masked on one axis.
 
     Attributes:
-        start: `[B, n]` int64, first hidden cell.
-        width: `[B, n]` int64, number of hidden cells; 0 hides nothing.
+        start: `[B, n]` int64, first masked bin.
+        width: `[B, n]` int64, number of masked bins; 0 hides nothing.
     """
 
     start: Tensor
@@ -33,17 +33,17 @@ def check_width(key: str, width: int, size: int) -> None:
 
     Args:
         key: Name of the setting, for the message.
-        width: Widest mask in cells.
-        size: Cells of the axis.
+        width: Widest mask in bins.
+        size: Bins of the axis.
 
     Raises:
         ConfigError: The width is negative or larger than the axis.
     """
     if width < 0:
-        raise ConfigError(f"{key}: a mask cannot be {width} cells wide; use 0 or more")
+        raise ConfigError(f"{key}: a mask cannot be {width} bins wide; use 0 or more")
     if width > size:
         raise ConfigError(
-            f"{key}: a mask of {width} cells does not fit an axis of {size}; use at most {size}"
+            f"{key}: a mask of {width} bins does not fit an axis of {size}; use at most {size}"
         )
 
 
@@ -67,7 +67,7 @@ def law_widths(u: Tensor, max_width: int, fixed_width: int | None = None) -> Ten
 
 
 def window_sums(values: Tensor, width: Tensor) -> Tensor:
-    """Sums over the window that begins at each cell; windows past the end are cut there.
+    """Sums over the window that begins at each bin; windows past the end are cut there.
 
     Args:
         values: `[B, L]`; summed in the dtype given (float64 or int64 are exact enough).
@@ -88,7 +88,7 @@ def fitting_starts(width: Tensor, size: int) -> Tensor:
 
 
 def keep_best(allowed: Tensor, value: Tensor) -> Tensor:
-    """Those of the allowed cells whose value is the highest of their row.
+    """Those of the allowed bins whose value is the highest of their row.
 
     Args:
         allowed: `[B, L]` bool.
@@ -104,14 +104,14 @@ def keep_best(allowed: Tensor, value: Tensor) -> Tensor:
 
 
 def pick_uniform(allowed: Tensor, u: Tensor) -> Tensor:
-    """Choose one allowed cell of each row; the draw indexes them in order.
+    """Choose one allowed bin of each row; the draw indexes them in order.
 
     Args:
         allowed: `[B, L]` bool.
         u: `[B]` draws.
 
     Returns:
-        `[B]` int64; 0 in a row without an allowed cell.
+        `[B]` int64; 0 in a row without an allowed bin.
     """
     rank = allowed.cumsum(1)
     count = rank[:, -1]
@@ -124,12 +124,12 @@ def random_start(u: Tensor, drawn: Tensor, taken: Tensor, overlap: Overlap) -> T
 
     With nothing taken in the clip, or overlap allowed: torchaudio's law,
     `floor(U * (size - unfloored width))`. Otherwise uniform among the starts at which the block
-    shares no cell with those taken; where there is none, the start of least overlap, the lowest.
+    shares no bin with those taken; where there is none, the start of least overlap, the lowest.
 
     Args:
         u: `[B]` draws of the position.
         drawn: `[B]` unfloored width.
-        taken: `[B, L]` bool, cells of earlier blocks.
+        taken: `[B, L]` bool, bins of earlier blocks.
         overlap: The rule.
 
     Returns:
@@ -165,7 +165,7 @@ def random_blocks(
     Args:
         u: `[B, n, 2 or more]` draws: width, position (any further ones are ignored).
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
-        size: Cells of the axis.
+        size: Bins of the axis.
         fixed_width: Width of every block instead of the law.
         overlap: `forbid` keeps a block off the earlier ones while there is room; `allow` draws
             each block by itself.
@@ -187,33 +187,33 @@ def random_blocks(
 
 
 def interval(start: Tensor, width: Tensor, size: int) -> Tensor:
-    """`[..., size]` bool: cells of the interval of each `start` and `width` `[...]`."""
-    cell = torch.arange(size, device=start.device)
+    """`[..., size]` bool: bins of the interval of each `start` and `width` `[...]`."""
+    bin = torch.arange(size, device=start.device)
     first = start[..., None]
-    return (cell >= first) & (cell < first + width[..., None])
+    return (bin >= first) & (bin < first + width[..., None])
 
 
 def blocks_to_mask(blocks: Blocks, size: int) -> Tensor:
-    """Cells that any block hides, `[B, size]` bool."""
+    """Bins that any block hides, `[B, size]` bool."""
     return interval(blocks.start, blocks.width, size).any(1)
 
 
 def cross(time: Tensor, freq: Tensor) -> Tensor:
-    """Cells hidden by a time mask `[B, T]` or a frequency mask `[B, F]`: `[B, T, F]` bool."""
+    """Bins masked by a time mask `[B, T]` or a frequency mask `[B, F]`: `[B, T, F]` bool."""
     return time[:, :, None] | freq[:, None, :]
 
 
 def fill_masked(log_mel: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:
-    """Put the fill value into the hidden cells; the one filling rule of every strategy.
+    """Put the fill value into the masked bins; the one filling rule of every strategy.
 
     Args:
         log_mel: `[B, T, F]`.
-        mask: `[B, T, F]` bool, True = hidden.
+        mask: `[B, T, F]` bool, True = masked.
         value: Fill value, a number or a scalar tensor on the device.
     """
     return torch.where(mask, value, log_mel)
 
 
 def masked_fraction(mask: Tensor) -> Tensor:
-    """Hidden share of each clip's cells, `[B]` float32, of a mask `[B, ...]`."""
+    """Hidden share of each clip's bins, `[B]` float32, of a mask `[B, ...]`."""
     return mask.flatten(1).float().mean(1)

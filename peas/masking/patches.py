@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.sampling import SIDES, PatchSampler, SamplerName, random_patches, times_and_bands
+from peas.masking.sampling import SIDES, PatchSampler, SamplerName, random_patches, time_freq_mask
 from peas.models.patches import Pair
 from peas.parts import Part
 
@@ -102,7 +102,7 @@ class StructuredPatches(PatchMasking):
     def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
         """Columns and bands of the largest numbers."""
         bands, times = self.kept(grid)
-        return times_and_bands(rand["times"], rand["bands"], times, bands).flatten(1)
+        return time_freq_mask(rand["times"], rand["bands"], times, bands).flatten(1)
 
 
 def _share(name: str, value: float) -> float:
@@ -130,9 +130,9 @@ class ClusteredPatches(PatchMasking):
     them, says the official code.
 
     Args:
-        count: Patches that are masked: 400 of 512; the paper also has 250 and 100.
-        law: `batched`, the official law for a whole batch; `official`, the loop of the official
-            code, a clip at a time; `unbiased`, clusters that favour no place. See `PatchSampler`.
+        num_masked: Patches that are masked: 400 of 512; the paper also has 250 and 100.
+        sampler: `batched`, the official distribution for a whole batch; `official`, the official
+            loop, a clip at a time; `unbiased`, clusters that favour no place. See `PatchSampler`.
         sides: Sides of the clusters, one of which each clip draws.
 
     Raises:
@@ -140,26 +140,31 @@ class ClusteredPatches(PatchMasking):
     """
 
     def __init__(
-        self, count: int = 400, law: SamplerName = "batched", sides: tuple[int, ...] = SIDES
+        self,
+        num_masked: int = 400,
+        sampler: SamplerName = "batched",
+        sides: tuple[int, ...] = SIDES,
     ) -> None:
-        self.count, self.law, self.sides = count, law, tuple(sides)
+        self.num_masked, self.sampler, self.sides = num_masked, sampler, tuple(sides)
 
     def _sampler(self, grid: Pair) -> PatchSampler:
         try:
-            return PatchSampler(grid, self.count, self.law, self.sides)
+            return PatchSampler(grid, self.num_masked, self.sampler, self.sides)
         except ConfigError as error:
-            told = f"count {self.count}, law {self.law}, sides {list(self.sides)}"
-            raise ConfigError(f"ClusteredPatches.init_args ({told}): {error}") from error
+            settings = (
+                f"num_masked {self.num_masked}, sampler {self.sampler}, sides {[*self.sides]}"
+            )
+            raise ConfigError(f"ClusteredPatches.init_args ({settings}): {error}") from error
 
     def visible(self, grid: Pair) -> int:
-        """All but `count`."""
+        """All but `num_masked`."""
         return math.prod(grid) - self._sampler(grid).count
 
     def random_numbers(self, grid: Pair) -> dict[str, int]:
-        """As many as the law takes."""
+        """As many as the sampler takes."""
         return {OWN: self._sampler(grid).draws}
 
     def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
-        """Clusters by the law."""
+        """Clusters by the sampler."""
         masked = self._sampler(grid)(rand[OWN])
         return masked.view(len(masked), *grid).transpose(1, 2).flatten(1)

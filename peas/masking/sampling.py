@@ -45,7 +45,7 @@ def random_patches(u: Tensor, visible: int) -> Tensor:
     return torch.ones_like(u, dtype=torch.bool).scatter(1, kept, False)
 
 
-def times_and_bands(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
+def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
     """Hide whole columns and whole bands of the grid, AudioMAE's structured masking.
 
     A patch stays visible when its column and its band both do.
@@ -66,12 +66,12 @@ def times_and_bands(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands:
     return columns[:, :, None] | bands[:, None, :]
 
 
-def hidden_ids(hidden: Tensor) -> Tensor:
-    """Ascending indices of the hidden patches: `[B, N]` bool to `[B, M]` int64.
+def masked_ids(masked: Tensor) -> Tensor:
+    """Ascending indices of the masked patches: `[B, N]` bool to `[B, M]` int64.
 
     Every row must hide equally many.
     """
-    return hidden.nonzero()[:, 1].view(len(hidden), -1)
+    return masked.nonzero()[:, 1].view(len(masked), -1)
 
 
 # --- SSAST's clusters, one clip at a time -----------------------------------------------------
@@ -84,8 +84,8 @@ def official_clusters(
 
     A side C is drawn, then starts among all patches; each adds the indices
     `start + i * T_grid + j` with i, j < C that lie between 0 and N, both excluded, until there are
-    more than `count`; the highest are dropped. So patch 0 and the last are never hidden, a block
-    at the end of a row goes on in the next one, and the lowest mel bands are hidden least. The
+    more than `count`; the highest are dropped. So patch 0 and the last are never masked, a block
+    at the end of a row goes on in the next one, and the lowest mel bands are masked least. The
     same seed gives the same indices as the official code in its settings (100 to 400 of 512;
     below 77 that code's choice of what to drop hangs on the memory layout of Python's sets).
 
@@ -231,7 +231,7 @@ def _ranks(u: Tensor) -> Tensor:
 
 
 def _require_clusters(grid: Pair, count: int, sides: Sequence[int], spare: int) -> int:
-    """Number of patches, if `sides` are sides and `count` patches can be hidden."""
+    """Number of patches, if `sides` are sides and `count` patches can be masked."""
     if not sides or min(sides) < 1:
         raise ConfigError(
             f"sides of clusters are {tuple(sides)}: give one or more positive numbers"
@@ -242,7 +242,7 @@ def _require_clusters(grid: Pair, count: int, sides: Sequence[int], spare: int) 
 def _require_count(patches: int, count: int, spare: int) -> int:
     if not 1 <= count <= patches - spare:
         raise ConfigError(
-            f"{count} of {patches} patches cannot be hidden by this sampler; choose 1 to "
+            f"{count} of {patches} patches cannot be masked by this sampler; choose 1 to "
             f"{patches - spare}"
         )
     return patches
@@ -285,14 +285,14 @@ class PatchSampler:
             )
         if not 1 <= self.count <= self.most:
             raise ConfigError(
-                f"{self.count} patches cannot be hidden in a grid of {self.grid[0]} x "
+                f"{self.count} patches cannot be masked in a grid of {self.grid[0]} x "
                 f"{self.grid[1]} patches (frequency x time) by the {self.name} sampler: choose 1 "
                 f"to {self.most}"
             )
 
     @property
     def clustered(self) -> bool:
-        """Whether patches are hidden in clusters."""
+        """Whether patches are masked in clusters."""
         return self.grid[0] > 1
 
     @property
@@ -330,12 +330,12 @@ class PatchSampler:
 
     def _looped(self, u: Tensor) -> Tensor:
         patches = self.grid[0] * self.grid[1]
-        hidden = torch.zeros(len(u), patches, dtype=torch.bool)
-        for row, (high, low) in zip(hidden, (u.double() * 2**24).long().tolist(), strict=True):
+        masked = torch.zeros(len(u), patches, dtype=torch.bool)
+        for row, (high, low) in zip(masked, (u.double() * 2**24).long().tolist(), strict=True):
             rng = random.Random((high << 24) | low)
             row[
                 official_clusters(rng, self.grid, self.count, self.sides)
                 if self.clustered
                 else official_frames(rng, patches, self.count)
             ] = True
-        return hidden
+        return masked

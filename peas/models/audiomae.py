@@ -1,4 +1,4 @@
-"""AudioMAE: a spectrogram transformer that encodes visible patches and draws the hidden ones."""
+"""AudioMAE: a spectrogram transformer that encodes visible patches and draws the masked ones."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -163,7 +163,7 @@ class AudioMAE(Encoder):
                 shape,
                 encoder_width=encoder.width,
                 grid=encoder.grid,
-                cells=math.prod(self.patch),
+                bins=math.prod(self.patch),
                 positions=encoder.positions,
                 pixels=pixels,
             ).to(device)
@@ -295,10 +295,10 @@ def normalised(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Normalised patches, mean and deviation `[B, N, 1]`, float32.
     """
-    cells = patches.float()
-    variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
+    bins = patches.float()
+    variance, mean = torch.var_mean(bins, dim=-1, keepdim=True)
     deviation = (variance + PIXEL_EPS).sqrt()
-    return (cells - mean) / deviation, mean, deviation
+    return (bins - mean) / deviation, mean, deviation
 
 
 def _numbers(shape: DecoderShape) -> tuple[int, int, int, int]:

@@ -36,17 +36,17 @@ class DecoderShape(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Fills the hidden places with a mask token and lets the blocks draw conclusions.
+    """Fills the masked places with a mask token and lets the blocks draw conclusions.
 
     The class token goes through the global blocks and is left out of the local ones, as official.
 
     Attributes:
         embed: Encoder width to decoder width.
-        mask_token: `[1, 1, W]`, what stands for a hidden patch.
+        mask_token: `[1, 1, W]`, what stands for a masked patch.
         pos_embed: `[1, 1 + N, W]`, fixed.
         blocks: Local or global blocks.
         norm: LayerNorm after them.
-        pred: W to P cells of a patch; identity when no pixels are predicted.
+        pred: W to P bins of a patch; identity when no pixels are predicted.
     """
 
     pos_embed: Tensor
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         *,
         encoder_width: int,
         grid: Pair,
-        cells: int,
+        bins: int,
         positions: Raster = "stored",
         pixels: bool = True,
     ) -> None:
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
             shape: Its sizes.
             encoder_width: Width D of the encoder's tokens.
             grid: Patches along (frequency, time).
-            cells: Cells P of a patch.
+            bins: Bins P of a patch.
             positions: Raster of the fixed table.
             pixels: Whether patches are predicted; without, `pred` has no weights.
 
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         else:
             self.blocks = transformer_blocks(Size(shape.width, shape.depth, shape.heads))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
-        self.pred: nn.Module = nn.Linear(shape.width, cells) if pixels else nn.Identity()
+        self.pred: nn.Module = nn.Linear(shape.width, bins) if pixels else nn.Identity()
         start_like_mae(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

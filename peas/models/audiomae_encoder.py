@@ -14,7 +14,7 @@ class MaskedEncoder(nn.Module):
     """Class token and visible patches through pre-norm blocks (Huang et al., 2022).
 
     Tokens are time-major, `t * F' + f`, and a patch is flattened in (time, frequency) row-major
-    order, as in the official checkpoints. The embedding is written as a matrix product, so hidden
+    order, as in the official checkpoints. The embedding is written as a matrix product, so masked
     patches are never embedded.
 
     Attributes:
@@ -77,7 +77,7 @@ class MaskedEncoder(nn.Module):
         return grid_shape(frames, self.mels, self.patch, self.stride)
 
     def patches(self, log_mel: Tensor) -> Tensor:
-        """Cut `[B, T, F]` into `[B, N, P]`, time-major; cells past the last patch are left out.
+        """Cut `[B, T, F]` into `[B, N, P]`, time-major; bins past the last patch are left out.
 
         Raises:
             ConfigError: Other mel bins than the model's, or fewer frames than a patch.
@@ -92,10 +92,10 @@ class MaskedEncoder(nn.Module):
         high, wide = self.patch
         if self.stride == self.patch:
             cut = log_mel[:, : columns * wide, : rows * high]
-            cells = cut.reshape(batch, columns, wide, rows, high).transpose(2, 3)
+            bins = cut.reshape(batch, columns, wide, rows, high).transpose(2, 3)
         else:
-            cells = log_mel.unfold(1, wide, self.stride[1]).unfold(2, high, self.stride[0])
-        return cells.reshape(batch, rows * columns, wide * high)
+            bins = log_mel.unfold(1, wide, self.stride[1]).unfold(2, high, self.stride[0])
+        return bins.reshape(batch, rows * columns, wide * high)
 
     def table(self, count: int) -> Tensor:
         """Positions of the class token and `count` patches, `[1, 1 + count, D]`.

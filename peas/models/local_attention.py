@@ -24,7 +24,7 @@ class WindowMap:
 
     Attributes:
         sides: Height and width of a window.
-        places: `[windows, L]` index of the token in each cell of a window; N for a filler.
+        places: `[windows, L]` index of the token in each bin of a window; N for a filler.
         back: `[N]` place of each token in the flattened windows.
         mask: `[windows, L, L]` float32, 0 or `MASKED`; None when nothing is kept apart.
     """
@@ -60,8 +60,8 @@ class WindowMap:
 
 def _cut(field: Tensor, sides: Pair) -> Tensor:
     rows, columns = field.shape[0] // sides[0], field.shape[1] // sides[1]
-    cells = field.view(rows, sides[0], columns, sides[1]).transpose(1, 2)
-    return cells.reshape(rows * columns, sides[0] * sides[1])
+    bins = field.view(rows, sides[0], columns, sides[1]).transpose(1, 2)
+    return bins.reshape(rows * columns, sides[0] * sides[1])
 
 
 class MetaMlp(nn.Module):
@@ -118,8 +118,8 @@ class WindowAttention(nn.Module):
         Returns:
             `[B, windows, L, D]`.
         """
-        batch, count, cells, width = windows.shape
-        shape = (batch * count, cells, 3, self.heads, width // self.heads)
+        batch, count, bins, width = windows.shape
+        shape = (batch * count, bins, 3, self.heads, width // self.heads)
         # Copied once, so that products and norms keep the copies for the backward pass, and not
         # the rows of all three as well.
         parts = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4)

@@ -46,7 +46,7 @@ def patchify(log_mel: Tensor, patch: Pair) -> Tensor:
         patch: Height and width of a patch, (mel bins, frames).
 
     Returns:
-        `[B, N, P]` with P = the cells of a patch.
+        `[B, N, P]` with P = the bins of a patch.
 
     Raises:
         ConfigError: If a side is not a multiple of the patch.
@@ -58,8 +58,8 @@ def patchify(log_mel: Tensor, patch: Pair) -> Tensor:
             "pad the spectrogram first (pad_to_patch)"
         )
     rows, columns = mels // patch[0], frames // patch[1]
-    cells = log_mel.transpose(1, 2).reshape(batch, rows, patch[0], columns, patch[1])
-    return cells.transpose(2, 3).reshape(batch, rows * columns, patch[0] * patch[1])
+    bins = log_mel.transpose(1, 2).reshape(batch, rows, patch[0], columns, patch[1])
+    return bins.transpose(2, 3).reshape(batch, rows * columns, patch[0] * patch[1])
 
 
 def unpatchify(patches: Tensor, patch: Pair, grid: Pair) -> Tensor:
@@ -73,8 +73,8 @@ def unpatchify(patches: Tensor, patch: Pair, grid: Pair) -> Tensor:
     Returns:
         `[B, T, F]`.
     """
-    cells = patches.reshape(-1, grid[0], grid[1], patch[0], patch[1]).transpose(2, 3)
-    return cells.reshape(-1, grid[0] * patch[0], grid[1] * patch[1]).transpose(1, 2)
+    bins = patches.reshape(-1, grid[0], grid[1], patch[0], patch[1]).transpose(2, 3)
+    return bins.reshape(-1, grid[0] * patch[0], grid[1] * patch[1]).transpose(1, 2)
 
 
 def pad_to_patch(log_mel: Tensor, patch: Pair) -> Tensor:
@@ -84,7 +84,7 @@ def pad_to_patch(log_mel: Tensor, patch: Pair) -> Tensor:
 
 
 def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: int) -> Tensor:
-    """Put patches that may overlap into a spectrogram; overlapped cells hold their mean.
+    """Put patches that may overlap into a spectrogram; overlapped bins hold their mean.
 
     Args:
         patches: `[B, N, P]` for the grid `grid_shape(frames, mels, patch, stride)`.
@@ -94,10 +94,10 @@ def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: 
         mels: Number of mel bins F of the result.
 
     Returns:
-        `[B, T, F]`; cells under no patch hold 0, see `covered`.
+        `[B, T, F]`; bins under no patch hold 0, see `covered`.
     """
     size = (mels, frames)
-    # Summing thousands of overlapping cells belongs in float32, and half `fold` is not everywhere.
+    # Summing thousands of overlapping bins belongs in float32, and half `fold` is not everywhere.
     columns = patches.float().transpose(1, 2)
     total = functional.fold(columns, size, patch, stride=stride)
     count = functional.fold(torch.ones_like(columns[:1]), size, patch, stride=stride)
@@ -107,7 +107,7 @@ def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: 
 def covered(frames: int, mels: int, patch: Pair, stride: Pair) -> tuple[Tensor, Tensor]:
     """Frames and mel bins that lie under some patch.
 
-    A cell lies under a patch exactly when its frame and its mel bin both do.
+    A bin lies under a patch exactly when its frame and its mel bin both do.
 
     Returns:
         `[T]` and `[F]` boolean, on the CPU.
@@ -203,11 +203,11 @@ def check_grid(grid: str) -> None:
         raise ConfigError(f"unknown grid {grid!r}; choose 'nonoverlap' or 'finetune'")
 
 
-def visible_places(hidden: Tensor) -> Tensor:
+def visible_places(masked: Tensor) -> Tensor:
     """Indices of the patches that stay, in their order.
 
     Args:
-        hidden: `[B, N]` bool, equally many True in each row.
+        masked: `[B, N]` bool, equally many True in each row.
 
     Returns:
         `[B, V]` int64.
@@ -215,16 +215,16 @@ def visible_places(hidden: Tensor) -> Tensor:
     Raises:
         ConfigError: The rows hide different numbers of patches, or a row hides all of them.
     """
-    if hidden.device.type == "cpu":
+    if masked.device.type == "cpu":
         # Asking would make a GPU wait; there a ragged mask fails below on its shape.
-        counts = hidden.sum(dim=1)
-        if len(counts) and (counts.min() != counts.max() or int(counts[0]) == hidden.shape[1]):
+        counts = masked.sum(dim=1)
+        if len(counts) and (counts.min() != counts.max() or int(counts[0]) == masked.shape[1]):
             raise ConfigError(
-                f"`hidden_patches` hides {int(counts.min())} to {int(counts.max())} of "
-                f"{hidden.shape[1]} patches: every clip must hide equally many, and keep one"
+                f"`dropped_patches` hides {int(counts.min())} to {int(counts.max())} of "
+                f"{masked.shape[1]} patches: every clip must hide equally many, and keep one"
             )
-    places = (~hidden).nonzero()[:, 1]
-    return places.view(len(hidden), -1)
+    places = (~masked).nonzero()[:, 1]
+    return places.view(len(masked), -1)
 
 
 def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:

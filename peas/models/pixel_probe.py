@@ -2,8 +2,8 @@
 
 MAM-CLAP, SupMAM-CLAP and fine-tuned files have nothing that turns tokens back into a spectrogram,
 and PEAS needs it. A linear layer from each patch token to that patch, fitted on the frozen encoder
-by least squares with nothing hidden, takes its place. Its error is another quantity than that of a
-pretrained head, which drew hidden patches: it is large where the tokens have thrown away what the
+by least squares with nothing masked, takes its place. Its error is another quantity than that of a
+pretrained head, which drew masked patches: it is large where the tokens have thrown away what the
 patch looked like.
 """
 
@@ -23,16 +23,16 @@ class PixelProbe(nn.Module):
 
     Args:
         width: Width D of a token.
-        cells: Cells P of a patch.
+        bins: Bins P of a patch.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, width: int, cells: int) -> None:
+    def __init__(self, width: int, bins: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(cells, width))
-        self.register_buffer("bias", torch.zeros(cells))
+        self.register_buffer("weight", torch.zeros(bins, width))
+        self.register_buffer("bias", torch.zeros(bins))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Patches `[..., P]` of tokens `[..., D]`."""
@@ -44,7 +44,7 @@ class FittedProbe(NamedTuple):
 
     probe: PixelProbe
     error: float
-    """Mean squared error over the cells that it was fitted on."""
+    """Mean squared error over the bins that it was fitted on."""
     variance: float
     """Their mean squared distance from the mean patch: the error of knowing nothing."""
     patches: int
@@ -59,14 +59,14 @@ class ProbeSums:
 
     Args:
         width: Width D of a token.
-        cells: Cells P of a patch.
+        bins: Bins P of a patch.
         device: Where the sums are kept, in float64.
     """
 
-    def __init__(self, width: int, cells: int, device: torch.device) -> None:
+    def __init__(self, width: int, bins: int, device: torch.device) -> None:
         # With a column of ones each, so that sums and number are parts of the products.
         self.tokens = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
-        self.both = torch.zeros(width + 1, cells, dtype=torch.float64, device=device)
+        self.both = torch.zeros(width + 1, bins, dtype=torch.float64, device=device)
         self.squares = torch.zeros(1, dtype=torch.float64, device=device)
 
     def add(self, tokens: Tensor, patches: Tensor) -> None:
@@ -98,8 +98,8 @@ class ProbeSums:
         regular = xx + penalty * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
         weight = torch.linalg.solve(regular, xy)
         error = yy - float((2 * weight * xy).sum() - (weight * (xx @ weight)).sum())
-        cells = len(mean_y)
-        probe = PixelProbe(len(mean_x), cells).to(weight.device)
+        bins = len(mean_y)
+        probe = PixelProbe(len(mean_x), bins).to(weight.device)
         probe.weight.copy_(weight.T)
         probe.bias.copy_(mean_y - mean_x @ weight)
-        return FittedProbe(probe, error / cells, yy / cells, int(count))
+        return FittedProbe(probe, error / bins, yy / bins, int(count))

@@ -65,16 +65,16 @@ class Reconstructor(nn.Module, ABC):
     def patches(self, log_mel: Tensor) -> Tensor:
         """Cuts `[B, T, F]` into `[B, N, P]`, in the order of the tokens.
 
-        A patch is flattened in (time, frequency) row-major order; cells past the last patch are
+        A patch is flattened in (time, frequency) row-major order; bins past the last patch are
         left out.
         """
         rows, columns = self.grid_of(log_mel.shape[1])
         high, wide = self.patch
-        cells = log_mel.unfold(1, wide, self.stride[1]).unfold(2, high, self.stride[0])
-        cells = cells[:, :columns, :rows]
+        bins = log_mel.unfold(1, wide, self.stride[1]).unfold(2, high, self.stride[0])
+        bins = bins[:, :columns, :rows]
         if not self.time_major:
-            cells = cells.transpose(1, 2)
-        return cells.reshape(len(log_mel), rows * columns, wide * high)
+            bins = bins.transpose(1, 2)
+        return bins.reshape(len(log_mel), rows * columns, wide * high)
 
     def grid_of(self, frames: int) -> Pair:
         """Patches along (frequency, time) of T frames."""
@@ -98,13 +98,13 @@ class Reconstructor(nn.Module, ABC):
                 "that needs none (`SpecAugment`, `RandomMasking`, or `PEAS` with `score: energy`)"
             )
 
-    def require_head_for(self, hidden: Tensor | None) -> None:
+    def require_head_for(self, masked: Tensor | None) -> None:
         """Refuses masked patches where a probe predicts: it knows visible tokens alone.
 
         Raises:
             NoReconstruction: Patches are masked, and a probe is there.
         """
-        if hidden is not None and self.pixel_probe is not None:
+        if masked is not None and self.pixel_probe is not None:
             raise NoReconstruction(
                 "a linear pixel probe (`model.init_args.reconstruction: probe`) predicts visible "
                 "patches alone: mask none (`PEAS` with `aux_input_mask: none`), or start from a "
@@ -146,17 +146,17 @@ class Reconstructor(nn.Module, ABC):
         return predicted
 
     def reconstruct(
-        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
+        self, log_mel: Tensor, masked: Tensor | None = None, *, grid: Grid = "nonoverlap"
     ) -> Tensor:
         """Reconstructs the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
 
-        As in the literal reading of the equations, nothing is masked unless `hidden` says so. A
+        As in the literal reading of the equations, nothing is masked unless `masked` says so. A
         length that is no multiple of the patch is padded and the result cut; where patches
-        overlap, cells hold the mean, and cells under no patch the input.
+        overlap, bins hold the mean, and bins under no patch the input.
 
         Args:
             log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool, masked patches of the chosen grid in *frequency-major* order,
+            masked: `[B, N]` bool, masked patches of the chosen grid in *frequency-major* order,
                 for every encoder.
             grid: Which patches: `nonoverlap`, those of pretraining, or `finetune`. Both are the
                 model's own, unless an encoder has two grids.
@@ -169,25 +169,24 @@ class Reconstructor(nn.Module, ABC):
             ConfigError: The grid is unknown, or the clip shorter than a patch.
         """
         self.require_reconstruction()
-        self.require_head_for(hidden)
+        self.require_head_for(masked)
         check_grid(grid)
         _, frames, mels = log_mel.shape
         whole = self.stride == self.patch
         padded = pad_to_patch(log_mel, self.patch) if whole else log_mel
         rows, columns = self.grid_of(padded.shape[1])
-        masked = hidden
-        if hidden is not None and self.time_major:
-            masked = hidden.view(-1, rows, columns).transpose(1, 2).flatten(1)
-        cells = self.predict(padded, masked)
+        if masked is not None and self.time_major:
+            masked = masked.view(-1, rows, columns).transpose(1, 2).flatten(1)
+        bins = self.predict(padded, masked)
         high, wide = self.patch
         if self.time_major:
-            cells = cells.view(-1, columns, rows, wide, high).transpose(1, 2)
+            bins = bins.view(-1, columns, rows, wide, high).transpose(1, 2)
         else:
-            cells = cells.view(-1, rows, columns, wide, high)
-        cells = cells.transpose(3, 4).flatten(3).flatten(1, 2)
+            bins = bins.view(-1, rows, columns, wide, high)
+        bins = bins.transpose(3, 4).flatten(3).flatten(1, 2)
         if whole:
-            return unpatchify(cells, self.patch, (rows, columns))[:, :frames, :mels]
-        folded = fold_average(cells, self.patch, self.stride, frames, mels)
+            return unpatchify(bins, self.patch, (rows, columns))[:, :frames, :mels]
+        folded = fold_average(bins, self.patch, self.stride, frames, mels)
         time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
         return torch.where(time[:, None] & freq, folded, log_mel)
 
@@ -235,5 +234,5 @@ def _adopt_probe(
     """Gives the model the probe that the state has, before the weights are copied."""
     weight = state.get(prefix + "pixel_probe.weight")
     if weight is not None and isinstance(module, Reconstructor) and module.pixel_probe is None:
-        cells, width = weight.shape
-        module.pixel_probe = PixelProbe(width, cells).to(module.reconstructs.device)
+        bins, width = weight.shape
+        module.pixel_probe = PixelProbe(width, bins).to(module.reconstructs.device)

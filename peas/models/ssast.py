@@ -1,4 +1,4 @@
-"""SSAST: a spectrogram transformer pretrained by telling and drawing its hidden patches."""
+"""SSAST: a spectrogram transformer pretrained by telling and drawing its masked patches."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -45,9 +45,9 @@ class SSAST(Encoder):
 
     Attributes:
         encoder: `SpectrogramTransformer`.
-        mask_embed: `[1, 1, D]`, what stands for a hidden patch.
-        contrastive_head: Tokens to patches for InfoNCE, D to P cells.
-        generative_head: Tokens to patches for reconstruction (G), D to P cells.
+        mask_embed: `[1, 1, D]`, what stands for a masked patch.
+        contrastive_head: Tokens to patches for InfoNCE, D to P bins.
+        generative_head: Tokens to patches for reconstruction (G), D to P bins.
         fc_norm: LayerNorm before the classifier; identity without classes.
         head: The classifier; identity without classes.
         pretrain_pos_embed: `[1, 2 + N0, D]`, frozen table of the pretraining grid.
@@ -105,10 +105,10 @@ class SSAST(Encoder):
             drop_path=self.drop_path,
         )
         self.width = self.encoder.width
-        cells = math.prod(self.patch)
+        bins = math.prod(self.patch)
         self.mask_embed = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, 1, self.width)))
-        contrast = self.contrastive_head = _prediction_head(self.width, cells)
-        self.generative_head = _prediction_head(self.width, cells)
+        contrast = self.contrastive_head = _prediction_head(self.width, bins)
+        self.generative_head = _prediction_head(self.width, bins)
         self.make_classifier()
         # What gets no gradient would make DistributedDataParallel wait for one in vain.
         asked = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
@@ -149,12 +149,12 @@ class SSAST(Encoder):
         facts = (self.encoder.frames, self.mels, *self.stride, frames, mels)
         self.geometry = torch.tensor(facts, device=self.mask_embed.device)
 
-    def forward_features(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward_features(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Encode a spectrogram on the model's own grid.
 
         Args:
             log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool; these patches' embeddings give way to `mask_embed` before the
+            masked: `[B, N]` bool; these patches' embeddings give way to `mask_embed` before the
                 positions are added, as in SSAST's pretraining.
 
         Returns:
@@ -164,7 +164,7 @@ class SSAST(Encoder):
             ConfigError: If T and F are not what the model was built for.
         """
         self.encoder.check(log_mel)
-        return self.encoder.encode(self._hide(self.encoder.embed(log_mel), hidden))
+        return self.encoder.encode(self._mask(self.encoder.embed(log_mel), masked))
 
     def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """As in `Encoder`; `forward_features` leaves `mask_embed` in the place of masked patches.
@@ -225,7 +225,7 @@ class SSAST(Encoder):
         return tokens[:, self.special :].mean(dim=1)
 
     def reconstruct(
-        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
+        self, log_mel: Tensor, masked: Tensor | None = None, *, grid: Grid = "nonoverlap"
     ) -> Tensor:
         """Draw the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
 
@@ -235,10 +235,10 @@ class SSAST(Encoder):
         Args:
             log_mel: `[B, T, F]` normalised; T may differ from the model's. A length that is no
                 multiple of the patch is padded with zeros and the result cut.
-            hidden: `[B, N]` bool, patches of the chosen grid that are hidden.
+            masked: `[B, N]` bool, patches of the chosen grid that are masked.
             grid: `nonoverlap`, the grid that G was trained on (stride = patch, pretraining
                 positions), or `finetune`, the model's own stride and positions. There,
-                overlapping cells hold their mean and cells under no patch keep the input's
+                overlapping bins hold their mean and bins under no patch keep the input's
                 value, so that they bear no error; `coverage` names them.
 
         Returns:
@@ -249,9 +249,9 @@ class SSAST(Encoder):
             ConfigError: If the grid is unknown or the clip shorter than a patch of it.
         """
         self.require_reconstruction()
-        self.require_head_for(hidden)
+        self.require_head_for(masked)
         _, frames, mels = log_mel.shape
-        tokens, shape = self._tokens(log_mel, hidden, grid)
+        tokens, shape = self._tokens(log_mel, masked, grid)
         head = self.generative_head if self.pixel_probe is None else self.pixel_probe
         patches = head(tokens)
         if grid == "finetune":
@@ -284,7 +284,7 @@ class SSAST(Encoder):
     def coverage(
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Cells that the grid's patches cover: those whose frame and mel bin both are.
+        """Bins that the grid's patches cover: those whose frame and mel bin both are.
 
         Args:
             frames: Number of frames T.
@@ -303,12 +303,12 @@ class SSAST(Encoder):
     def _positions(self, table: Tensor, source: Pair, target: Pair) -> Tensor:
         return resize_positions(table, self.special, source, target)
 
-    def _hide(self, patches: Tensor, hidden: Tensor | None) -> Tensor:
-        if hidden is None:
+    def _mask(self, patches: Tensor, masked: Tensor | None) -> Tensor:
+        if masked is None:
             return patches
-        return torch.where(hidden.unsqueeze(-1), self.mask_embed.to(patches.dtype), patches)
+        return torch.where(masked.unsqueeze(-1), self.mask_embed.to(patches.dtype), patches)
 
-    def _tokens(self, log_mel: Tensor, hidden: Tensor | None, grid: Grid) -> tuple[Tensor, Pair]:
+    def _tokens(self, log_mel: Tensor, masked: Tensor | None, grid: Grid) -> tuple[Tensor, Pair]:
         """Tokens `[B, N, D]` of the chosen grid's patches, and its shape."""
         check_grid(grid)
         stride = self.patch
@@ -327,12 +327,12 @@ class SSAST(Encoder):
             # No table was trained for this grid: a probe's patches lie between the model's own.
             step = (self.patch[0] / self.stride[0], self.patch[1] / self.stride[1])
             positions = sample_positions(*own, special=self.special, step=step)
-        patches = self._hide(self.encoder.embed(log_mel, stride), hidden)
+        patches = self._mask(self.encoder.embed(log_mel, stride), masked)
         return self.encoder.encode(patches, positions)[:, self.special :], shape
 
 
-def _prediction_head(width: int, cells: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, cells))
+def _prediction_head(width: int, bins: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bins))
 
 
 def _adopt_geometry(

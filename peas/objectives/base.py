@@ -21,8 +21,8 @@ class BuildInfo(NamedTuple):
     """Width D of the encoder's tokens."""
     decoder_width: int
     """Width D' of `View.decoded`."""
-    cells: int
-    """Cells P of a patch."""
+    bins: int
+    """Bins P of a patch."""
     classes: int
     """Number of classes C, perhaps 0."""
     model: Encoder
@@ -30,7 +30,7 @@ class BuildInfo(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Predictions to be held against the best constant. K rows a clip, X cells a row."""
+    """Predictions to be held against the best constant. K rows a clip, X bins a row."""
 
     errors: Tensor
     """`[B, K]` mean squared error."""

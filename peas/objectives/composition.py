@@ -8,7 +8,7 @@ from torch import Tensor
 
 from peas.data.batch import Batch
 from peas.evaluation.baselines import valid_patches
-from peas.masking.sampling import hidden_ids
+from peas.masking.sampling import masked_ids
 from peas.models.encoder import Encoder
 from peas.models.patches import visible_places
 from peas.objectives.base import Objective, Term, View
@@ -59,7 +59,7 @@ def encode(
     """
     device = batch["log_mel"].device
     visible = visible_places(masked).to(device, non_blocking=True)
-    masked_at = hidden_ids(masked).to(device, non_blocking=True)
+    masked_at = masked_ids(masked).to(device, non_blocking=True)
     on_device = masked.to(device, non_blocking=True)
     passed = model.pretext(batch["log_mel"], on_device, visible)
     return View(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from peas.data.batch import Batch
 from peas.errors import ConfigError
-from peas.evaluation.baselines import AgainstTrivial
+from peas.evaluation.baselines import BaselineError
 from peas.models.encoder import Need
 from peas.models.heads import FeatureHead
 from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
@@ -27,7 +27,7 @@ class FeatureDistillation(Objective):
         teacher: Runs on every batch. Null with `targets`.
         targets: Folder of maps written by `peas data targets`, in the place of a live teacher.
             With both, the cache must be that teacher's.
-        grid: How patches find the teacher's cells, see `peas.teachers.grid`.
+        grid: How patches find the teacher's bins, see `peas.teachers.grid`.
         norm: Of a target: `l2` (unit length), `layer`, or `none`.
         loss: `mse`, `l2`, `frobenius` (the printed norm), `cosine` or `smooth_l1`.
         visible_path: Y of visible patches: `direct`, from the encoder's output through the
@@ -36,10 +36,10 @@ class FeatureDistillation(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "clips"})
-    baselines = ("feature_mse", "trivial_feature_mse")
+    baselines = ("feature_mse", "baseline_feature_mse")
     unsaved = ("teacher", "targets")
     head: FeatureHead
-    meter: AgainstTrivial
+    meter: BaselineError
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class FeatureDistillation(Objective):
     def build(self, info: BuildInfo) -> None:
         """Makes the head h and the meter."""
         self.head = FeatureHead(info.decoder_width, self.width, unit=self.norm == "l2")
-        self.meter = AgainstTrivial(self.width)
+        self.meter = BaselineError(self.width)
 
     def read(self, batch: Batch) -> None:
         """Adds the cached maps of the teacher."""
@@ -128,10 +128,10 @@ class FeatureDistillation(Objective):
             self.meter.update(*term.rows)
 
     def baseline(self) -> dict[str, Tensor]:
-        """`feature_mse` and `trivial_feature_mse`."""
+        """`feature_mse` and `baseline_feature_mse`."""
         found = self.meter.compute()
         self.meter.reset()
         return {
             "feature_mse": found["valid_mse"],
-            "trivial_feature_mse": found["trivial_mse"],
+            "baseline_feature_mse": found["baseline_mse"],
         }

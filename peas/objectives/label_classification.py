@@ -34,7 +34,7 @@ class LabelClassification(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-    baselines = ("trivial_classification",)
+    baselines = ("baseline_classification",)
     sums = ("unlabelled",)
     fixed = ("hidden", "norm")
     branch: LabelBranch
@@ -116,7 +116,7 @@ class LabelClassification(Objective):
             self.prior.update(term.targets)
 
     def baseline(self) -> dict[str, Tensor]:
-        """`trivial_classification`."""
-        found = {"trivial_classification": self.prior.compute()}
+        """`baseline_classification`."""
+        found = {"baseline_classification": self.prior.compute()}
         self.prior.reset()
         return found

@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors.
 
-B clips, N patches, M masked patches of each, P cells of a patch, D width of a teacher's features,
+B clips, N patches, M masked patches of each, P bins of a patch, D width of a teacher's features,
 C classes.
 """
 
@@ -112,7 +112,7 @@ def patch_errors(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """SSAST's generative loss: mean squared error over clips, hidden patches and cells.
+    """SSAST's generative loss: mean squared error over clips, hidden patches and bins.
 
     Args:
         predictions: `[B, M, P]`; compared in float32 whatever their precision.

@@ -41,9 +41,9 @@ class PatchContrast(Objective):
         self.axis: NCEAxis = axis
 
     def build(self, info: BuildInfo) -> None:
-        """Makes the head, from the decoder's tokens to cells, unless the encoder has one."""
+        """Makes the head, from the decoder's tokens to bins, unless the encoder has one."""
         if info.model.contrastive_head is None:
-            self.head = nn.Linear(info.decoder_width, info.cells)
+            self.head = nn.Linear(info.decoder_width, info.bins)
 
     def forward(self, view: View) -> Term:
         """InfoNCE, mean over the clips."""

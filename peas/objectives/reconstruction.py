@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from peas.evaluation.baselines import AgainstTrivial
+from peas.evaluation.baselines import BaselineError
 from peas.models.encoder import Need
 from peas.models.patches import gather_tokens
 from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
@@ -23,10 +23,10 @@ class Reconstruction(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "pixels"})
-    baselines = ("valid_mse", "trivial_mse")
+    baselines = ("valid_mse", "baseline_mse")
     fixed = ("norm_pix",)
     stream = "drawn"
-    meter: AgainstTrivial
+    meter: BaselineError
 
     def __init__(self, weight: float = 1.0, norm_pix: bool = True) -> None:
         super().__init__(weight)
@@ -34,7 +34,7 @@ class Reconstruction(Objective):
 
     def build(self, info: BuildInfo) -> None:
         """Makes the meter; the pixel head is the decoder's own, which PEAS uses afterwards."""
-        self.meter = AgainstTrivial(info.cells)
+        self.meter = BaselineError(info.bins)
 
     def forward(self, view: View) -> Term:
         """The error of the masked patches."""
@@ -55,7 +55,7 @@ class Reconstruction(Objective):
             self.meter.update(*term.rows)
 
     def baseline(self) -> dict[str, Tensor]:
-        """`valid_mse` and `trivial_mse`."""
+        """`valid_mse` and `baseline_mse`."""
         found = self.meter.compute()
         self.meter.reset()
         return found

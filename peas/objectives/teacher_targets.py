@@ -28,7 +28,7 @@ class FeatureTargets:
     Args:
         teacher: Runs on each batch; with a cache it only says whose maps those must be.
         folder: Folder of a cache.
-        grid: How patches find their cells.
+        grid: How patches find their bins.
         norm: What each target gets.
 
     Attributes:
@@ -75,7 +75,7 @@ class FeatureTargets:
 
     @property
     def extent(self) -> Extent:
-        """Where the cells of a map lie."""
+        """Where the bins of a map lie."""
         if self.cache is not None:
             return self.cache.extent
         assert self.teacher is not None

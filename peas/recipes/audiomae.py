@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
+from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
 from peas.recipes.parameter_groups import decay_groups, layer_groups
 
 
@@ -19,9 +19,8 @@ class AudioMAERecipe(Recipe):
     Vectors, biases, special tokens and positions are not decayed.
 
     Args:
-        lr: Learning rate of the last layer, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
+        lr: Learning rate of the last layer.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
         layer_decay: Ratio of a layer's rate to that of the next one; 1 trains all alike.
         weight_decay: Decoupled, as in AdamW.
         betas: AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
@@ -37,7 +36,7 @@ class AudioMAERecipe(Recipe):
     def __init__(
         self,
         lr: float = 1e-3,
-        lr_rule: LrRule = "batch256",
+        base_batch_size: int | None = 256,
         layer_decay: float = 0.75,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -45,7 +44,7 @@ class AudioMAERecipe(Recipe):
         min_lr: float = 1e-6,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         for name, value in (("min_lr", min_lr), ("warmup_epochs", warmup_epochs)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{key(name)} is {value}: give 0 or more")
@@ -94,13 +93,12 @@ class AudioMAEPretrainingRecipe(Recipe):
     """Pretraining of AudioMAE and SupMAM-CLAP: AdamW on matrices, a cosine over the run.
 
     Args:
-        lr: Learning rate, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
+        lr: Learning rate.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
         weight_decay: On matrices alone, class and mask tokens among them.
         betas: AdamW's.
         warmup_epochs: Length of the linear warm-up.
-        min_lr: Rate at the end of the cosine, not scaled by `lr_rule`.
+        min_lr: Rate at the end of the cosine, which is not scaled.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
             `skip` that step and count it (`train/skipped_steps`).
 
@@ -111,14 +109,14 @@ class AudioMAEPretrainingRecipe(Recipe):
     def __init__(
         self,
         lr: float = 2e-4,
-        lr_rule: LrRule = "batch256",
+        base_batch_size: int | None = 256,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup_epochs: float = 3.0,
         min_lr: float = 0.0,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
         self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
 

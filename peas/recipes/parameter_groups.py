@@ -20,15 +20,15 @@ UNDECAYED = ("cls_token", "dist_token", "pos_embed")
 
 
 def head_groups(
-    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_factor: float
+    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_mult: float
 ) -> list[dict[str, Any]]:
-    """Two parameter groups: the encoder, and the head at `lr * head_lr_factor`.
+    """Two parameter groups: the encoder, and the head at `lr * head_lr_mult`.
 
     Args:
         model: Its parameters without gradient are left out.
         head_names: Prefixes of the head's parameter names, such as `head` and `fc_norm`.
         lr: Learning rate of the encoder.
-        head_lr_factor: The official code's `head_lr`.
+        head_lr_mult: The official code's `head_lr`.
     """
     prefixes = tuple(f"{name}." for name in head_names)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -36,7 +36,7 @@ def head_groups(
     head = [p for name, p in named if name.startswith(prefixes)]
     return [
         {"params": body, "lr": lr, "base_lr": lr, "name": "encoder"},
-        {"params": head, "lr": lr * head_lr_factor, "base_lr": lr * head_lr_factor, "name": "head"},
+        {"params": head, "lr": lr * head_lr_mult, "base_lr": lr * head_lr_mult, "name": "head"},
     ]
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
+from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
 from peas.recipes.parameter_groups import head_groups
 
 CLASSIFIER = ("fc_norm", "head")
@@ -21,9 +21,8 @@ class SSASTRecipe(Recipe):
 
     Args:
         lr: Learning rate of the encoder.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
-        head_lr_factor: Times `lr` for the classifier, the official `head_lr`.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
+        head_lr_mult: Times `lr` for the classifier, the official `head_lr`.
         weight_decay: L2 term inside Adam, as official.
         betas: Of Adam.
         warmup_steps: Length of the warm-up; 0 is off. SSAST has 1000 for Speech Commands.
@@ -41,8 +40,8 @@ class SSASTRecipe(Recipe):
     def __init__(
         self,
         lr: float = 1e-4,
-        lr_rule: LrRule = "absolute",
-        head_lr_factor: float = 1.0,
+        base_batch_size: int | None = None,
+        head_lr_mult: float = 1.0,
         weight_decay: float = 5e-7,
         betas: tuple[float, float] = (0.95, 0.999),
         warmup_steps: int = 0,
@@ -51,10 +50,10 @@ class SSASTRecipe(Recipe):
         decay_every: int = 1,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         if decay_every < 1:
             raise ConfigError(f"{key('decay_every')} is {decay_every}: give 1 or more")
-        self.head_lr_factor, self.weight_decay = head_lr_factor, weight_decay
+        self.head_lr_mult, self.weight_decay = head_lr_mult, weight_decay
         self.betas = (betas[0], betas[1])
         self.warmup_steps = warmup_steps
         self.decay_start, self.decay_factor = decay_start, decay_factor
@@ -62,7 +61,7 @@ class SSASTRecipe(Recipe):
 
     def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
         """Adam over encoder and classifier."""
-        groups = head_groups(model, CLASSIFIER, rate, self.head_lr_factor)
+        groups = head_groups(model, CLASSIFIER, rate, self.head_lr_mult)
         trained = [group for group in groups if group["params"]]
         return torch.optim.Adam(
             trained, betas=self.betas, weight_decay=self.weight_decay, fused=True
@@ -112,7 +111,7 @@ class SSASTPretrainingRecipe(Recipe):
         monitor: str = "nce_accuracy",
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, "absolute", on_nonfinite)
+        super().__init__(lr, None, on_nonfinite)
         if plateau_every is not None and plateau_every < 1:
             raise ConfigError(f"{key('plateau_every')} is {plateau_every}: give 1 or more, or null")
         if not 0 < plateau_factor <= 1:

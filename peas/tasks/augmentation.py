@@ -26,7 +26,7 @@ class Augmentation:
         roll_gain: AudioMAE's augmentation of waveforms: `paper` rolls a clip cyclically and
             multiplies its loudness by 0.5 to 1.5, `official` does the latter alone, as the
             published code really does. A mixture is augmented as one clip.
-        fill: Value of masked cells: `raw_zero` (0 before normalisation, as official) or `zero`
+        fill: Value of masked bins: `raw_zero` (0 before normalisation, as official) or `zero`
             (the data set's mean).
     """
 

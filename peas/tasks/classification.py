@@ -36,7 +36,7 @@ class Classification(BaseTask):
 
     The config's `masking` says which bins of a training clip are masked. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
-    filling rule. The callback `PatchDropping` writes `hidden_patches`: these do not reach the
+    filling rule. The callback `PatchDropping` writes `dropped_patches`: these do not reach the
     encoder.
 
     Args:
@@ -47,7 +47,7 @@ class Classification(BaseTask):
         encoder: Such as `peas.models.SSAST` (default) or `peas.models.AudioMAE`.
         front_end: Such as `peas.audio.KaldiLogMel` (default).
         recipe: Such as `peas.recipes.SSASTRecipe` (default) or `AudioMAERecipe`.
-        augmentation: Noise, roll, gain, and the fill of masked cells.
+        augmentation: Noise, roll, gain, and the fill of masked bins.
         loss: `ce` with true soft targets, or `bce`.
         label_smoothing: Of `ce`, in training: share of a target that is spread evenly over all
             classes. AudioMAE's script for ESC-50 has 0.1; 0 is off.
@@ -201,20 +201,20 @@ class Classification(BaseTask):
         if self.hparams["reconstruction"] == "probe" and self.model.pixel_probe is None:
             fit_pixel_probe(self)
 
-    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of normalised log-mels `[B, T, F]`.
 
         Args:
             log_mel: `[B, T, F]`.
-            hidden: `[B, N]` bool, patches that do not reach the encoder, in the model's own order.
+            masked: `[B, N]` bool, patches that do not reach the encoder, in the model's own order.
         """
-        logits: Tensor = self.model(log_mel, hidden)
+        logits: Tensor = self.model(log_mel, masked)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Classifies the masked clips without their `hidden_patches`, and returns the loss."""
+        """Classifies the masked clips without their `dropped_patches`, and returns the loss."""
         log_mel = batch["masked_log_mel"] if "mask" in batch else batch["log_mel"]
-        logits = self(log_mel, batch.get("hidden_patches"))
+        logits = self(log_mel, batch.get("dropped_patches"))
         target = as_soft(batch["target"], logits.shape[-1])
         loss = classification_loss(
             logits, target, self.hparams["loss"], self.hparams["label_smoothing"]

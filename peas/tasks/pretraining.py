@@ -193,8 +193,8 @@ class Pretraining(BaseTask):
             rank_zero_info(str(load_pretrained(model, Path(h["pretrained"]))))
         # PEAS must not be given what a head predicts that was not trained with this encoder.
         model.reconstructs.fill_(self.needs("pixels"))
-        cells = patch[0] * patch[1]
-        info = BuildInfo(model.width, model.decoder_width, cells, len(h["labels"]), model)
+        bins = patch[0] * patch[1]
+        info = BuildInfo(model.width, model.decoder_width, bins, len(h["labels"]), model)
         for part in self.parts.values():
             part.build(info)
         metrics = [name for part in self.parts.values() for name in part.metrics]

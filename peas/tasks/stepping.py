@@ -42,8 +42,8 @@ class SteppingModule(L.LightningModule):
 
     @property
     def rate(self) -> float:
-        """Learning rate at factor 1: the recipe's `lr` by its `lr_rule`."""
-        return global_lr(self.recipe.lr, self.recipe.lr_rule, self.global_batch)
+        """Learning rate at factor 1: the recipe's `lr` by its `base_batch_size`."""
+        return global_lr(self.recipe.lr, self.recipe.base_batch_size, self.global_batch)
 
     @property
     def length(self) -> RunLength:

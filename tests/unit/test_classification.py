@@ -196,7 +196,7 @@ def test_training_is_the_same_again_and_learns(sounds: Path, tmp_path: Path) -> 
 
 
 def test_head_rate_scales_the_head_group(sounds: Path, tmp_path: Path) -> None:
-    run = fit(sounds, tmp_path, lr=1e-4, head_lr_factor=10.0, decay_start=0)
+    run = fit(sounds, tmp_path, lr=1e-4, head_lr_mult=10.0, decay_start=0)
     rates = {g["name"]: g["lr"] for g in run.trainer.optimizers[0].param_groups}
     assert rates == pytest.approx({"encoder": 0.85e-4, "head": 0.85e-3})
 

@@ -7,7 +7,7 @@ from made import built_audiomae
 from torch.nn import functional
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.masking.sampling import random_patches, times_and_bands
+from peas.masking.sampling import random_patches, time_freq_mask
 from peas.models.audiomae import decoder_of, normalised
 from peas.models.audiomae_decoder import DecoderShape
 from peas.models.patches import visible_places
@@ -48,7 +48,7 @@ def test_counts_of_ten_seconds(ratio, visible):
 
 
 def test_fine_tuning_keeps_306_of_512():
-    hidden = times_and_bands(torch.rand(2, 64), torch.rand(2, 8), int(64 * 0.8), int(8 * 0.8))
+    hidden = time_freq_mask(torch.rand(2, 64), torch.rand(2, 8), int(64 * 0.8), int(8 * 0.8))
     assert (~hidden).flatten(1).sum(dim=1).tolist() == [306, 306]
 
 

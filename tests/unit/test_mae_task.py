@@ -88,7 +88,7 @@ class ToyTeacher(Teacher):
 
 def small(**settings: Any) -> Pretraining:
     torch.manual_seed(0)
-    given = {"size": "toy", **DECODER, "lr": 3e-3, "lr_rule": "absolute", "warmup_epochs": 0}
+    given = {"size": "toy", **DECODER, "lr": 3e-3, "base_batch_size": None, "warmup_epochs": 0}
     return masked_task(**{**given, **settings})
 
 
@@ -178,11 +178,11 @@ def test_every_system_learns_and_tells_of_its_trivial_predictor(
         assert metrics[f"val/{objective}"] > 0
     assert logged(tmp_path, "train/loss")[-1] < logged(tmp_path, "train/loss")[0]
     if "reconstruction" in weights:
-        assert 0 < metrics["val/valid_mse"] < 1.2 * metrics["val/trivial_mse"]
+        assert 0 < metrics["val/valid_mse"] < 1.2 * metrics["val/baseline_mse"]
     if "distillation" in weights:
-        assert metrics["val/feature_mse"] < 3 * metrics["val/trivial_feature_mse"]
+        assert metrics["val/feature_mse"] < 3 * metrics["val/baseline_feature_mse"]
     if "classification" in weights:
-        assert metrics["val/trivial_classification"] == pytest.approx(np.log(4), abs=1e-6)
+        assert metrics["val/baseline_classification"] == pytest.approx(np.log(4), abs=1e-6)
     norms = {objective: logged(tmp_path, f"grad/{objective}") for objective in weights}
     if len(weights) == 1:
         assert not any(norms.values())
@@ -850,7 +850,7 @@ def test_gradients_are_let_go_after_a_step_and_kept_while_they_gather(
 
 
 def test_rate_is_a_cosine_of_the_fraction_of_the_epoch(sounds: Path, tmp_path: Path) -> None:
-    task = small(lr=0.02, lr_rule="batch256", warmup_epochs=1, min_lr=1e-5)
+    task = small(lr=0.02, base_batch_size=256, warmup_epochs=1, min_lr=1e-5)
     train(task, sounds, tmp_path, epochs=3)
     rates, top = steps(tmp_path, "lr"), 0.02 * 8 / 256
     assert len(rates) == 12

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from two_processes import SHARES, branch_on, pooled_rows, share_norm
 
-from peas.evaluation.baselines import AgainstTrivial, LabelPrior, valid_patches
+from peas.evaluation.baselines import BaselineError, LabelPrior, valid_patches
 from peas.models.heads import FeatureHead, LabelBranch, LabelNorm
 from peas.objectives import feature_loss, feature_targets, label_loss, masked_patch_error
 
@@ -179,7 +179,7 @@ def test_no_constant_patch_beats_the_trivial_one():
     targets[1, 2] = 0.25  # Constant: is not scored.
     valid = torch.rand(3, 8) < 0.8
     predictions = torch.randn(3, 8, 5)
-    against = AgainstTrivial(5)
+    against = BaselineError(5)
     errors = (predictions - targets).square().mean(dim=2)
     for rows in ([0], [1, 2]):
         against.update(errors[rows], targets[rows], valid[rows])
@@ -192,7 +192,7 @@ def test_no_constant_patch_beats_the_trivial_one():
     ]
     rows = torch.stack([targets[b, n] for b, n in kept])
     best = (rows - rows.mean(dim=0)).square().mean()
-    assert found["trivial_mse"].item() == pytest.approx(best.item(), rel=1e-6)
+    assert found["baseline_mse"].item() == pytest.approx(best.item(), rel=1e-6)
     mine = torch.stack([errors[b, n] for b, n in kept]).mean()
     assert found["valid_mse"].item() == pytest.approx(mine.item(), rel=1e-6)
 

@@ -13,7 +13,7 @@ from peas.models.vit import SpectrogramTransformer
 from peas.recipes.audiomae import cosine_factor
 from peas.recipes.base import global_lr
 from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
-from peas.recipes.ssast import staircase_warmup, step_decay
+from peas.recipes.ssast import SSASTRecipe, staircase_warmup, step_decay
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(6, 50), (5, 30), (0, 4)])
@@ -58,7 +58,7 @@ def test_warm_up_is_the_official_staircase() -> None:
 
 def test_task_sets_both_groups_from_step_and_epoch_alone() -> None:
     trainer = StandIn(global_step=120, current_epoch=7)
-    task = make_task(trainer, lr=1e-3, head_lr_factor=10.0, warmup_steps=1000, decay_start=6)
+    task = make_task(trainer, lr=1e-3, head_lr_mult=10.0, warmup_steps=1000, decay_start=6)
     optimizer = task.configure_optimizers()
     task.optimizers = lambda **_: optimizer  # type: ignore[method-assign, assignment]
     task.on_train_batch_start({"id": ["a"], "step": 0}, 0)  # type: ignore[arg-type]
@@ -90,17 +90,17 @@ def test_head_group_holds_the_classifier_and_nothing_else() -> None:
 
 
 def test_rate_of_the_global_batch() -> None:
-    assert global_lr(1e-3, "batch256", 32) == pytest.approx(1.25e-4, rel=1e-12)
-    assert global_lr(2e-4, "batch256", 512) == pytest.approx(4e-4, rel=1e-12)
-    assert global_lr(1e-4, "absolute", 32) == global_lr(1e-4, "absolute", None) == 1e-4
-    with pytest.raises(ConfigError, match=r"lr_rule: batch256.*batch size.*absolute"):
-        global_lr(1e-4, "batch256", None)
-    with pytest.raises(ConfigError, match=r"lr_rule` is 'batch'.*absolute, batch256"):
-        global_lr(1e-4, "batch", 32)  # type: ignore[arg-type]
+    assert global_lr(1e-3, 256, 32) == pytest.approx(1.25e-4, rel=1e-12)
+    assert global_lr(2e-4, 256, 512) == pytest.approx(4e-4, rel=1e-12)
+    assert global_lr(1e-4, None, 32) == global_lr(1e-4, None, None) == 1e-4
+    with pytest.raises(ConfigError, match="base_batch_size"):
+        global_lr(1e-4, 256, None)
+    with pytest.raises(ConfigError, match="base_batch_size"):
+        SSASTRecipe(base_batch_size=0)
 
 
 def test_cosine_of_audioset_20k() -> None:
-    lr = global_lr(1e-3, "batch256", 32)
+    lr = global_lr(1e-3, 256, 32)
     rates = [lr * cosine_factor(at, 4, 60, 1e-6 / lr) for at in (0, 2, 4, 32, 60)]
     assert rates == pytest.approx([0.0, 6.25e-5, 1.25e-4, 6.3e-5, 1e-6], rel=1e-12)
 

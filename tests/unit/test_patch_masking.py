@@ -13,11 +13,11 @@ from peas.masking.sampling import (
     PatchSampler,
     clusters,
     clusters_draws,
-    hidden_ids,
+    masked_ids,
     official_clusters,
     official_frames,
     random_patches,
-    times_and_bands,
+    time_freq_mask,
     unbiased_clusters,
     unbiased_draws,
 )
@@ -48,7 +48,7 @@ def test_the_smallest_draws_stay() -> None:
 
 def test_a_patch_is_seen_where_its_time_and_its_band_are() -> None:
     u_time, u_freq = uniform(5, 6), uniform(5, 4, seed=1)
-    hidden = times_and_bands(u_time, u_freq, 3, 2)
+    hidden = time_freq_mask(u_time, u_freq, 3, 2)
     assert hidden.shape == (5, 6, 4)
     assert ((~hidden).sum((1, 2)) == 6).all()
     for clip in range(5):
@@ -58,12 +58,12 @@ def test_a_patch_is_seen_where_its_time_and_its_band_are() -> None:
             for f in range(4):
                 assert bool(hidden[clip, t, f]) == (t not in times or f not in bands)
     with pytest.raises(ConfigError, match="7 of 6"):
-        times_and_bands(u_time, u_freq, 7, 2)
+        time_freq_mask(u_time, u_freq, 7, 2)
 
 
 def test_ids_are_ascending() -> None:
     hidden = torch.tensor([[True, False, True], [False, True, True]])
-    assert hidden_ids(hidden).tolist() == [[0, 2], [1, 2]]
+    assert masked_ids(hidden).tolist() == [[0, 2], [1, 2]]
 
 
 # --- SSAST's clusters ----------------------------------------------------------------------

@@ -263,8 +263,8 @@ def test_refusals(sounds: Path, headless: Path, tmp_path: Path) -> None:
 
 
 def test_results_name_the_probe() -> None:
-    likely = {"paper": {"preset": "likely"}}
-    assert _reading(likely) == "likely"
+    paper = {"paper": {"preset": "reference_code"}}
+    assert _reading(paper) == "reference_code"
     model = {"init_args": {"reconstruction": "probe"}}
-    assert _reading({**likely, "model": model}) == "likely, pixel probe"
+    assert _reading({**paper, "model": model}) == "reference_code, pixel probe"
     assert _reading({"model": model}) == "-, pixel probe"

@@ -70,11 +70,11 @@ def groups(trainer: Any, *keys: str) -> list[tuple[Any, ...]]:
     ("kind", "settings"),
     [
         ("adam", {"lr": 5e-3}),
-        ("adam", {"head_lr_factor": 10.0}),
+        ("adam", {"head_lr_mult": 10.0}),
         ("adam", {"weight_decay": 0.3}),
         ("adam", {"betas": (0.5, 0.6)}),
         ("adamw", {"layer_decay": 0.9}),
-        ("adamw", {"lr": 5e-3, "lr_rule": "batch256", "weight_decay": 0.2}),
+        ("adamw", {"lr": 5e-3, "base_batch_size": 256, "weight_decay": 0.2}),
         ("ssast", {"lr": 5e-3, "weight_decay": 0.3, "betas": (0.5, 0.6)}),
         ("mae", {"lr": 5e-3, "weight_decay": 0.3, "betas": (0.5, 0.6)}),
     ],

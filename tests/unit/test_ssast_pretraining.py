@@ -24,7 +24,7 @@ from peas.recipes.ssast import Plateau
 from peas.tasks import Pretraining
 
 FEW: dict[str, Any] = {"size": "toy", "masked": 20, "eval_masked": None, "warmup_steps": 0}
-KEYS = {"loss", "nce", "nce_accuracy", "mse", "valid_mse", "trivial_mse"}
+KEYS = {"loss", "nce", "nce_accuracy", "mse", "valid_mse", "baseline_mse"}
 
 
 def small(**settings: Any) -> Pretraining:
@@ -247,7 +247,7 @@ def test_it_learns_and_says_how_well(sounds: Path, tmp_path: Path) -> None:
     last = trainer.callback_metrics
     assert float(last["val/nce"]) < first["val/nce"] - 0.1
     assert float(last["val/valid_mse"]) < first["val/valid_mse"]
-    assert float(last["val/trivial_mse"]) == pytest.approx(first["val/trivial_mse"], rel=1e-3)
+    assert float(last["val/baseline_mse"]) == pytest.approx(first["val/baseline_mse"], rel=1e-3)
     tested = trainer.test(learnt, datamodule=data(sounds), verbose=False)[0]
     assert tested["test/nce_accuracy"] == pytest.approx(float(last["val/nce_accuracy"]))
     with pytest.raises(ConfigError, match="nothing to predict"):

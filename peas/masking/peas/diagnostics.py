@@ -31,7 +31,7 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def touching(start: Tensor, width: Tensor, ok: Tensor) -> Tensor:
-    """Whether each window holds a cell that is not ok (padding, silence, an empty mel bin).
+    """Whether each window holds a bin that is not ok (padding, silence, an empty mel bin).
 
     Args:
         start: `[B, n]` int64.

@@ -41,7 +41,7 @@ class Marginals(NamedTuple):
 def marginals(
     score: Tensor, time_ok: Tensor | None = None, freq_ok: Tensor | None = None
 ) -> Marginals:
-    """Mean score of each frame and of each mel bin, over the cells that count.
+    """Mean score of each frame and of each mel bin, over the bins that count.
 
     Args:
         score: `[B, T, F]`.
@@ -50,7 +50,7 @@ def marginals(
         freq_ok: `[B, F]` (or `[1, F]`) bool, likewise for mel bins.
 
     Returns:
-        The means; 0 on a line without a cell that counts.
+        The means; 0 on a line without a bin that counts.
     """
     score = score.float()
     frames, mels = score.shape[1:]
@@ -66,15 +66,15 @@ def marginals(
 
 
 def window_means(marginal: Tensor, width: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean over the window at every start, and how many cells that count it holds.
+    """Mean over the window at every start, and how many bins that count it holds.
 
     Args:
         marginal: `[B, L]`.
         width: `[B]` int64, 1 or more.
-        ok: `[B, L]` bool, cells that count; None = all.
+        ok: `[B, L]` bool, bins that count; None = all.
 
     Returns:
-        Means `[B, L]` float32 over the cells that count, and their number `[B, L]` int64, -1
+        Means `[B, L]` float32 over the bins that count, and their number `[B, L]` int64, -1
         where the window does not fit.
     """
     # Cumulative sums lose digits; MPS has no float64.
@@ -94,7 +94,7 @@ def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Ten
     Args:
         marginal: `[B, L]`.
         width: Window width.
-        ok: `[B, L]` (or `[1, L]`) bool, cells that count. Only the windows that hold most of them
+        ok: `[B, L]` (or `[1, L]`) bool, bins that count. Only the windows that hold most of them
             compete, the others have -inf; in a clip without any all windows are equal.
 
     Returns:
@@ -112,13 +112,13 @@ def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Ten
 
 
 def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
-    """Start `[B]` of the best window: least penalty, most cells that count, highest mean, draw."""
+    """Start `[B]` of the best window: least penalty, most bins that count, highest mean, draw."""
     allowed = keep_best(held >= 0, -penalty)
     return pick_uniform(keep_best(keep_best(allowed, held), means), u)
 
 
 def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) -> Tensor:
-    """`[B, L]` what speaks against a start: it is `used`, or cells shared with `taken`."""
+    """`[B, L]` what speaks against a start: it is `used`, or bins shared with `taken`."""
     return used.long() if select == "topk" else window_sums(taken.long(), width)
 
 
@@ -137,7 +137,7 @@ class Selection:
         max_width: Mask parameter M; widths are uniform on 0 .. M - 1.
         block_width: Unit of the window: `max` M, `expected` M // 2, `sampled` the mask's own.
         placement: Place of a narrower mask in its window; `best` is the hardest part of it.
-        select: `nms` windows that share no cell while there is room; `topk` the plain ranking,
+        select: `nms` windows that share no bin while there is room; `topk` the plain ranking,
             whose windows are mostly neighbours.
         overlap: One rule for adaptive and random masks.
         fixed_width: Width of every mask instead of the law (last epochs), usually M // 2.
@@ -216,11 +216,11 @@ def place_blocks(
         unit_width: Window width, one for all or `[B, n]`.
         u: `[B, n, 2 or more]` draws: width, position.
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
-        size: Cells of the axis.
+        size: Bins of the axis.
         fixed_width: Width of every mask instead of the law.
         placement: `uniform`, `start`, `centre`, or `best`: the part of highest mean marginal.
         marginal: `[B, size]`, for `best`.
-        ok: `[B, size]` bool, cells that count, for `best`.
+        ok: `[B, size]` bool, bins that count, for `best`.
 
     Raises:
         ConfigError: `best` without a marginal.
@@ -245,7 +245,7 @@ def place_blocks(
 def _settle(
     start: Tensor, width: Tensor, window: Tensor, window_width: Tensor, taken: Tensor
 ) -> Tensor:
-    """Move a mask off the taken cells: inside its window where possible, else the nearest place.
+    """Move a mask off the taken bins: inside its window where possible, else the nearest place.
 
     Windows are disjoint under `nms` while there is room, and then nothing moves.
     """
@@ -262,7 +262,7 @@ def random_plan(u: Tensor, settings: Selection, size: int, *, key: str = "max_wi
     Args:
         u: `[B, n, DRAWS]` draws.
         settings: Of which `max_width`, `fixed_width` and `overlap` matter here.
-        size: Cells of the axis.
+        size: Bins of the axis.
         key: Name of the mask parameter, for messages.
     """
     blocks = random_blocks(
@@ -289,11 +289,11 @@ def adaptive_blocks(
     """Masks of one axis: the first `n_adaptive` of each clip on its hardest windows, then random.
 
     Args:
-        marginal: `[B, L]` mean score of each cell of the axis.
+        marginal: `[B, L]` mean score of each bin of the axis.
         n_adaptive: `[B]` (or `[1]`) int64, adaptive blocks of each clip, 0 .. n.
         u: `[B, n, DRAWS]` draws of n blocks: width, position, choice among equal windows.
         settings: How blocks are chosen.
-        ok: `[B, L]` (or `[1, L]`) bool, cells that count; None = all.
+        ok: `[B, L]` (or `[1, L]`) bool, bins that count; None = all.
         key: Name of the mask parameter, for messages.
 
     Raises:
