@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-ROLL_GAIN_DRAWS = 20
+ROLL_GAIN_NUMBERS = 20
 """Uniform draws of one clip that `roll_and_gain` takes."""
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
-from peas.masking.sampling import time_freq_mask
+from peas.masking.patches import time_freq_mask
 from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
 
@@ -73,8 +73,8 @@ class PatchDropping(Callback):
         model, device = pl_module.model, batch["log_mel"].device
         bands, times = model.grid
         hidden = time_freq_mask(
-            pl_module.draws(batch, "drop_time", (times,)).to(device),
-            pl_module.draws(batch, "drop_freq", (bands,)).to(device),
+            pl_module.random_numbers(batch, "drop_time", (times,)).to(device),
+            pl_module.random_numbers(batch, "drop_freq", (bands,)).to(device),
             *self.kept(model),
         )
         batch["dropped_patches"] = (hidden if model.time_major else hidden.mT).flatten(1)

@@ -222,5 +222,5 @@ class Scoring:
         if self.aux_input_mask == "none":
             return literal
         grid = model.token_grid(log_mel.shape[1], self.aux_grid)
-        u = task.draws(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
+        u = task.random_numbers(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
         return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)

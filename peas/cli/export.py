@@ -10,7 +10,7 @@ from peas.errors import CheckpointError, NoReconstruction, PeasError, printable,
 from peas.models.weights import family_of, read_state
 from peas.models.weights.checking import check_run, malformed
 from peas.models.weights.importer import Layout
-from peas.models.weights.writing import write_whole
+from peas.models.weights.writing import write_atomic
 from peas.parts import LONGEST
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".bin")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
             state, wrapper = official(content, args.layout, args.checkpoint)
     except NoReconstruction as error:
         raise NoReconstruction(f"{args.checkpoint}: {error}") from error
-    write_whole({wrapper: state} if wrapper else state, out)
+    write_atomic({wrapper: state} if wrapper else state, out)
     say(f"{out}: {len(state)} tensors, {args.layout} layout")
     if args.layout == "fine-tuned":
         say(

@@ -12,7 +12,7 @@ from peas.errors import CheckpointError, PeasError, say
 from peas.models import SSAST, AudioMAE
 from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
 from peas.models.weights.checking import malformed
-from peas.models.weights.writing import write_whole
+from peas.models.weights.writing import write_atomic
 from peas.tasks.classification import Classification
 
 STATISTICS = {
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     out = Path(args.out)
     if out.exists():
         raise PeasError(f"{out} exists: choose another --out, nothing is overwritten")
-    write_whole(
+    write_atomic(
         {
             "state_dict": task.state_dict(),
             "hyper_parameters": dict(task.hparams),

@@ -4,29 +4,14 @@ It predicts one and the same patch everywhere: the mean of those that it is scor
 afterwards. So no constant does better, and a model that does has seen something in the clip.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from peas.models.patches import Pair
-from peas.objectives.losses import LabelLoss
-
-
-def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Tensor:
-    """Patches all of whose frames are real sound.
-
-    Args:
-        valid: `[B, T]` bool, T a multiple of the grid's columns.
-        grid: Patches along (frequency, time).
-        time_major: Order of the patches: as AudioMAE's tokens, or SSAST's.
-
-    Returns:
-        `[B, N]` bool.
-    """
-    columns = valid.view(len(valid), grid[1], -1).all(dim=2)
-    if time_major:
-        return columns.unsqueeze(2).expand(-1, -1, grid[0]).flatten(1)
-    return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
+if TYPE_CHECKING:
+    from peas.objectives.losses import LabelLoss
 
 
 class BaselineError(Metric):
@@ -87,7 +72,7 @@ class LabelPrior(Metric):
     clips: Tensor
     total: Tensor
 
-    def __init__(self, classes: int, kind: LabelLoss) -> None:
+    def __init__(self, classes: int, kind: "LabelLoss") -> None:
         """Begin with nothing.
 
         Args:

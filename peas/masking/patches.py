@@ -1,13 +1,13 @@
-"""Patch masking of pretraining: the base, AudioMAE's two kinds, and SSAST's clusters."""
+"""Patch masking of pretraining: the base, and AudioMAE's two kinds."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.sampling import SIDES, PatchSampler, SamplerName, random_patches, time_freq_mask
 from peas.models.patches import Pair
 from peas.parts import Part
 
@@ -56,7 +56,7 @@ class RandomPatches(PatchMasking):
     """
 
     def __init__(self, ratio: float = 0.8) -> None:
-        self.ratio = _share("ratio", ratio)
+        self.ratio = _fraction("RandomPatches", "ratio", ratio)
 
     def visible(self, grid: Pair) -> int:
         """As the official code rounds it."""
@@ -84,8 +84,8 @@ class StructuredPatches(PatchMasking):
     """
 
     def __init__(self, time_ratio: float = 0.7, freq_ratio: float = 0.3) -> None:
-        self.time_ratio = _share("time_ratio", time_ratio)
-        self.freq_ratio = _share("freq_ratio", freq_ratio)
+        self.time_ratio = _fraction("StructuredPatches", "time_ratio", time_ratio)
+        self.freq_ratio = _fraction("StructuredPatches", "freq_ratio", freq_ratio)
 
     def kept(self, grid: Pair) -> Pair:
         """Bands and columns that stay, as the official code rounds them."""
@@ -105,11 +105,11 @@ class StructuredPatches(PatchMasking):
         return time_freq_mask(rand["times"], rand["bands"], times, bands).flatten(1)
 
 
-def _share(name: str, value: float) -> float:
+def _fraction(cls: str, name: str, value: float) -> float:
     if not 0 < value < 1:
         raise ConfigError(
-            f"`model.init_args.masking.init_args.{name}` is {value}: give a share between 0 and "
-            "1, both excluded; with nothing masked or nothing visible there is nothing to learn"
+            f"`{cls}.init_args.{name}` is {value}: give a fraction between 0 and 1, both excluded; "
+            "with nothing masked or nothing visible there is nothing to learn"
         )
     return value
 
@@ -117,54 +117,61 @@ def _share(name: str, value: float) -> float:
 def _possible(visible: int, count: int, names: str) -> int:
     if not 0 < visible < count:
         raise ConfigError(
-            f"`model.init_args.masking.init_args.{names}` leave {visible} of {count} patches "
-            "visible: some must be visible and some masked"
+            f"`init_args.{names}`: {visible} of {count} patches visible; some must be visible and "
+            "some masked"
         )
     return visible
 
 
-class ClusteredPatches(PatchMasking):
-    """SSAST's masking: square clusters of patches, equally many patches in every clip.
+def random_patches(u: Tensor, visible: int) -> Tensor:
+    """Hide patches at random, without replacement: those of the largest draws.
 
-    Frame models, whose grid has one row of frequency, mask patches at random: clusters harmed
-    them, says the official code.
+    AudioMAE's rule (the `visible` first places of the draws' argsort stay), and the plain sampling
+    of SSAST's frame models.
 
     Args:
-        num_masked: Patches that are masked: 400 of 512; the paper also has 250 and 100.
-        sampler: `batched`, the official distribution for a whole batch; `official`, the official
-            loop, a clip at a time; `unbiased`, clusters that favour no place. See `PatchSampler`.
-        sides: Sides of the clusters, one of which each clip draws.
+        u: `[B, N]` uniform draws.
+        visible: Number of patches that stay in each row.
+
+    Returns:
+        `[B, N]` bool, N - `visible` of them true in each row.
 
     Raises:
-        ConfigError: The grid cannot have so many masked.
+        ConfigError: If `visible` is not in 1 … N.
     """
+    patches = u.shape[1]
+    if not 1 <= visible <= patches:
+        raise ConfigError(
+            f"{visible} of {patches} patches cannot stay visible; choose 1 to {patches}"
+        )
+    kept = u.argsort(dim=1, stable=True)[:, :visible]
+    return torch.ones_like(u, dtype=torch.bool).scatter(1, kept, False)
 
-    def __init__(
-        self,
-        num_masked: int = 400,
-        sampler: SamplerName = "batched",
-        sides: tuple[int, ...] = SIDES,
-    ) -> None:
-        self.num_masked, self.sampler, self.sides = num_masked, sampler, tuple(sides)
 
-    def _sampler(self, grid: Pair) -> PatchSampler:
-        try:
-            return PatchSampler(grid, self.num_masked, self.sampler, self.sides)
-        except ConfigError as error:
-            settings = (
-                f"num_masked {self.num_masked}, sampler {self.sampler}, sides {[*self.sides]}"
-            )
-            raise ConfigError(f"ClusteredPatches.init_args ({settings}): {error}") from error
+def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
+    """Hide whole columns and whole bands of the grid, AudioMAE's structured masking.
 
-    def visible(self, grid: Pair) -> int:
-        """All but `num_masked`."""
-        return math.prod(grid) - self._sampler(grid).count
+    A patch stays visible when its column and its band both do.
 
-    def random_numbers(self, grid: Pair) -> dict[str, int]:
-        """As many as the sampler takes."""
-        return {OWN: self._sampler(grid).draws}
+    Args:
+        u_time: `[B, T']` uniform draws, one a column of patches.
+        u_freq: `[B, F']` uniform draws, one a band of patches.
+        kept_times: Number of columns that stay.
+        kept_bands: Number of bands that stay.
 
-    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
-        """Clusters by the sampler."""
-        masked = self._sampler(grid)(rand[OWN])
-        return masked.view(len(masked), *grid).transpose(1, 2).flatten(1)
+    Returns:
+        `[B, T', F']` bool; flattened, in time-major order.
+
+    Raises:
+        ConfigError: If more columns or bands shall stay than there are, or none.
+    """
+    columns, bands = random_patches(u_time, kept_times), random_patches(u_freq, kept_bands)
+    return columns[:, :, None] | bands[:, None, :]
+
+
+def masked_ids(masked: Tensor) -> Tensor:
+    """Ascending indices of the masked patches: `[B, N]` bool to `[B, M]` int64.
+
+    Every row must hide equally many.
+    """
+    return masked.nonzero()[:, 1].view(len(masked), -1)

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
-from peas.models.audiomae_decoder import Decoder, DecoderKind, DecoderShape
-from peas.models.audiomae_encoder import MaskedEncoder
+from peas.models.audiomae_layers import (
+    Decoder,
+    DecoderKind,
+    DecoderShape,
+    MaskedEncoder,
+    Raster,
+    official_raster,
+)
 from peas.models.encoder import Encoder, Need, Pretext
-from peas.models.patches import other_geometry, visible_places
-from peas.models.positions import Raster, official_raster
+from peas.models.patches import other_geometry, visible_indices
 
 _KINDS: tuple[DecoderKind, DecoderKind] = ("local", "global")
 PIXEL_EPS = 1e-6
@@ -79,7 +84,7 @@ class AudioMAE(Encoder):
                 (10, 10) and windows of 6.
             positions: Raster of the fixed tables: `stored`, that of AudioMAE's released files, or
                 `geometric`. Null is the official code's: `stored`, and `geometric` where patches
-                overlap. A file of weights brings its own. See `peas.models.positions`.
+                overlap. A file of weights brings its own. See `peas.models.audiomae_layers`.
             pooling: `mean` of the patch tokens, or the class token (`cls`).
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
                 AudioMAE has 0.1 in fine-tuning.
@@ -200,7 +205,7 @@ class AudioMAE(Encoder):
         return logits
 
     def _encoded(self, log_mel: Tensor, masked: Tensor | None) -> Tensor:
-        visible = None if masked is None else visible_places(masked)
+        visible = None if masked is None else visible_indices(masked)
         tokens: Tensor = self.encoder(self.encoder.patches(log_mel), visible)
         return tokens
 
@@ -263,7 +268,7 @@ class AudioMAE(Encoder):
             return super().predict(log_mel, masked)
         assert self.decoder is not None
         patches = self.encoder.patches(log_mel)
-        visible = None if masked is None else visible_places(masked)
+        visible = None if masked is None else visible_indices(masked)
         tokens = self.encoder.norm(self.encoder(patches, visible))
         predicted: Tensor = self.decoder.pred(self.decoder(tokens, visible, patches.shape[1]))
         if self.norm_pix:

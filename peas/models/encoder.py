@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.local_attention import LocalBlock
-from peas.models.patches import Pair, gather_tokens, visible_places
+from peas.models.patches import Pair, gather_tokens, visible_indices
 from peas.models.reconstructor import Reconstructor
 from peas.parts import Part
 
@@ -249,7 +249,7 @@ class Encoder(Part, Reconstructor, ABC):
 
 def drop(tokens: Tensor, masked: Tensor | None) -> Tensor:
     """Leaves masked patches out: `[B, N, D]` and `[B, N]` bool to `[B, V, D]`."""
-    return tokens if masked is None else gather_tokens(tokens, visible_places(masked))
+    return tokens if masked is None else gather_tokens(tokens, visible_indices(masked))
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -203,7 +203,7 @@ def check_grid(grid: str) -> None:
         raise ConfigError(f"unknown grid {grid!r}; choose 'nonoverlap' or 'finetune'")
 
 
-def visible_places(masked: Tensor) -> Tensor:
+def visible_indices(masked: Tensor) -> Tensor:
     """Indices of the patches that stay, in their order.
 
     Args:

@@ -1,7 +1,8 @@
-"""What an objective of pretraining is: a loss, its heads, and the baseline it is held against."""
+"""What an objective of pretraining is, and one masked pass that every objective is computed on."""
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from peas.data.batch import Batch
 from peas.errors import ConfigError
+from peas.masking.patches import masked_ids
 from peas.models.encoder import Encoder, Need
+from peas.models.patches import visible_indices
 from peas.parts import Part
 
 
@@ -180,3 +183,173 @@ class Objective(Part, nn.Module, ABC):
     def baseline(self) -> dict[str, Tensor]:
         """Figures of an evaluation besides the loss, by name; begins anew."""
         return {}
+
+
+class Losses(NamedTuple):
+    """What the passes of a batch gave."""
+
+    total: Tensor
+    terms: dict[str, Term]
+    weights: dict[str, float]
+    views: dict[str, View]
+    """The pass of each objective; one and the same where they share it."""
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Norm of each weighted objective's gradient at the encoder's output."""
+        norms = {}
+        for name, term in self.terms.items():
+            (gradient,) = torch.autograd.grad(
+                self.weights[name] * term.loss,
+                self.views[name].tokens,
+                retain_graph=True,
+                allow_unused=True,
+            )
+            zero = torch.zeros((), device=term.loss.device)
+            norms[name] = zero if gradient is None else gradient.float().norm()
+        return norms
+
+
+def encode(
+    model: Encoder,
+    batch: Batch,
+    masked: Tensor,
+    *,
+    rand: Callable[[str, int], Tensor],
+    total: Callable[[Tensor], Tensor],
+    processes: int,
+) -> View:
+    """Encodes a batch with some patches masked, and decodes where the encoder does.
+
+    Args:
+        model: The encoder.
+        batch: With `log_mel` and `valid`.
+        masked: `[B, N]` bool; on the CPU, where nobody waits for the number of patches.
+        rand: As in `View`.
+        total: As in `View`.
+        processes: As in `View`.
+    """
+    device = batch["log_mel"].device
+    visible = visible_indices(masked).to(device, non_blocking=True)
+    masked_at = masked_ids(masked).to(device, non_blocking=True)
+    on_device = masked.to(device, non_blocking=True)
+    passed = model.pretext(batch["log_mel"], on_device, visible)
+    return View(
+        model=model,
+        batch=batch,
+        patches=model.patches(batch["log_mel"]),
+        masked=on_device,
+        masked_at=masked_at,
+        visible=visible,
+        tokens=passed.tokens,
+        visible_tokens=passed.visible_tokens,
+        decoded=passed.decoded,
+        sound=sound_patches(model, batch["valid"]),
+        rand=rand,
+        total=total,
+        processes=processes,
+    )
+
+
+def compose(objectives: Mapping[str, Objective], view: Callable[[str], View]) -> Losses:
+    """Takes every objective, and their weighted sum.
+
+    Args:
+        objectives: By name.
+        view: The pass of an objective, by its name.
+    """
+    terms, views = {}, {}
+    for name, objective in objectives.items():
+        views[name] = view(name)
+        terms[name] = objective(views[name])
+    weights = {name: objective.weight for name, objective in objectives.items()}
+    total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
+    return Losses(total, terms, weights, views)
+
+
+def sound_patches(model: Encoder, valid: Tensor) -> Tensor:
+    """`[B, N]` bool: patches all of whose frames are real sound.
+
+    Args:
+        model: Knows the patches.
+        valid: `[B, T]` bool.
+    """
+    rows, columns = model.grid
+    frames = valid.unfold(1, model.patch[1], model.stride[1])[:, :columns].all(dim=2)
+    if model.time_major:
+        return frames.unsqueeze(2).expand(-1, -1, rows).flatten(1)
+    return frames.unsqueeze(1).expand(-1, rows, -1).flatten(1)
+
+
+def patch_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each patch: two times `[B, M, P]` to `[B, M]` float32."""
+    return (predictions.float() - targets.detach().float()).square().mean(dim=2)
+
+
+def check_objectives(
+    parts: Mapping[str, Objective], left_out: set[str], roll_gain: str, encoder: Encoder
+) -> None:
+    """Refuse objectives that are impossible together, or with the encoder.
+
+    Args:
+        parts: By name.
+        left_out: Names that are null in the config.
+        roll_gain: Augmentation of the waveforms.
+        encoder: Of the run.
+
+    Raises:
+        ConfigError: It names the key.
+    """
+    for name in sorted(left_out):
+        # A misspelt name would leave the objective in.
+        if meant := difflib.get_close_matches(name, parts, n=1, cutoff=0.8):
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}` is null, and there is no such objective: is "
+                f"`{meant[0]}` meant?"
+            )
+    key = "`model.init_args.objectives`"
+    if not parts:
+        raise ConfigError(f"{key} is empty: give one objective at least")
+    metrics = [metric for part in parts.values() for metric in _logged(part)]
+    if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+        raise ConfigError(
+            f"{key} has two objectives that log {twice[0]}, which would be one metric: keep one of "
+            "them, or give a subclass with another name for it"
+        )
+    taken = {"loss", *metrics}
+    for name, part in parts.items():
+        # Logs and weights are called by it. ModuleDict refuses names of its own attributes.
+        if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(
+                f"{key} has the name {name!r}, which torch cannot take: give a word of letters, "
+                "digits and underscores that is no method of torch.nn.ModuleDict"
+            )
+        if name in taken:
+            raise ConfigError(
+                f"{key} has the name {name!r}, which another metric has in the log: give another "
+                "name"
+            )
+        if not part.weight > 0:
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
+                "number above 0, or null in the place of the objective to leave it out"
+            )
+        if "pixels" in part.needs and not encoder.normalises_pixels and norm_pix(part):
+            raise ConfigError(
+                f"`model.init_args.objectives.{name}.init_args.norm_pix` is true, and the head of "
+                f"{type(encoder).__name__} predicts log-mels as they are: set norm_pix to false"
+            )
+        if "clips" in part.needs and roll_gain != "none":
+            raise ConfigError(
+                f"`model.init_args.roll_gain` is {roll_gain}, and the targets of "
+                f"`model.init_args.objectives.{name}` belong to the clip as it is: set roll_gain "
+                "to none"
+            )
+
+
+def norm_pix(part: Objective) -> bool:
+    """Whether an objective predicts normalised patches."""
+    return bool(getattr(part, "norm_pix", True))
+
+
+def _logged(part: Objective) -> tuple[str, ...]:
+    return (*part.metrics, *part.baselines, *part.sums)

@@ -1,17 +1,58 @@
 """SupMAM's objective: the visible patches are classified."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.evaluation.baselines import LabelPrior
-from peas.masking.sampling import random_patches
+from peas.masking.patches import random_patches
 from peas.models.encoder import Need
-from peas.models.heads import LabelBranch, LabelNorm
-from peas.models.patches import gather_tokens, visible_places
+from peas.models.patches import gather_tokens, visible_indices
 from peas.objectives.base import BuildInfo, Objective, Term, View
 from peas.objectives.losses import LabelLoss, as_soft, label_loss
+
+LabelNorm = Literal["batch", "sync", "none"]
+
+
+class LabelBranch(nn.Module):
+    """SupMAM's classification branch: linear, BatchNorm, ReLU, linear.
+
+    Args:
+        width: Width D of the encoder's tokens.
+        hidden: Width between the layers; SupMAE's published code has four times the encoder's.
+        classes: Number of classes C.
+        norm: `batch`: each process by itself, as in the papers' code; `sync`: over all processes;
+            `none`: no norm.
+    """
+
+    def __init__(self, width: int, hidden: int, classes: int, norm: LabelNorm = "batch") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.norm: nn.Module = nn.Identity()
+        if norm == "batch":
+            self.norm = nn.BatchNorm1d(hidden)
+        elif norm == "sync":
+            self.norm = nn.SyncBatchNorm(hidden)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, classes)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """p_v: `[B, D]` to logits `[B, C]`."""
+        logits: Tensor = self.fc2(self.act(self.norm(self.fc1(pooled))))
+        return logits
+
+    def nothing(self) -> Tensor:
+        """A zero that every weight of the branch takes part in.
+
+        A process whose batch has no labels must still give every weight a gradient, or
+        DistributedDataParallel stops.
+        """
+        return torch.stack([p.sum() for p in self.parameters()]).sum() * 0.0
 
 
 class LabelClassification(Objective):
@@ -84,7 +125,7 @@ class LabelClassification(Objective):
         if self.visible_fraction < 1:
             visible = view.visible.shape[1]
             taken = max(1, round(visible * self.visible_fraction))
-            places = visible_places(random_patches(view.rand("pooled", visible), taken))
+            places = visible_indices(random_patches(view.rand("pooled", visible), taken))
             seen = gather_tokens(seen, places.to(seen.device))
         pooled = seen.mean(dim=1)
         known = view.batch["labelled"]

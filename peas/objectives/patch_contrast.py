@@ -1,14 +1,16 @@
 """SSAST's and MAE-AST's objective: masked patches are discriminated."""
 
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.models.encoder import Need
 from peas.models.patches import gather_tokens
 from peas.objectives.base import BuildInfo, Objective, Term, View
-from peas.objectives.losses import NCEAxis, info_nce
+
+NCEAxis = Literal["code", "paper"]
 
 
 class PatchContrast(Objective):
@@ -55,3 +57,42 @@ class PatchContrast(Objective):
             predicted = own(gather_tokens(decoded, places))
         nce = info_nce(predicted, gather_tokens(view.patches, places), self.axis)
         return Term(nce.loss, metrics={"nce_accuracy": nce.accuracy})
+
+
+class InfoNCE(NamedTuple):
+    """How well the hidden patches of a clip are told apart.
+
+    Attributes:
+        loss: Scalar.
+        accuracy: Scalar, share of hidden patches that are told right; without gradient.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def info_nce(predictions: Tensor, targets: Tensor, axis: NCEAxis = "code") -> InfoNCE:
+    """InfoNCE among the hidden patches of one clip: no temperature, no normalisation.
+
+    The score of a patch and a prediction is their inner product. The SSAST paper's equation 1 asks
+    of each prediction which patch it belongs to: its softmax runs over the patches. The official
+    code's runs over the predictions, and asks of each patch which prediction is its own; and the
+    accuracy compares those probabilities across the patches. The two losses differ: of random
+    weights the code's is near ln M.
+
+    Args:
+        predictions: `[B, M, P]`; scored in float32 whatever their precision.
+        targets: `[B, M, P]`, the patches themselves; no gradient reaches them.
+        axis: `code` as the official code and its checkpoints have it, or `paper`.
+
+    Returns:
+        Means over the batch and the hidden patches.
+    """
+    # Autocast would round the scores, which grow with P, to eight bits.
+    with torch.autocast(predictions.device.type, enabled=False):
+        scores = targets.detach().float() @ predictions.float().transpose(1, 2)
+    log_p = scores.log_softmax(dim=2 if axis == "code" else 1)
+    loss = -log_p.diagonal(dim1=1, dim2=2).mean()
+    own = torch.arange(scores.shape[1], device=scores.device)
+    told = log_p.detach().argmax(dim=1)
+    return InfoNCE(loss, (told == own).float().mean())

@@ -7,8 +7,7 @@ from torch import Tensor
 from peas.evaluation.baselines import BaselineError
 from peas.models.encoder import Need
 from peas.models.patches import gather_tokens
-from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.losses import masked_patch_error, patch_errors
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View, patch_errors
 
 
 class Reconstruction(Objective):
@@ -59,3 +58,25 @@ class Reconstruction(Objective):
         found = self.meter.compute()
         self.meter.reset()
         return found
+
+
+def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
+    """SSAST's generative loss: mean squared error over clips, hidden patches and bins.
+
+    Args:
+        predictions: `[B, M, P]`; compared in float32 whatever their precision.
+        targets: `[B, M, P]`, the patches of the normalised log-mel; no gradient reaches them.
+    """
+    return patch_errors(predictions, targets).mean()
+
+
+def masked_patch_error(predictions: Tensor, targets: Tensor, hidden: Tensor) -> Tensor:
+    """AudioMAE's loss: mean squared error of the hidden patches.
+
+    Args:
+        predictions: `[B, N, P]`; compared in float32 whatever their precision.
+        targets: `[B, N, P]`.
+        hidden: `[B, N]` bool.
+    """
+    errors = (predictions.float() - targets.detach().float()).square().mean(dim=2)
+    return (errors * hidden).sum() / hidden.sum()

@@ -33,6 +33,8 @@ class AudioMAERecipe(Recipe):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "fine-tuning"
+
     def __init__(
         self,
         lr: float = 1e-3,
@@ -59,9 +61,7 @@ class AudioMAERecipe(Recipe):
 
     def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
         """AdamW with a group for each depth."""
-        groups = layer_groups(
-            model, model.depth, rate, self.weight_decay, self.layer_decay, model.layer_of
-        )
+        groups = layer_groups(model, rate, self.weight_decay, self.layer_decay)
         return torch.optim.AdamW(
             groups, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
@@ -73,10 +73,10 @@ class AudioMAERecipe(Recipe):
         return cosine_factor(at, self.warmup_epochs, run.max_epochs, self.min_lr / rate)
 
     def check(self, rate: float, run: RunLength) -> None:
-        """Refuses a run without an end, and a rate that would rise."""
+        """Refuses a run of unknown length, and a rate that would rise."""
         if not run.max_epochs or run.max_epochs < 0:
             raise ConfigError(
-                "`trainer.max_epochs` is not set: the cosine of AudioMAERecipe must know the end"
+                "`trainer.max_epochs` is not set: AudioMAERecipe's cosine needs the run's length"
             )
         if self.min_lr >= rate:
             raise ConfigError(
@@ -106,6 +106,8 @@ class AudioMAEPretrainingRecipe(Recipe):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "pretraining"
+
     def __init__(
         self,
         lr: float = 2e-4,
@@ -134,7 +136,7 @@ class AudioMAEPretrainingRecipe(Recipe):
         return cosine_factor(step / run.steps_per_epoch, warmup, epochs, self.min_lr / rate)
 
     def check(self, rate: float, run: RunLength) -> None:
-        """Refuses a run without an end."""
+        """Refuses a run of unknown length."""
         if (not run.max_epochs or run.max_epochs < 0) and run.max_steps <= 0:
             raise ConfigError(
                 "the cosine of AudioMAEPretrainingRecipe needs the run's length: set "

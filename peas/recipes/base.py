@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -52,8 +52,10 @@ class Recipe(Part, ABC):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose: ClassVar[Literal["fine-tuning", "pretraining"] | None] = None
+    """What the recipe is for; None = both."""
     monitor: tuple[str, Literal["min", "max"]] | None = None
-    """Metric of evaluation that says which checkpoint is best; None leaves it to the task."""
+    """Metric of evaluation that selects the best checkpoint; None leaves it to the task."""
 
     def __init__(
         self,
@@ -99,18 +101,18 @@ class Recipe(Part, ABC):
         """Raises ConfigError where this recipe does not fit the run's length or rate."""
 
     def warmup(self, run: RunLength) -> tuple[str, float]:
-        """Setting that says how long the rate rises, and how many optimiser steps that is."""
+        """Name of the warm-up's setting, and its length in optimiser steps."""
         return "", 0.0
 
     def observe(self, metrics: Mapping[str, float], step: int) -> None:
-        """Sees the metrics of an evaluation inside the run, without `val/`."""
+        """Takes the metrics of an evaluation during training, named without `val/`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of `observe`."""
+        """State that `observe` has changed, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from it."""
+        """Restores it."""
 
 
 def key(name: str) -> str:

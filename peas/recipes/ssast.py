@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peas.errors import ConfigError
+from peas.errors import CheckpointError, ConfigError
 from peas.models.encoder import Encoder
 from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
 from peas.recipes.parameter_groups import head_groups
@@ -36,6 +36,8 @@ class SSASTRecipe(Recipe):
     Raises:
         ConfigError: A value is impossible; the message names the key.
     """
+
+    purpose = "fine-tuning"
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class SSASTPretrainingRecipe(Recipe):
             officially (800 for tiny); null = a constant rate. It takes the first validation at or
             after each multiple: set `trainer.val_check_interval` to the same number.
         plateau_factor: What the rate is multiplied by when evaluations stop getting better.
-        plateau_patience: Evaluations in a row, no better than the best, that are borne.
+        plateau_patience: Evaluations in a row, no better than the best, that are tolerated.
         monitor: What gets better, and chooses the best checkpoint: `nce_accuracy` of InfoNCE; or,
             without it, an error such as `mse`. A name with `accuracy` is better when larger.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
@@ -98,6 +100,8 @@ class SSASTPretrainingRecipe(Recipe):
     Raises:
         ConfigError: A value is impossible; the message names the key.
     """
+
+    purpose = "pretraining"
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class SSASTPretrainingRecipe(Recipe):
         )
 
     def factor(self, step: int, epoch: int, rate: float, run: RunLength) -> float:
-        """Staircase warm-up times what the plateaus have come to."""
+        """Staircase warm-up times the factor of the plateaus."""
         return staircase_warmup(step, self.warmup_steps) * self.plateau.factor
 
     def warmup(self, run: RunLength) -> tuple[str, float]:
@@ -167,16 +171,26 @@ class SSASTPretrainingRecipe(Recipe):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the plateaus stand."""
+        """State of the plateau schedule."""
         return self.plateau._asdict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the plateau schedule.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        numbers = all(type(value) in (int, float) for value in state.values())
+        if not numbers or not set(state) <= set(Plateau._fields):
+            raise CheckpointError(
+                f"the checkpoint's `recipe` is {state}, and not the state of a plateau schedule: "
+                "the file is damaged, get it again"
+            )
         self.plateau = Plateau(**state)
 
 
 class Plateau(NamedTuple):
-    """Where a plateau schedule stands.
+    """State of a plateau schedule.
 
     Attributes:
         best: Best value so far.
@@ -206,7 +220,7 @@ def next_plateau(
         step: Optimiser steps so far.
         factor: What the rate is multiplied by after more than `patience` evaluations in a row
             that were no better.
-        patience: Number of such evaluations that are borne.
+        patience: Number of such evaluations that are tolerated.
         every: Steps from one evaluation that counts to the next.
     """
     if step // every <= state.step // every:

@@ -1,18 +1,19 @@
 """Noise, roll and mask of a training batch in fine-tuning, in one declared order."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from peas.audio.frontend import Spectrogram
-from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.data.batch import Batch
 from peas.masking.blocks import fill_masked
 from peas.tasks.base import BaseTask
 
 Stage = Literal["after_noise", "before_noise"]
+NOISE_SCALE = 0.1
+ROLL_FRAMES = 10
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,48 @@ def _mask(task: BaseTask, batch: Batch, masker: Masker, kind: Literal["raw_zero"
 
 def _noise_and_roll(task: BaseTask, batch: Batch) -> None:
     log_mel = batch["log_mel"]
-    u_noise = task.draws(batch, "noise", tuple(log_mel.shape[1:])).to(log_mel)
-    u_clip = task.draws(batch, "noise_roll", (2,)).to(log_mel)
+    u_noise = task.random_numbers(batch, "noise", tuple(log_mel.shape[1:])).to(log_mel)
+    u_clip = task.random_numbers(batch, "noise_roll", (2,)).to(log_mel)
     batch["log_mel"], roll = noise_and_roll(log_mel, u_noise, u_clip)
     batch["roll"] = roll
     batch["valid"] = roll_time(batch["valid"], roll)
     if "mask" in batch:
         batch["mask"] = roll_time(batch["mask"], roll)
         batch["masked_log_mel"], _ = noise_and_roll(batch["masked_log_mel"], u_noise, u_clip)
+
+
+class Augmented(NamedTuple):
+    """A noised and rolled batch."""
+
+    log_mel: Tensor
+    """`[B, T, F]`."""
+    roll: Tensor
+    """`[B]` i64 frames that each clip was shifted by, towards later times."""
+
+
+def roll_time(x: Tensor, shift: Tensor) -> Tensor:
+    """Shifts each clip circularly along time.
+
+    Args:
+        x: `[B, T, ...]`.
+        shift: `[B]` i64 frames towards later times; may be negative.
+    """
+    frames = x.shape[1]
+    source = (torch.arange(frames, device=x.device) - shift.unsqueeze(1)) % frames
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), source]
+
+
+def noise_and_roll(log_mel: Tensor, u_noise: Tensor, u_clip: Tensor) -> Augmented:
+    """The official loader's last step: positive noise, then a roll along time.
+
+    Each bin gets U(0, 1) times one U(0, 0.1) of its clip; each clip is rolled by an integer in
+    [-10, 9] (SSAST's `dataloader.py`).
+
+    Args:
+        log_mel: `[B, T, F]` normalised.
+        u_noise: `[B, T, F]` uniform draws.
+        u_clip: `[B, 2]` uniform draws: noise scale and shift.
+    """
+    noise = u_noise * (u_clip[:, 0] * NOISE_SCALE).view(-1, 1, 1)
+    roll = (u_clip[:, 1] * 2 * ROLL_FRAMES).floor().long() - ROLL_FRAMES
+    return Augmented(roll_time(log_mel + noise, roll), roll)

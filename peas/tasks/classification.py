@@ -58,7 +58,7 @@ class Classification(BaseTask):
             the loss. The paper updates the model by the classification loss alone: 0.
         reconstruction: What reconstructs spectrograms for PEAS: the pretrained `head`, or `probe`,
             a linear pixel head that is fitted on the encoder as it starts, for weights that came
-            without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.pixel_probe`.
+            without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.reconstructor`.
         compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes; null takes them from the data.
         multi_label: Whether a clip may have several labels; null takes it from the data.
@@ -67,6 +67,7 @@ class Classification(BaseTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "fine-tuning"
     shape_keys = ("reconstruction",)
     resume_keys = ("freeze",)
     default_parts: ClassVar[dict[str, type[Any]]] = {
@@ -150,7 +151,7 @@ class Classification(BaseTask):
             self.model.eval()
         return self
 
-    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
+    def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
         """Makes a decoder that is trained too, before the optimiser asks for its weights."""
         told = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
         self._require_channels_of_data(told)

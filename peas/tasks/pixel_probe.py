@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.patches import Grid
-from peas.models.pixel_probe import RIDGE, FittedProbe, ProbeSums
+from peas.models.reconstructor import RIDGE, FittedProbe, ProbeSums
 from peas.tasks.base import BaseTask
 from peas.training.distributed import are_several
 

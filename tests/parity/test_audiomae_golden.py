@@ -9,8 +9,7 @@ import torch
 from made import built_audiomae
 from test_ssast_golden import rule, sound
 
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.positions import position_table, raster_of
+from peas.models.audiomae_layers import DecoderShape, position_table, raster_of
 from peas.models.weights import AUDIOMAE, load_pretrained, read_state
 from peas.objectives import masked_patch_error
 

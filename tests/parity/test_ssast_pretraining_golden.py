@@ -10,7 +10,7 @@ import torch
 from made import built_ssast, ssast_task
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
-from peas.masking.sampling import official_clusters, official_frames
+from peas.masking.clusters import official_clusters, official_frames
 from peas.models.weights import SSAST, load_pretrained
 from peas.objectives import masked_mse
 

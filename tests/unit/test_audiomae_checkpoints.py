@@ -11,8 +11,7 @@ from made import built_audiomae, built_ssast, classification
 
 from peas.cli import export, import_
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.positions import position_table
+from peas.models.audiomae_layers import DecoderShape, position_table
 from peas.models.weights import AUDIOMAE, SSAST, load_pretrained, read_state
 from peas.tasks import Classification
 

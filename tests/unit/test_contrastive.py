@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peas.objectives import info_nce, masked_mse, patch_errors, take_patches
+from peas.objectives import info_nce, masked_mse, patch_errors
 
 SOURCE = torch.Generator().manual_seed(0)
 GUESS, TARGET = (torch.randn(3, 7, 5, generator=SOURCE) for _ in range(2))
@@ -66,10 +66,3 @@ def test_errors_of_patches() -> None:
     errors = patch_errors(GUESS, TARGET)
     assert float(errors[1, 2]) == pytest.approx(float((GUESS - TARGET)[1, 2].square().mean()))
     assert float(masked_mse(GUESS, TARGET)) == pytest.approx(float(errors.mean()))
-
-
-def test_rows_are_taken_clip_by_clip() -> None:
-    ids = torch.tensor([[6, 0], [1, 1], [2, 5]])
-    found = take_patches(GUESS, ids)
-    for b in range(3):
-        assert torch.equal(found[b], GUESS[b, ids[b]])

@@ -13,7 +13,7 @@ from toys import FACTS, Run, StandIn, clips, data, fit, quiet_trainer
 
 from peas.callbacks import PEAS, PatchDropping, RandomMasking, SpecAugment
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.audiomae_decoder import DecoderShape
+from peas.models.audiomae_layers import DecoderShape
 from peas.recipes import AudioMAERecipe, SSASTRecipe
 from peas.tasks import Classification
 

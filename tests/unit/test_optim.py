@@ -9,8 +9,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from toys import StandIn, make_task
 
 from peas.errors import ConfigError
+from peas.models.encoder import Encoder
 from peas.models.vit import SpectrogramTransformer
-from peas.recipes.audiomae import cosine_factor
+from peas.recipes.audiomae import AudioMAERecipe, cosine_factor
 from peas.recipes.base import global_lr
 from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
 from peas.recipes.ssast import SSASTRecipe, staircase_warmup, step_decay
@@ -128,8 +129,11 @@ def test_cosine_without_warm_up_and_past_its_end() -> None:
 class Toy(nn.Module):
     """What groups ask of a model: a base encoder's blocks under `encoder.`, and a classifier."""
 
+    layer_of = Encoder.layer_of
+
     def __init__(self, depth: int = 12) -> None:
         super().__init__()
+        self.depth = depth
         self.encoder = SpectrogramTransformer("toy", frames=32, mels=32)
         self.encoder.blocks = nn.ModuleList(
             nn.ModuleDict({"norm1": nn.LayerNorm(4), "attn": nn.Linear(4, 4)}) for _ in range(depth)
@@ -141,7 +145,7 @@ class Toy(nn.Module):
 def test_layers_of_a_base_model() -> None:
     model = Toy()
     model.decoder.requires_grad_(False)
-    groups = layer_groups(model, 12, 1e-3, 5e-4, 0.75)
+    groups = layer_groups(model, 1e-3, 5e-4, 0.75)  # type: ignore[arg-type]
     assert len(groups) == 28
     rates = sorted({group["base_lr"] for group in groups})
     assert rates == pytest.approx([1e-3 * 0.75 ** (13 - i) for i in range(14)], rel=1e-12)
@@ -171,15 +175,15 @@ def test_layers_of_a_base_model() -> None:
 
 
 def test_layers_of_a_trained_decoder_are_none_of_the_encoders() -> None:
-    groups = layer_groups(Toy(), 12, 1.0, 0.1, 0.5)
+    groups = layer_groups(Toy(), 1.0, 0.1, 0.5)  # type: ignore[arg-type]
     weight = next(group for group in groups if group["name"] == "layer_13_decay")["params"]
     assert {tuple(p.shape) for p in weight} == {(3, 4), (4, 4)}
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.01, float("nan")])
 def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"recipe\.init_args\.layer_decay` is .*above 0"):
-        layer_groups(Toy(), 12, 1.0, 0.1, layer_decay)
+    with pytest.raises(ConfigError, match=r"recipe\.init_args\.layer_decay"):
+        AudioMAERecipe(layer_decay=layer_decay)
 
 
 def test_vectors_and_biases_are_not_decayed_in_pretraining() -> None:

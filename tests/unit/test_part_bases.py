@@ -11,7 +11,7 @@ from peas.audio.frontend import FrontEnd, KaldiLogMel, Spectrogram
 from peas.errors import ConfigError
 from peas.models import Encoder
 from peas.models.weights.checking import check_moments
-from peas.objectives.teacher_targets import FeatureTargets
+from peas.objectives.feature_distillation import FeatureTargets
 from peas.tasks import Pretraining
 from peas.teachers import Teacher
 from peas.teachers.grid import Extent

@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.sampling import (
+from peas.masking.clusters import (
     SIDES,
     PatchSampler,
     clusters,
-    clusters_draws,
-    masked_ids,
+    clusters_numbers,
     official_clusters,
     official_frames,
-    random_patches,
-    time_freq_mask,
     unbiased_clusters,
-    unbiased_draws,
+    unbiased_numbers,
 )
+from peas.masking.patches import masked_ids, random_patches, time_freq_mask
 
 GRID = (8, 64)
 # Share of hidden patches in each row of mel bins, low to high, measured of the official code.
@@ -87,7 +85,7 @@ def test_the_law_of_the_clusters(count: int, kind: str) -> None:
     if kind == "loop":
         hidden = of_the_loop(count, 1500)
     else:
-        hidden = clusters(uniform(4000, clusters_draws(GRID)), GRID, count)
+        hidden = clusters(uniform(4000, clusters_numbers(GRID)), GRID, count)
     assert (hidden.sum(1) == count).all()
     found = frequencies(hidden)
     rows = found.view(GRID).mean(1)
@@ -124,7 +122,7 @@ def added(starts: list[int], side: int, enough: int, place: Callable[..., int | 
 def test_the_batch_is_the_loop_over_the_same_starts(grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     for count in {1, patches // 2, patches - 2}:
-        u = uniform(40, clusters_draws(grid), seed=count)
+        u = uniform(40, clusters_numbers(grid), seed=count)
         hidden = clusters(u, grid, count)
         for row, draws in zip(hidden, u, strict=True):
             side = SIDES[int(draws[0] * 3)]
@@ -137,7 +135,7 @@ def test_the_batch_is_the_loop_over_the_same_starts(grid: tuple[int, int]) -> No
 def test_unbiased_clusters_end_at_the_borders(grid: tuple[int, int]) -> None:
     patches, margin = grid[0] * grid[1], max(SIDES) - 1
     for count in {1, patches // 2, patches - 1}:
-        u = uniform(40, unbiased_draws(grid), seed=count)
+        u = uniform(40, unbiased_numbers(grid), seed=count)
         hidden = unbiased_clusters(u, grid, count)
         assert (hidden.sum(1) == count).all()
         for row, draws in zip(hidden, u, strict=True):
@@ -150,7 +148,7 @@ def test_unbiased_clusters_end_at_the_borders(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("count", [400, 250, 100])
 def test_unbiased_clusters_favour_no_place(count: int) -> None:
-    found = frequencies(unbiased_clusters(uniform(4000, unbiased_draws(GRID)), GRID, count))
+    found = frequencies(unbiased_clusters(uniform(4000, unbiased_numbers(GRID)), GRID, count))
     share = count / 512
     rows, corners = found.view(GRID).mean(1), found[[0, 63, 448, 511]]
     torch.testing.assert_close(rows, torch.full((8,), share), rtol=0, atol=0.02)

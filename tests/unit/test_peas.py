@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.masking.blocks import blocks_to_mask, random_blocks, window_sums
-from peas.masking.peas.diagnostics import spearman, touching
 from peas.masking.peas.schedule import adaptive_count, adaptive_level, final_phase
 from peas.masking.peas.scores import (
     complementary,
@@ -25,6 +24,8 @@ from peas.masking.peas.selector import (
     marginals,
     place_blocks,
     random_plan,
+    spearman,
+    touching,
     window_scores,
 )
 

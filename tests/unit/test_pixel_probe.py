@@ -14,7 +14,7 @@ from peas.cli.kfold_table import _reading
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.audiomae import AudioMAE
 from peas.models.patches import patchify, resize_positions, sample_positions
-from peas.models.pixel_probe import PixelProbe, ProbeSums
+from peas.models.reconstructor import PixelProbe, ProbeSums
 from peas.models.ssast import SSAST
 from peas.models.weights import AUDIOMAE, load_pretrained
 from peas.tasks import Classification

@@ -18,7 +18,7 @@ from peas.data.librispeech import LibriSpeech
 from peas.data.mixture import Mixture
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.weights import SSAST, load_pretrained
-from peas.objectives.composition import Losses
+from peas.objectives.base import Losses
 from peas.recipes import SSASTPretrainingRecipe
 from peas.recipes.ssast import Plateau
 from peas.tasks import Pretraining

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from peas.errors import CheckpointError, ConfigError
 from peas.models.audiomae import decoder_of
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.audiomae_encoder import fitted
-from peas.models.positions import raster_of
+from peas.models.audiomae_layers import DecoderShape, fitted, raster_of
 from peas.models.weights.importer import Family, Import
 
 MELS = 128

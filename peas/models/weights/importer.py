@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from peas.errors import CheckpointError, NoReconstruction
-from peas.models.audiomae_decoder import DecoderShape
+from peas.models.audiomae_layers import DecoderShape
 from peas.models.encoder import Encoder
 from peas.models.patches import Pair
 from peas.models.vit import SIZES

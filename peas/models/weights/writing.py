@@ -65,7 +65,7 @@ def to_disk(file: Path) -> None:
         os.fsync(complete.fileno())
 
 
-def write_whole(content: Mapping[str, Any], out: Path) -> None:
+def write_atomic(content: Mapping[str, Any], out: Path) -> None:
     """Save under another name, and rename when every byte is on the disk.
 
     Args:

@@ -1,12 +1,12 @@
-"""Which patches are masked: pure functions of uniform random numbers.
+"""SSAST's patch masking: square clusters, as pure functions of uniform random numbers.
 
-All but the reference samplers take numbers in [0, 1) for a whole batch and return `[B, N]` bool,
-True = masked, with equally many in each row. Grids are pairs `(frequency, time)`; tokens of the
-cluster samplers lie in SSAST's frequency-major order.
+The samplers take numbers in [0, 1) for a batch and return `[B, N]` bool, True = masked, equally
+many in each row, in SSAST's frequency-major order. Grids are pairs `(frequency, time)`.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,64 +14,11 @@ import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
+from peas.masking.patches import OWN, PatchMasking, random_patches
 from peas.models.patches import Pair
 
 SIDES = (3, 4, 5)
 """Sides of SSAST's square clusters; each clip draws one of them."""
-
-
-def random_patches(u: Tensor, visible: int) -> Tensor:
-    """Hide patches at random, without replacement: those of the largest draws.
-
-    AudioMAE's rule (the `visible` first places of the draws' argsort stay), and the plain sampling
-    of SSAST's frame models.
-
-    Args:
-        u: `[B, N]` uniform draws.
-        visible: Number of patches that stay in each row.
-
-    Returns:
-        `[B, N]` bool, N - `visible` of them true in each row.
-
-    Raises:
-        ConfigError: If `visible` is not in 1 … N.
-    """
-    patches = u.shape[1]
-    if not 1 <= visible <= patches:
-        raise ConfigError(
-            f"{visible} of {patches} patches cannot stay visible; choose 1 to {patches}"
-        )
-    kept = u.argsort(dim=1, stable=True)[:, :visible]
-    return torch.ones_like(u, dtype=torch.bool).scatter(1, kept, False)
-
-
-def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
-    """Hide whole columns and whole bands of the grid, AudioMAE's structured masking.
-
-    A patch stays visible when its column and its band both do.
-
-    Args:
-        u_time: `[B, T']` uniform draws, one a column of patches.
-        u_freq: `[B, F']` uniform draws, one a band of patches.
-        kept_times: Number of columns that stay.
-        kept_bands: Number of bands that stay.
-
-    Returns:
-        `[B, T', F']` bool; flattened, in time-major order.
-
-    Raises:
-        ConfigError: If more columns or bands shall stay than there are, or none.
-    """
-    columns, bands = random_patches(u_time, kept_times), random_patches(u_freq, kept_bands)
-    return columns[:, :, None] | bands[:, None, :]
-
-
-def masked_ids(masked: Tensor) -> Tensor:
-    """Ascending indices of the masked patches: `[B, N]` bool to `[B, M]` int64.
-
-    Every row must hide equally many.
-    """
-    return masked.nonzero()[:, 1].view(len(masked), -1)
 
 
 # --- SSAST's clusters, one clip at a time -----------------------------------------------------
@@ -135,7 +82,7 @@ def official_frames(rng: random.Random, patches: int, count: int) -> list[int]:
 # --- the same for a batch ---------------------------------------------------------------------
 
 
-def clusters_draws(grid: Pair) -> int:
+def clusters_numbers(grid: Pair) -> int:
     """Number K of draws that `clusters` takes for each clip."""
     return 1 + grid[0] * grid[1]
 
@@ -176,7 +123,7 @@ def clusters(u: Tensor, grid: Pair, count: int, sides: Sequence[int] = SIDES) ->
     return chosen & (chosen.cumsum(dim=1) <= count)
 
 
-def unbiased_draws(grid: Pair, sides: Sequence[int] = SIDES) -> int:
+def unbiased_numbers(grid: Pair, sides: Sequence[int] = SIDES) -> int:
     """Number K of draws that `unbiased_clusters` takes for each clip."""
     margin = max(sides) - 1
     return 1 + (grid[0] + margin) * (grid[1] + margin) + grid[0] * grid[1]
@@ -309,8 +256,8 @@ class PatchSampler:
         if not self.clustered:
             return self.grid[0] * self.grid[1]
         if self.name == "batched":
-            return clusters_draws(self.grid)
-        return unbiased_draws(self.grid, self.sides)
+            return clusters_numbers(self.grid)
+        return unbiased_numbers(self.grid, self.sides)
 
     def __call__(self, u: Tensor) -> Tensor:
         """Hidden patches of a batch.
@@ -339,3 +286,50 @@ class PatchSampler:
                 else official_frames(rng, patches, self.count)
             ] = True
         return masked
+
+
+class ClusteredPatches(PatchMasking):
+    """SSAST's masking: square clusters of patches, equally many patches in every clip.
+
+    Frame models, whose grid has one row of frequency, mask patches at random: clusters harmed
+    them, says the official code.
+
+    Args:
+        num_masked: Patches that are masked: 400 of 512; the paper also has 250 and 100.
+        sampler: `batched`, the official distribution for a whole batch; `official`, the official
+            loop, a clip at a time; `unbiased`, clusters that favour no place. See `PatchSampler`.
+        sides: Sides of the clusters, one of which each clip draws.
+
+    Raises:
+        ConfigError: The grid cannot have so many masked.
+    """
+
+    def __init__(
+        self,
+        num_masked: int = 400,
+        sampler: SamplerName = "batched",
+        sides: tuple[int, ...] = SIDES,
+    ) -> None:
+        self.num_masked, self.sampler, self.sides = num_masked, sampler, tuple(sides)
+
+    def _sampler(self, grid: Pair) -> PatchSampler:
+        try:
+            return PatchSampler(grid, self.num_masked, self.sampler, self.sides)
+        except ConfigError as error:
+            settings = (
+                f"num_masked {self.num_masked}, sampler {self.sampler}, sides {[*self.sides]}"
+            )
+            raise ConfigError(f"ClusteredPatches.init_args ({settings}): {error}") from error
+
+    def visible(self, grid: Pair) -> int:
+        """All but `num_masked`."""
+        return math.prod(grid) - self._sampler(grid).count
+
+    def random_numbers(self, grid: Pair) -> dict[str, int]:
+        """As many as the sampler takes."""
+        return {OWN: self._sampler(grid).draws}
+
+    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
+        """Clusters by the sampler."""
+        masked = self._sampler(grid)(rand[OWN])
+        return masked.view(len(masked), *grid).transpose(1, 2).flatten(1)
