@@ -34,12 +34,12 @@ class Part:
         given = signature.bind_partial(part, *args, **kwargs)
         given.apply_defaults()
         _, *named = given.arguments.items()
-        told: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for name, value in named:
             rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            told |= value if rest else {name: value}
+            settings |= value if rest else {name: value}
         # A torch module wants its own constructor to come first.
-        object.__setattr__(part, "_given", told)
+        object.__setattr__(part, "_given", settings)
         return part
 
     def setting(self, name: str) -> Any:
@@ -79,7 +79,7 @@ def class_path(cls: type) -> str:
 def plain(value: Any) -> Any:
     """A setting as a checkpoint holds it: parts by their class paths, tuples as lists.
 
-    Anything else is told by its class path alone: a checkpoint that held an object could not be
+    Anything else is represented by its class path: a checkpoint that held an object could not be
     read without executing it.
     """
     if isinstance(value, Part):
@@ -147,16 +147,16 @@ def make_parts(
     where: str,
     modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A checkpoint's settings with parts in the place of their class paths.
+    """A checkpoint's settings with parts instead of their class paths.
 
     Args:
         settings: By key. A list or table of parts is as good as one.
-        bases: What a part must be, by key; elsewhere no part may stand.
+        bases: What a part must be, by key; other keys may hold no part.
         where: The file, for errors.
         modules: As in `make`.
 
     Raises:
-        CheckpointError: As in `make`; or a part stands where none belongs.
+        CheckpointError: As in `make`; or a part is where none belongs.
     """
     return {
         key: _restore(value, bases.get(key), f"{where}: {key}", modules)

@@ -1,7 +1,7 @@
-"""The trivial predictor, against which a pretraining task shows that it learns.
+"""Constant baselines, against which a pretraining task shows that it learns.
 
-It predicts one and the same patch everywhere: the mean of those that it is scored on, known only
-afterwards. So no constant does better, and a model that does has seen something in the clip.
+The baseline predicts one patch everywhere: the mean of those that it is evaluated on, known only
+afterwards. No constant is better, so a model that is has learnt something about the clip.
 """
 
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class BaselineError(Metric):
-    """Errors of a model and of the trivial predictor over the same patches of an evaluation.
+    """Errors of a model and of the best constant over the same patches of an evaluation.
 
-    Patches that hold padding, digital silence or one value alone are left out: a constant draws
-    them well.
+    Patches that hold padding, digital silence or one value alone are left out: a constant
+    predicts them well.
     """
 
     # Every batch is added in the same way, so a forward needs no second pass.
@@ -29,7 +29,7 @@ class BaselineError(Metric):
     squares: Tensor
 
     def __init__(self, bins: int) -> None:
-        """Begin with nothing.
+        """Start empty.
 
         Args:
             bins: Bins P of a patch.
@@ -66,14 +66,14 @@ class BaselineError(Metric):
 
 
 class LabelPrior(Metric):
-    """Loss of a predictor that only knows how often each class comes: the branch's trivial one."""
+    """Loss of the constant prediction of the class frequencies."""
 
     full_state_update = False
     clips: Tensor
     total: Tensor
 
     def __init__(self, classes: int, kind: "LabelLoss") -> None:
-        """Begin with nothing.
+        """Start empty.
 
         Args:
             classes: Number of classes C.

@@ -13,7 +13,7 @@ from peas.parts import Part
 
 OWN = "drawn"
 """Stream of random numbers of a masking that has one: where each objective has a pass of its own,
-the objective's `stream` takes its place."""
+the objective's `stream` replaces it."""
 
 
 class PatchMasking(Part, ABC):
@@ -73,7 +73,7 @@ class RandomPatches(PatchMasking):
 
 
 class StructuredPatches(PatchMasking):
-    """Whole columns and whole bands of patches (AudioMAE's structured masking).
+    """Entire columns and bands of patches (AudioMAE's structured masking).
 
     Args:
         time_ratio: Share of the columns that is masked.
@@ -124,13 +124,13 @@ def _possible(visible: int, count: int, names: str) -> int:
 
 
 def random_patches(u: Tensor, visible: int) -> Tensor:
-    """Hide patches at random, without replacement: those of the largest draws.
+    """Mask patches at random, without replacement: those of the largest numbers.
 
-    AudioMAE's rule (the `visible` first places of the draws' argsort stay), and the plain sampling
+    AudioMAE's rule (the first `visible` indices of the argsort stay), and the plain sampling
     of SSAST's frame models.
 
     Args:
-        u: `[B, N]` uniform draws.
+        u: `[B, N]` uniform random numbers.
         visible: Number of patches that stay in each row.
 
     Returns:
@@ -149,13 +149,13 @@ def random_patches(u: Tensor, visible: int) -> Tensor:
 
 
 def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
-    """Hide whole columns and whole bands of the grid, AudioMAE's structured masking.
+    """Mask entire columns and bands of the grid, AudioMAE's structured masking.
 
     A patch stays visible when its column and its band both do.
 
     Args:
-        u_time: `[B, T']` uniform draws, one a column of patches.
-        u_freq: `[B, F']` uniform draws, one a band of patches.
+        u_time: `[B, T']` uniform random numbers, one a column of patches.
+        u_freq: `[B, F']` uniform random numbers, one a band of patches.
         kept_times: Number of columns that stay.
         kept_bands: Number of bands that stay.
 
@@ -172,6 +172,6 @@ def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: 
 def masked_ids(masked: Tensor) -> Tensor:
     """Ascending indices of the masked patches: `[B, N]` bool to `[B, M]` int64.
 
-    Every row must hide equally many.
+    Every row must mask equally many.
     """
     return masked.nonzero()[:, 1].view(len(masked), -1)

@@ -1,4 +1,4 @@
-"""AudioMAE: a spectrogram transformer that encodes visible patches and draws the masked ones."""
+"""AudioMAE: a transformer that encodes visible patches and reconstructs masked ones."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -34,8 +34,8 @@ class AudioMAE(Encoder):
     Attributes:
         encoder: `MaskedEncoder`.
         decoder: `local` attention in windows, or `global`; once made the `Decoder`, or None.
-        fc_norm: LayerNorm of the mean token, which the classifier has in the place of the
-            encoder's final norm; identity without classes.
+        fc_norm: LayerNorm of the mean token, the classifier's replacement of the encoder's
+            final norm; identity without classes.
         head: The classifier; identity without classes.
         reconstructs: Scalar bool; False when the decoder predicts no pixels.
         geometry: `[9]` int64: frames, mels, stride (frequency, time), normalised pixels (0 or 1),
@@ -114,7 +114,7 @@ class AudioMAE(Encoder):
         self.decoder: Decoder | None = None
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the modules, begun as the official code begins them."""
+        """Makes the modules, initialised as in the official code."""
         self.encoder = MaskedEncoder(
             self.size,
             frames=self.frames,
@@ -140,7 +140,7 @@ class AudioMAE(Encoder):
         self.register_load_state_dict_pre_hook(_adopt_decoder)  # type: ignore[no-untyped-call]
 
     def make_classifier(self) -> None:
-        """As the official code begins it."""
+        """Initialised as in the official code."""
         super().make_classifier()
         if isinstance(self.head, nn.Linear):
             self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
@@ -175,8 +175,8 @@ class AudioMAE(Encoder):
             self.decoder.requires_grad_(self.num_classes == 0)
         self.norm_pix = norm_pix
         kind, *rest = (0, 0, 0, 0) if shape is None else _numbers(shape)
-        facts = (encoder.frames, encoder.mels, *self.stride, int(norm_pix), kind, *rest)
-        self.geometry = torch.tensor(facts, device=device)
+        geometry = (encoder.frames, encoder.mels, *self.stride, int(norm_pix), kind, *rest)
+        self.geometry = torch.tensor(geometry, device=device)
         self.reconstructs = torch.tensor(shape is not None and pixels, device=device)
 
     # --- classification ---------------------------------------------------------------------
@@ -187,7 +187,7 @@ class AudioMAE(Encoder):
         return encoded
 
     def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
-        """As in `Encoder`; a classifier has `fc_norm` in the place of the encoder's norm.
+        """As in `Encoder`; a classifier has `fc_norm` instead of the encoder's norm.
 
         Raises:
             ConfigError: T and F are not what the model was built for.
@@ -317,13 +317,13 @@ def decoder_of(state: Mapping[str, Tensor], prefix: str = "") -> DecoderShape | 
         state: From `AudioMAE.state_dict()`.
         prefix: Before the keys.
     """
-    facts = state[prefix + "geometry"].tolist()
-    if not facts[5]:
+    geometry = state[prefix + "geometry"].tolist()
+    if not geometry[5]:
         return None
     root = prefix + "decoder.blocks."
     depth = 1 + max(int(k[len(root) :].split(".")[0]) for k in state if k.startswith(root))
     width = state[prefix + "decoder.embed.weight"].shape[0]
-    return DecoderShape(_KINDS[facts[5] - 1], width, depth, *facts[6:9])
+    return DecoderShape(_KINDS[geometry[5] - 1], width, depth, *geometry[6:9])
 
 
 def _adopt_decoder(
@@ -337,15 +337,15 @@ def _adopt_decoder(
     error_msgs: list[str],
 ) -> None:
     """Give the model the decoder that the state has, before the weights are copied."""
-    facts = state.get(prefix + "geometry")
-    if facts is None or not isinstance(module, AudioMAE):
+    geometry = state.get(prefix + "geometry")
+    if geometry is None or not isinstance(module, AudioMAE):
         return
-    refused = other_geometry(module.geometry, facts)
+    refused = other_geometry(module.geometry, geometry)
     if refused:
         error_msgs.append(refused)
         return
     shape, pixels = decoder_of(state, prefix), prefix + "decoder.pred.weight" in state
     own = None if module.decoder is None else module.decoder.shape
     if (own, bool(module.reconstructs)) != (shape, pixels):
-        module.attach_decoder(shape, pixels=pixels, norm_pix=bool(facts[4]))
-    module.norm_pix = bool(facts[4])
+        module.attach_decoder(shape, pixels=pixels, norm_pix=bool(geometry[4]))
+    module.norm_pix = bool(geometry[4])

@@ -14,14 +14,14 @@ from peas.models.vit import PatchEmbedding, Size, size_of, transformer_blocks
 Raster = Literal["stored", "geometric"]
 """`stored`: AudioMAE's released tables. Its tokens run over 64 x 8 patches (time x frequency), its
 positions over 8 rows of 64, so token i has the position (i // 64, i % 64). `geometric`: the
-position of a token is its place, (time, frequency), as in its models with overlapping patches."""
+position of a token is its own (time, frequency), as in its models with overlapping patches."""
 
 STORED_COLUMNS = 64
 """Columns of the stored raster: the time patches of ten seconds."""
 
 
 def official_raster(patch: Pair, stride: Pair) -> Raster:
-    """Raster that the official constructor makes: only its overlapping patches have their places.
+    """Raster of the official constructor: `geometric` only for overlapping patches.
 
     Without overlap it takes the patches along frequency for the rows; with overlap it takes the
     convolution's own rows and columns, (time, frequency).
@@ -39,7 +39,7 @@ def position_table(
     """Table of a class token (zeros) and the patches, time-major.
 
     A vector's first half encodes the column and its second half the row, each as all sines, then
-    all cosines, with base 10000. A token's position follows from its index or place alone, so the
+    all cosines, with base 10000. A token's position depends on its index only, so the
     table of a shorter clip is the beginning of a longer one's: this is how weights go from ten
     seconds to five.
 
@@ -48,7 +48,7 @@ def position_table(
         time_patches: Patches along time.
         freq_patches: Patches along frequency.
         raster: `stored` is equal to the official constructor's at 64 x 8 patches; for other
-            lengths it goes on with rows of 64, as the official files must be cut.
+            lengths it continues with rows of 64, as the official files must be cut.
 
     Returns:
         `[1, 1 + N, D]` float32.
@@ -60,9 +60,9 @@ def position_table(
     return torch.cat((torch.zeros(1, width), table.float()))[None]
 
 
-def _sines(width: int, place: Tensor) -> Tensor:
+def _sines(width: int, position: Tensor) -> Tensor:
     rate = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-    angle = place[:, None] * rate
+    angle = position[:, None] * rate
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 
 
@@ -113,7 +113,7 @@ class MaskedEncoder(nn.Module):
         positions: Raster | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        """Build the encoder, with weights begun as the official code begins them.
+        """Build the encoder, with weights initialised as in the official code.
 
         Args:
             size: Key of `peas.models.vit.SIZES`.
@@ -190,12 +190,12 @@ class MaskedEncoder(nn.Module):
             `[B, 1 + V, D]` *before* the final norm.
         """
         table = self.table(patches.shape[1])
-        places = table[:, 1:]
+        positions = table[:, 1:]
         if visible is not None:
             patches = gather_tokens(patches, visible)
-            places = gather_tokens(places.expand(len(patches), -1, -1), visible)
+            positions = gather_tokens(positions.expand(len(patches), -1, -1), visible)
         proj = self.patch_embed.proj
-        tokens = functional.linear(patches, proj.weight.flatten(1), proj.bias) + places
+        tokens = functional.linear(patches, proj.weight.flatten(1), proj.bias) + positions
         first = (self.cls_token + table[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat((first, tokens), dim=1)
         for block in self.blocks:
@@ -264,13 +264,13 @@ class DecoderShape(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Fills the masked places with a mask token and lets the blocks draw conclusions.
+    """Adds a mask token at every masked patch and predicts every patch.
 
     The class token goes through the global blocks and is left out of the local ones, as official.
 
     Attributes:
         embed: Encoder width to decoder width.
-        mask_token: `[1, 1, W]`, what stands for a masked patch.
+        mask_token: `[1, 1, W]`, replaces a masked patch.
         pos_embed: `[1, 1 + N, W]`, fixed.
         blocks: Local or global blocks.
         norm: LayerNorm after them.

@@ -236,7 +236,7 @@ class Encoder(Part, Reconstructor, ABC):
 
         Args:
             state: With a kernel of one colour, (mel bins, frames).
-            report: An `ImportReport`, to be told what became of what.
+            report: An `ImportReport` to fill.
 
         Raises:
             ConfigError: This encoder takes none.
@@ -253,10 +253,10 @@ def drop(tokens: Tensor, masked: Tensor | None) -> Tensor:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block of a model in its place, so that no key changes its name.
+    """Compile every transformer block of a model in place, so that no key changes.
 
-    The blocks of a model share their code, and so one graph: a whole model would take as much
-    longer to compile as it has blocks, and be broken up by what lies between them.
+    The blocks share their code and so one graph; compiling the model as one would take as many
+    times longer, and be interrupted by graph breaks between them.
 
     Args:
         model: The model.

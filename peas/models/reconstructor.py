@@ -2,7 +2,7 @@
 
 MAM-CLAP, SupMAM-CLAP and fine-tuned files have no pixel head, and PEAS needs one. `PixelProbe`, a
 linear layer from each patch token to its patch, fitted on the frozen encoder by least squares with
-nothing masked, takes its place. Its error is another quantity than a pretrained head's, which
+nothing masked, replaces it. Its error differs in kind from that of a pretrained head, which
 predicted masked patches: it is large where the tokens have lost what the patch looked like.
 """
 
@@ -68,7 +68,7 @@ class ProbeSums:
     """Sums over tokens and patches, from which ridge regression follows in closed form.
 
     One pass over the clips in any order and on any number of processes gives the same layer: no
-    epochs, no learning rate, no draws.
+    epochs, no learning rate, no randomness.
 
     Args:
         width: Width D of a token.
@@ -83,7 +83,7 @@ class ProbeSums:
         self.squares = torch.zeros(1, dtype=torch.float64, device=device)
 
     def add(self, tokens: Tensor, patches: Tensor) -> None:
-        """Adds clips: tokens `[B, N, D]` and the patches `[B, N, P]` that they stand for."""
+        """Adds clips: tokens `[B, N, D]` and the their patches `[B, N, P]`."""
         x, y = tokens.flatten(0, 1).double(), patches.flatten(0, 1).double()
         x = torch.cat((x.new_ones(len(x), 1), x), dim=1)
         self.tokens += x.T @ x
@@ -129,7 +129,7 @@ class Reconstructor(nn.Module, ABC):
         stride: Step between two patches, (mel bins, frames).
         mels: Mel bins F of the input.
         reconstructs: Scalar bool, whether the model has a trained pixel head of its own.
-        pixel_probe: A linear pixel head that was fitted afterwards, and takes the place of any
+        pixel_probe: A linear pixel head that was fitted afterwards and replaces any
             other; None = there is none.
     """
 
@@ -235,7 +235,7 @@ class Reconstructor(nn.Module, ABC):
         """Predicted patches `[B, N, P]` in log-mel units, in the order of the tokens.
 
         Args:
-            log_mel: `[B, T, F]`, of whole patches where they do not overlap.
+            log_mel: `[B, T, F]`, a multiple of the patch where they do not overlap.
             masked: `[B, N]` bool in the order of the tokens, or None.
         """
         assert self.pixel_probe is not None
@@ -247,7 +247,7 @@ class Reconstructor(nn.Module, ABC):
     ) -> Tensor:
         """Reconstructs the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
 
-        As in the literal reading of the equations, nothing is masked unless `masked` says so. A
+        As in the equations, nothing is masked unless `masked` is given. A
         length that is no multiple of the patch is padded and the result cut; where patches
         overlap, bins hold the mean, and bins under no patch the input.
 
@@ -269,8 +269,8 @@ class Reconstructor(nn.Module, ABC):
         self.require_head_for(masked)
         check_grid(grid)
         _, frames, mels = log_mel.shape
-        whole = self.stride == self.patch
-        padded = pad_to_patch(log_mel, self.patch) if whole else log_mel
+        overlaps = self.stride != self.patch
+        padded = log_mel if overlaps else pad_to_patch(log_mel, self.patch)
         rows, columns = self.grid_of(padded.shape[1])
         if masked is not None and self.time_major:
             masked = masked.view(-1, rows, columns).transpose(1, 2).flatten(1)
@@ -281,14 +281,14 @@ class Reconstructor(nn.Module, ABC):
         else:
             bins = bins.view(-1, rows, columns, wide, high)
         bins = bins.transpose(3, 4).flatten(3).flatten(1, 2)
-        if whole:
+        if not overlaps:
             return unpatchify(bins, self.patch, (rows, columns))[:, :frames, :mels]
         folded = fold_average(bins, self.patch, self.stride, frames, mels)
         time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
         return torch.where(time[:, None] & freq, folded, log_mel)
 
     def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
-        """Tokens of every patch with nothing masked, and the patches that they stand for.
+        """Tokens of every patch with nothing masked, and the patches themselves.
 
         Args:
             log_mel: `[B, T, F]` normalised.
@@ -307,9 +307,7 @@ class Reconstructor(nn.Module, ABC):
         check_grid(grid)
         if self.stride != self.patch:
             return self.grid_of(frames)
-        whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.mels // self.patch[0]) * self.patch[0]
-        return grid_shape(whole, tall, self.patch, self.patch)
+        return -(-self.mels // self.patch[0]), -(-frames // self.patch[1])
 
     def coverage(
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None

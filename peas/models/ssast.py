@@ -1,4 +1,4 @@
-"""SSAST: a spectrogram transformer pretrained by telling and drawing its masked patches."""
+"""SSAST: a transformer pretrained by discriminating and reconstructing masked patches."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -34,18 +34,18 @@ class SSAST(Encoder):
     """Self-supervised audio spectrogram transformer (Gong et al., 2022).
 
     Serves pretraining, classification and PEAS with one set of weights. The generative head G
-    stays after pretraining, because PEAS (its equations 1 and 2) asks for `reconstruct` while
+    stays after pretraining, because PEAS (its equations 1 and 2) needs `reconstruct` while
     the model is being fine-tuned; the official fine-tuning code throws G away.
 
     There are two tables of positions. `encoder.pos_embed` belongs to the model's own grid and is
     trained. `pretrain_pos_embed` is the table that G was trained with; it is frozen, and cut to
     the clip for `reconstruct` on the non-overlapping grid. A model without classes whose stride is
     its patch *is* a pretraining model: its own grid is then the pretraining grid, and its live
-    `encoder.pos_embed` is used in the frozen table's place.
+    `encoder.pos_embed` replaces the frozen table.
 
     Attributes:
         encoder: `SpectrogramTransformer`.
-        mask_embed: `[1, 1, D]`, what stands for a masked patch.
+        mask_embed: `[1, 1, D]`, replaces a masked patch.
         contrastive_head: Tokens to patches for InfoNCE, D to P bins.
         generative_head: Tokens to patches for reconstruction (G), D to P bins.
         fc_norm: LayerNorm before the classifier; identity without classes.
@@ -90,7 +90,7 @@ class SSAST(Encoder):
         self.pooling, self.drop_path = pooling, drop_path
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the modules, begun as the official code begins them."""
+        """Makes the modules, initialised as in the official code."""
         overlapping = STRIDE if self.patch == (16, 16) else (self.patch[0], 1)
         default = overlapping if self.num_classes else self.patch
         given = self._given["stride"] or default
@@ -146,8 +146,8 @@ class SSAST(Encoder):
         if self.pretrain_pos_embed.shape != shape:
             table = torch.empty(shape, device=self.mask_embed.device)
             self.pretrain_pos_embed = nn.init.trunc_normal_(table, std=0.02)
-        facts = (self.encoder.frames, self.mels, *self.stride, frames, mels)
-        self.geometry = torch.tensor(facts, device=self.mask_embed.device)
+        geometry = (self.encoder.frames, self.mels, *self.stride, frames, mels)
+        self.geometry = torch.tensor(geometry, device=self.mask_embed.device)
 
     def forward_features(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Encode a spectrogram on the model's own grid.
@@ -167,7 +167,7 @@ class SSAST(Encoder):
         return self.encoder.encode(self._mask(self.encoder.embed(log_mel), masked))
 
     def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
-        """As in `Encoder`; `forward_features` leaves `mask_embed` in the place of masked patches.
+        """As in `Encoder`; `forward_features` replaces masked patches by `mask_embed`.
 
         Raises:
             ConfigError: T and F are not what the model was built for.
@@ -208,7 +208,7 @@ class SSAST(Encoder):
         return files.load(self, state, where)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
-        """AST's start: positions of the picture, cut or interpolated; two special tokens."""
+        """AST's start: positions of the image, cut or interpolated; two special tokens."""
         from peas.models.weights.imagenet import tokens_of_ssast
 
         return tokens_of_ssast(self, state, report)
@@ -227,7 +227,7 @@ class SSAST(Encoder):
     def reconstruct(
         self, log_mel: Tensor, masked: Tensor | None = None, *, grid: Grid = "nonoverlap"
     ) -> Tensor:
-        """Draw the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
+        """Reconstruct the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
 
         The caller chooses gradients, precision and train or eval mode; with `drop_path` above 0
         in train mode the result is random.
@@ -255,9 +255,9 @@ class SSAST(Encoder):
         head = self.generative_head if self.pixel_probe is None else self.pixel_probe
         patches = head(tokens)
         if grid == "finetune":
-            drawn = fold_average(patches, self.patch, self.stride, frames, mels)
+            folded = fold_average(patches, self.patch, self.stride, frames, mels)
             time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
-            return torch.where(time[:, None] & freq, drawn, log_mel)
+            return torch.where(time[:, None] & freq, folded, log_mel)
         return unpatchify(patches, self.patch, shape)[:, :frames, :mels]
 
     def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
@@ -277,9 +277,7 @@ class SSAST(Encoder):
         check_grid(grid)
         if grid == "finetune":
             return grid_shape(frames, self.mels, self.patch, self.stride)
-        whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.mels // self.patch[0]) * self.patch[0]
-        return grid_shape(whole, tall, self.patch, self.patch)
+        return -(-self.mels // self.patch[0]), -(-frames // self.patch[1])
 
     def coverage(
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
@@ -324,7 +322,7 @@ class SSAST(Encoder):
             table = self.encoder.pos_embed if self.pretraining else self.pretrain_pos_embed
             positions = self._positions(table, self.pretraining_grid, shape)
         else:
-            # No table was trained for this grid: a probe's patches lie between the model's own.
+            # No table was trained for this grid: a probe's patches are between the model's own.
             step = (self.patch[0] / self.stride[0], self.patch[1] / self.stride[1])
             positions = sample_positions(*own, special=self.special, step=step)
         patches = self._mask(self.encoder.embed(log_mel, stride), masked)
@@ -346,11 +344,11 @@ def _adopt_geometry(
     error_msgs: list[str],
 ) -> None:
     """Give the frozen table the shape that the state's has, before the weights are copied."""
-    facts = state.get(prefix + "geometry")
-    if facts is None or not isinstance(module, SSAST):
+    geometry = state.get(prefix + "geometry")
+    if geometry is None or not isinstance(module, SSAST):
         return
-    refused = other_geometry(module.geometry, facts)
+    refused = other_geometry(module.geometry, geometry)
     if refused:
         error_msgs.append(refused)
     elif not module.pretraining:
-        module.set_pretraining_grid(*facts[4:6].tolist())
+        module.set_pretraining_grid(*geometry[4:6].tolist())

@@ -60,7 +60,7 @@ class View:
         decoded: `[B, N, D']`, what predictions at every patch are made of; None for an encoder
             that makes none.
         sound: `[B, N]` bool, patches all of whose frames are real sound.
-        rand: Uniform random numbers `[B, K]` on the CPU, of a name and K: of the place in training,
+        rand: Uniform random numbers `[B, K]` on the CPU, of a name and K: of epoch and step,
             or in evaluation of the clip.
         total: A number here to its sum over all processes.
         processes: How many they are.
@@ -101,9 +101,9 @@ class Term:
 
     Attributes:
         loss: Scalar, before the weight.
-        clips: Number of clips that it stands for; None = all.
+        clips: Number of clips it was computed on; None = all.
         rows: To be held against the best constant.
-        targets: `[L, C]` classes of the clips that it stands for.
+        targets: `[L, C]` classes of the clips it was computed on.
         predicted: `[B, N, X]` predictions of every patch, for plots.
         sums: Numbers that are added up over an epoch, by name.
         metrics: Means over the clips, such as an accuracy, by name; without gradient.
@@ -130,7 +130,7 @@ class Objective(Part, nn.Module, ABC):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings that a run cannot change when it goes on."""
+    """Settings that a run cannot change when it resumes."""
     sums: ClassVar[tuple[str, ...]] = ()
     """Names in `Term.sums`."""
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -165,7 +165,7 @@ class Objective(Part, nn.Module, ABC):
         return {}
 
     def description(self) -> str:
-        """What the log says of it when a run starts; nothing by default."""
+        """Logged when a run starts; empty by default."""
         return ""
 
     def read(self, batch: Batch) -> None:
@@ -181,7 +181,7 @@ class Objective(Part, nn.Module, ABC):
         """Counts a batch of evaluation for `baseline`."""
 
     def baseline(self) -> dict[str, Tensor]:
-        """Figures of an evaluation besides the loss, by name; begins anew."""
+        """Metrics of an evaluation besides the loss, by name, and resets."""
         return {}
 
 
@@ -331,7 +331,7 @@ def check_objectives(
         if not part.weight > 0:
             raise ConfigError(
                 f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
-                "number above 0, or null in the place of the objective to leave it out"
+                "number above 0, or null instead of the objective to leave it out"
             )
         if "pixels" in part.needs and not encoder.normalises_pixels and norm_pix(part):
             raise ConfigError(

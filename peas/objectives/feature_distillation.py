@@ -27,13 +27,13 @@ TargetNorm = Literal["l2", "layer", "none"]
 
 
 class FeatureHead(nn.Module):
-    """The head h of MAM-CLAP: a linear layer and a LayerNorm, shared by visible and hidden patches.
+    """The head h of MAM-CLAP: a linear layer and a LayerNorm, shared by visible and masked patches.
 
     Args:
         width: Width of its tokens.
         features: Width D of the teacher's features.
-        unit: Whether the targets have unit length. The norm's scale then begins at 1 / sqrt(D),
-            else thousands of steps would go into shrinking it.
+        unit: Whether the targets have unit length. The norm's scale then starts at 1 / sqrt(D);
+            otherwise thousands of steps are spent on shrinking it.
     """
 
     def __init__(self, width: int, features: int, *, unit: bool) -> None:
@@ -54,12 +54,12 @@ class FeatureHead(nn.Module):
 class FeatureDistillation(Objective):
     """A teacher's features at every patch (SupMAM-CLAP, equation 1).
 
-    Logs `val/feature_mse` beside `val/trivial_feature_mse`, that of the best constant feature.
+    Logs `val/feature_mse` beside `val/baseline_feature_mse`, that of the best constant feature.
 
     Args:
         weight: Of the loss.
         teacher: Runs on every batch. Null with `targets`.
-        targets: Folder of maps written by `peas data targets`, in the place of a live teacher.
+        targets: Folder of maps written by `peas data targets`, instead of a live teacher.
             With both, the cache must be that teacher's.
         grid: How patches find the teacher's bins, see `peas.teachers.grid`.
         norm: Of a target: `l2` (unit length), `layer`, or `none`.
@@ -177,7 +177,7 @@ class FeatureTargets:
     It is no module: a teacher is never trained, saved or given to an optimiser.
 
     Args:
-        teacher: Runs on each batch; with a cache it only says whose maps those must be.
+        teacher: Runs on each batch; with a cache it only names whose maps those must be.
         folder: Folder of a cache.
         grid: How patches find their bins.
         norm: What each target gets.
@@ -226,7 +226,7 @@ class FeatureTargets:
 
     @property
     def extent(self) -> Extent:
-        """Where the bins of a map lie."""
+        """Position of a map's bins, in seconds and Hz."""
         if self.cache is not None:
             return self.cache.extent
         assert self.teacher is not None
@@ -269,7 +269,7 @@ class FeatureTargets:
         """Targets `[B, N, D]` float32 of the model's patches, in the order of its tokens."""
         if self.cache is None:
             assert self.teacher is not None
-            # A map's columns follow from the samples: always those that the student hears.
+            # A map's columns follow from the samples: always those of the student's input.
             sound = batch["teacher_waveform"][:, : self._samples]
             sound = functional.pad(sound, (0, self._samples - sound.shape[1]))
             maps = self.teacher(sound, batch["teacher_length"].clamp(max=self._samples))
@@ -299,7 +299,7 @@ class FeatureTargets:
 
 
 def feature_targets(maps: Tensor, matrix: Tensor, norm: TargetNorm = "l2") -> Tensor:
-    """A teacher's map at the places of the patches: T of SupMAM-CLAP's equation 1.
+    """A teacher's map at the patches: T of SupMAM-CLAP's equation 1.
 
     Args:
         maps: `[B, D, F', T']`.
@@ -322,23 +322,23 @@ def feature_targets(maps: Tensor, matrix: Tensor, norm: TargetNorm = "l2") -> Te
 def feature_loss(
     predictions: Tensor,
     targets: Tensor,
-    hidden: Tensor,
+    masked: Tensor,
     counted: Tensor,
     kind: FeatureLoss = "mse",
 ) -> Tensor:
-    """Loss of features at visible and hidden patches: SupMAM-CLAP's equation 1.
+    """Loss of features at visible and masked patches: SupMAM-CLAP's equation 1.
 
-    The visible and the hidden patches are two sets; each is averaged by its own number and the
-    two are added, so at 20 % hidden a hidden patch weighs four times a visible one. Means are per
+    The visible and the masked patches are two sets; each is averaged by its own number and the
+    two are added, so at 20 % masked a masked patch weighs four times a visible one. Means are per
     clip, then over the clips. A set without a counted patch adds nothing.
 
     Args:
         predictions: Y, `[B, N, D]`; compared in float32 whatever their precision.
         targets: T, `[B, N, D]`; no gradient reaches them.
-        hidden: `[B, N]` bool.
+        masked: `[B, N]` bool.
         counted: `[B, N]` bool, patches that count: those on sound.
         kind: `mse`, squared error by element; `l2`, Euclidean distance of each patch;
-            `frobenius`, the printed norm over the whole set divided by its number; `cosine`, one
+            `frobenius`, the printed norm over the set divided by its number; `cosine`, one
             minus the similarity; `smooth_l1` by element.
     """
     y, t = predictions.float(), targets.detach().float()
@@ -351,7 +351,7 @@ def feature_loss(
     else:
         errors = (y - t).square().sum(dim=-1)
     total = errors.new_zeros(())
-    for part in (counted & ~hidden, counted & hidden):
+    for part in (counted & ~masked, counted & masked):
         count = part.sum(dim=1)
         if kind == "l2":
             # The small term keeps the root's slope finite where a patch is met exactly.

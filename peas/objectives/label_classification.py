@@ -59,7 +59,7 @@ class LabelClassification(Objective):
     """The classification branch on the mean of the visible patches (SupMAM-CLAP, equation 2).
 
     Clips without a label are left out and counted (`train/unlabelled`). Logs
-    `val/trivial_classification`, the loss of a predictor that knows only how often a class comes.
+    `val/baseline_classification`, the loss of a constant prediction of the class frequencies.
 
     Args:
         weight: lambda.
@@ -121,31 +121,31 @@ class LabelClassification(Objective):
 
     def forward(self, view: View) -> Term:
         """The branch's loss on the labelled clips."""
-        seen = view.visible_tokens
+        tokens = view.visible_tokens
         if self.visible_fraction < 1:
             visible = view.visible.shape[1]
             taken = max(1, round(visible * self.visible_fraction))
-            places = visible_indices(random_patches(view.rand("pooled", visible), taken))
-            seen = gather_tokens(seen, places.to(seen.device))
-        pooled = seen.mean(dim=1)
-        known = view.batch["labelled"]
-        target = as_soft(view.batch["target"], self.branch.fc2.out_features)[known]
-        count = known.sum().float()
+            index = visible_indices(random_patches(view.rand("pooled", visible), taken))
+            tokens = gather_tokens(tokens, index.to(tokens.device))
+        pooled = tokens.mean(dim=1)
+        labelled = view.batch["labelled"]
+        target = as_soft(view.batch["target"], self.branch.fc2.out_features)[labelled]
+        count = labelled.sum().float()
         everywhere = view.total(count)
         # A BatchNorm cannot do with one clip. One over all processes waits for each of them, so
         # all take part, or none.
         normed = not isinstance(self.branch.norm, nn.Identity)
         needed = 2 if self.branch.training and normed else 1
         enough = everywhere if isinstance(self.branch.norm, nn.SyncBatchNorm) else count
-        left_out = len(known) - count
+        left_out = len(labelled) - count
         if int(enough) < needed:
-            target, left_out = target[:0], count.new_full((), len(known))
+            target, left_out = target[:0], count.new_full((), len(labelled))
             loss = self.branch.nothing() + 0.0 * pooled.sum()
         elif not len(target):
-            logits = self.branch(pooled[known])
+            logits = self.branch(pooled[labelled])
             loss = self.branch.nothing() + 0.0 * (logits.sum() + pooled.sum())
         else:
-            logits = self.branch(pooled[known])
+            logits = self.branch(pooled[labelled])
             loss = label_loss(logits, target, self.loss, self.temperature)
             # DDP averages over processes: so each clip weighs the same, whichever has it.
             loss = loss * count * view.processes / everywhere

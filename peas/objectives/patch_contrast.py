@@ -49,22 +49,22 @@ class PatchContrast(Objective):
 
     def forward(self, view: View) -> Term:
         """InfoNCE, mean over the clips."""
-        decoded, places = view.require_decoded(), view.masked_at
+        decoded, masked_at = view.require_decoded(), view.masked_at
         own = view.model.contrastive_head
         if own is None:
-            predicted = gather_tokens(self.head(decoded), places)
+            predicted = gather_tokens(self.head(decoded), masked_at)
         else:
-            predicted = own(gather_tokens(decoded, places))
-        nce = info_nce(predicted, gather_tokens(view.patches, places), self.axis)
+            predicted = own(gather_tokens(decoded, masked_at))
+        nce = info_nce(predicted, gather_tokens(view.patches, masked_at), self.axis)
         return Term(nce.loss, metrics={"nce_accuracy": nce.accuracy})
 
 
 class InfoNCE(NamedTuple):
-    """How well the hidden patches of a clip are told apart.
+    """How well the masked patches of a clip are discriminated.
 
     Attributes:
         loss: Scalar.
-        accuracy: Scalar, share of hidden patches that are told right; without gradient.
+        accuracy: Scalar, share of masked patches that are identified correctly; without gradient.
     """
 
     loss: Tensor
@@ -72,7 +72,7 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(predictions: Tensor, targets: Tensor, axis: NCEAxis = "code") -> InfoNCE:
-    """InfoNCE among the hidden patches of one clip: no temperature, no normalisation.
+    """InfoNCE among the masked patches of one clip: no temperature, no normalisation.
 
     The score of a patch and a prediction is their inner product. The SSAST paper's equation 1 asks
     of each prediction which patch it belongs to: its softmax runs over the patches. The official
@@ -86,7 +86,7 @@ def info_nce(predictions: Tensor, targets: Tensor, axis: NCEAxis = "code") -> In
         axis: `code` as the official code and its checkpoints have it, or `paper`.
 
     Returns:
-        Means over the batch and the hidden patches.
+        Means over the batch and the masked patches.
     """
     # Autocast would round the scores, which grow with P, to eight bits.
     with torch.autocast(predictions.device.type, enabled=False):
@@ -94,5 +94,5 @@ def info_nce(predictions: Tensor, targets: Tensor, axis: NCEAxis = "code") -> In
     log_p = scores.log_softmax(dim=2 if axis == "code" else 1)
     loss = -log_p.diagonal(dim1=1, dim2=2).mean()
     own = torch.arange(scores.shape[1], device=scores.device)
-    told = log_p.detach().argmax(dim=1)
-    return InfoNCE(loss, (told == own).float().mean())
+    best = log_p.detach().argmax(dim=1)
+    return InfoNCE(loss, (best == own).float().mean())

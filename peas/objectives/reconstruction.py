@@ -13,7 +13,7 @@ from peas.objectives.base import BuildInfo, Objective, Rows, Term, View, patch_e
 class Reconstruction(Objective):
     """Mean squared error of the masked patches (Huang et al., 2022, section 3; Gong et al., 2022).
 
-    Logs `val/valid_mse` beside `val/trivial_mse`, that of the best constant patch.
+    Logs `val/valid_mse` beside `val/baseline_mse`, that of the best constant patch.
 
     Args:
         weight: Of the loss.
@@ -61,7 +61,7 @@ class Reconstruction(Objective):
 
 
 def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """SSAST's generative loss: mean squared error over clips, hidden patches and bins.
+    """SSAST's generative loss: mean squared error over clips, masked patches and bins.
 
     Args:
         predictions: `[B, M, P]`; compared in float32 whatever their precision.
@@ -70,13 +70,13 @@ def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
     return patch_errors(predictions, targets).mean()
 
 
-def masked_patch_error(predictions: Tensor, targets: Tensor, hidden: Tensor) -> Tensor:
-    """AudioMAE's loss: mean squared error of the hidden patches.
+def masked_patch_error(predictions: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
+    """AudioMAE's loss: mean squared error of the masked patches.
 
     Args:
         predictions: `[B, N, P]`; compared in float32 whatever their precision.
         targets: `[B, N, P]`.
-        hidden: `[B, N]` bool.
+        masked: `[B, N]` bool.
     """
     errors = (predictions.float() - targets.detach().float()).square().mean(dim=2)
-    return (errors * hidden).sum() / hidden.sum()
+    return (errors * masked).sum() / masked.sum()

@@ -25,7 +25,7 @@ class AudioMAERecipe(Recipe):
         weight_decay: Decoupled, as in AdamW.
         betas: AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
         warmup_epochs: Length of the linear warm-up; AudioMAE has 4 of 60.
-        min_lr: Rate at the end, of the layers at the whole rate.
+        min_lr: Rate at the end, of the layers at the full rate.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
             `skip` that step and count it (`train/skipped_steps`).
 
@@ -157,7 +157,7 @@ def cosine_factor(
         progress_epochs: Epochs trained so far, with the fraction of the current one; so the rate
             changes in every iteration.
         warmup_epochs: Length of the warm-up; 0 is off.
-        epochs: Epochs of the whole run, warm-up included.
+        epochs: Epochs of the run, warm-up included.
         min_factor: Factor at the end, the recipe's least rate over its rate. The warm-up begins
             at 0 all the same, as officially.
     """

@@ -27,7 +27,7 @@ class RunLength(NamedTuple):
 
     @property
     def steps(self) -> float:
-        """Optimiser steps of the whole run."""
+        """Optimiser steps of the run."""
         bounded = self.max_epochs is not None and self.max_epochs > 0
         epochs = self.max_epochs if bounded and self.max_epochs else math.inf
         return min(
@@ -80,7 +80,7 @@ class Recipe(Part, ABC):
         Each parameter group has a `name` and `base_lr`, its learning rate at factor 1.
 
         Args:
-            model: The encoder; `layer_of` tells the depth of its parameters by name. Parameters
+            model: The encoder; `layer_of` gives the depth of a parameter by name. Parameters
                 without gradient are to be left out.
             others: Modules beside it, such as objectives.
             rate: Learning rate of this run, scaled to its batch.

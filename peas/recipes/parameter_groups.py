@@ -81,7 +81,7 @@ def layer_groups(
         layer_decay: Ratio of one layer's rate to the next one's, above 0 and up to 1 = all alike.
 
     Returns:
-        Groups from the last layer to the first, so that the first one has the whole rate.
+        Groups from the last layer to the first, so that the first one has the full rate.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():

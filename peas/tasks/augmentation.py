@@ -52,8 +52,8 @@ def augment(
 
     The order is that of the masker's stage:
 
-        before_noise: mask → noise → roll (SSAST's loader: noise lies over the masked bins, and
-            the mask rolls with the clip)
+        before_noise: mask → noise → roll (SSAST's loader: masked bins get noise too, and the mask
+            rolls with the clip)
         after_noise: noise → roll → mask
 
     `log_mel` stays unmasked, for losses and plots; `masked_log_mel` is what the model gets.
@@ -122,8 +122,8 @@ def noise_and_roll(log_mel: Tensor, u_noise: Tensor, u_clip: Tensor) -> Augmente
 
     Args:
         log_mel: `[B, T, F]` normalised.
-        u_noise: `[B, T, F]` uniform draws.
-        u_clip: `[B, 2]` uniform draws: noise scale and shift.
+        u_noise: `[B, T, F]` uniform random numbers.
+        u_clip: `[B, 2]` uniform random numbers: noise scale and shift.
     """
     noise = u_noise * (u_clip[:, 0] * NOISE_SCALE).view(-1, 1, 1)
     roll = (u_clip[:, 1] * 2 * ROLL_FRAMES).floor().long() - ROLL_FRAMES

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
 
 SETTINGS = "settings"
-"""Part of a checkpoint that holds the whole configuration."""
+"""Part of a checkpoint that holds the entire configuration."""
 
 
 class MetricNames(NamedTuple):

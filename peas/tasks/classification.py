@@ -34,7 +34,7 @@ SCORES = {"mAP", "AUC", "d_prime", "classes", "clips", "loss"}
 class Classification(BaseTask):
     """Fine-tunes an encoder with the recipes of SSAST's and AudioMAE's papers and of PEAS.
 
-    The config's `masking` says which bins of a training clip are masked. Noise, roll and the
+    The config's `masking` chooses the masked bins of a training clip. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
     filling rule. The callback `PatchDropping` writes `dropped_patches`: these do not reach the
     encoder.
@@ -130,7 +130,7 @@ class Classification(BaseTask):
         if h["freeze"]:
             _freeze_encoder(self.model)
             self.model.eval()
-        # A run that goes on may get its pixel head from the checkpoint.
+        # A resumed run may get its pixel head from the checkpoint.
         if h["aux_loss_weight"] > 0 and (initialise or self.model.can_reconstruct):
             self.model.require_trainable_pixels()
         self.scores = ClipScores(h["multi_label"])
@@ -153,8 +153,8 @@ class Classification(BaseTask):
 
     def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
         """Makes a decoder that is trained too, before the optimiser asks for its weights."""
-        told = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
-        self._require_channels_of_data(told)
+        channels = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
+        self._require_channels_of_data(channels)
         if self.hparams["aux_loss_weight"] > 0:
             self.model.adopt_heads(checkpoint["state_dict"], "model.")
             self.model.require_trainable_pixels()
@@ -163,11 +163,11 @@ class Classification(BaseTask):
         """Refuses to score clips that are read in another way than those that trained."""
         if self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             return
-        heard = getattr(getattr(self.trainer, "datamodule", None), "heard_channels", None)
-        if saved is not None and heard is not None and heard != saved:
+        channels = getattr(getattr(self.trainer, "datamodule", None), "heard_channels", None)
+        if saved is not None and channels is not None and channels != saved:
             raise CheckpointError(
                 f"{self.trainer.ckpt_path} was trained on the {saved} of several channels, and the "
-                f"data gives their {heard}: set data.init_args.channels to {saved}"
+                f"data gives their {channels}: set data.init_args.channels to {saved}"
             )
 
     @property
@@ -198,7 +198,7 @@ class Classification(BaseTask):
         self.prepare_reconstruction()
 
     def prepare_reconstruction(self) -> None:
-        """Fits the pixel probe, unless the run goes on and its checkpoint has brought it."""
+        """Fits the pixel probe, unless a resumed checkpoint has brought it."""
         if self.hparams["reconstruction"] == "probe" and self.model.pixel_probe is None:
             fit_pixel_probe(self)
 
@@ -283,9 +283,9 @@ class Classification(BaseTask):
         scores["loss"] = self.evaluation_loss.compute()
         self.scores.reset()
         self.evaluation_loss.reset()
-        shown = self.monitor(self.hparams["multi_label"])[0].removeprefix("val/")
+        main = self.monitor(self.hparams["multi_label"])[0].removeprefix("val/")
         for name, value in scores.items():
-            self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == main, sync_dist=False)
 
 
 def _check_settings(h: Mapping[str, Any]) -> None:
@@ -299,7 +299,7 @@ def _check_settings(h: Mapping[str, Any]) -> None:
     """
     key = "`model.init_args.{}`".format
     if h["labels"] is not None and not h["labels"]:
-        raise ConfigError(f"{key('labels')} is empty: 0 classes cannot be told apart")
+        raise ConfigError(f"{key('labels')} is empty: give at least one class")
     if not 0 <= h["label_smoothing"] < 1:
         raise ConfigError(
             f"{key('label_smoothing')} is {h['label_smoothing']}: give 0 or more, and less than 1"

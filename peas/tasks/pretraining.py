@@ -50,12 +50,12 @@ class Pretraining(BaseTask):
     | SupMAM-CLAP | `AudioMAE`, 1 block | `RandomPatches(0.2)` | `FeatureDistillation`, \
 `LabelClassification` 0.0001 |
 
-    Masks depend on the seed and the place in training; in evaluation on the seed and the clip
-    alone. Evaluation logs each objective beside its baseline, the best constant prediction, over
-    patches of real sound that are not constant.
+    Masks depend on seed, epoch and step; in evaluation on seed and clip only. Evaluation logs each
+    objective beside its baseline, the best constant prediction, over patches of real sound that
+    are not constant.
 
     Args:
-        pretrained: File of weights to go on from: an official file of the encoder's family or a
+        pretrained: File of weights to start from: an official file of the encoder's family or a
             checkpoint of `peas`. Null starts from random weights.
         encoder: Such as `peas.models.AudioMAE` (default) or `peas.models.SSAST`.
         front_end: Such as `peas.audio.KaldiLogMel` (default).
@@ -157,7 +157,7 @@ class Pretraining(BaseTask):
         return str(self.hparams["roll_gain"])
 
     def setup(self, stage: str) -> None:
-        """Lets the objectives see the data, fills the facts and builds, before `fit`."""
+        """Lets the objectives see the data, fills open settings and builds, before `fit`."""
         if not self._prepared:
             self._prepare()
         super().setup(stage)
@@ -258,8 +258,8 @@ class Pretraining(BaseTask):
     def mask_random_numbers(self, batch: Batch, stage: Stage, stream: str, count: int) -> Tensor:
         """Uniform random numbers `[B, count]` for the masks of a batch, on the CPU.
 
-        In training they depend on the seed and the place in training, in evaluation on the seed
-        and the clip alone, so that figures of two evaluations compare.
+        In training they depend on the seed and epoch and step, in evaluation on the seed
+        and the clip alone, so that two evaluations can be compared.
         """
         if stage == "train":
             return self.random_numbers(batch, stream, (count,))
@@ -269,7 +269,7 @@ class Pretraining(BaseTask):
         """Patches to mask, `[B, N]` bool, in the order of the encoder's tokens.
 
         Args:
-            batch: With `log_mel`, and the clips' names or their place in training.
+            batch: With `log_mel`, and the clips' names or their epoch and step.
             stage: Whose masking; `val` depends on seed and clip alone.
             own: `Objective.stream` of the objective whose own pass it is; None = it is shared.
         """
@@ -357,8 +357,8 @@ class Pretraining(BaseTask):
             for name, value in losses.gradient_norms().items():
                 self.log(f"grad/{name}", value, batch_size=clips)
         for name, mean, value in self.meters.count(losses, clips, first=batch_idx == 0):
-            shown = name == "loss" or name in losses.terms
-            self.log(name, value, prog_bar=shown, on_step=True, batch_size=clips)
+            main = name == "loss" or name in losses.terms
+            self.log(name, value, prog_bar=main, on_step=True, batch_size=clips)
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=clips)
         for term in losses.terms.values():
             for name, value in term.sums.items():
@@ -416,9 +416,9 @@ class Pretraining(BaseTask):
         found = self.meters.compute()
         for part in self.parts.values():
             found |= part.baseline()
-        shown = self.monitor(False)[0].removeprefix("val/")
+        main = self.monitor(False)[0].removeprefix("val/")
         for name, value in found.items():
-            self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == main, sync_dist=False)
         return found
 
     def require_maskable(self, key: str) -> None:
@@ -428,8 +428,8 @@ class Pretraining(BaseTask):
             ConfigError: Always.
         """
         raise ConfigError(
-            f"`{key}` holds masks of fine-tuning, which have no place in pretraining: leave them "
-            "out; here `model.init_args.masking` says what is masked"
+            f"`{key}` holds masks of fine-tuning, which pretraining does not use: leave them "
+            "out; here `model.init_args.masking` chooses the masked patches"
         )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
@@ -478,7 +478,7 @@ class LossMeters(nn.Module):
                 cast(MeanMetric, self.evaluation_means[name]).update(value, weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means of the evaluation by name; begins anew."""
+        """Means of the evaluation by name, and resets."""
         found: dict[str, Tensor] = {}
         for name, mean in self.evaluation_means.items():
             found[name] = cast(MeanMetric, mean).compute()

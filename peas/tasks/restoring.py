@@ -123,8 +123,8 @@ def agree_on_settings(task: "BaseTask", saved: dict[str, Any], where: str, resum
             task.hparams[key] = saved[key]
         else:
             _require_equal(key, task.hparams[key], saved[key], where)
-    _agree_on_part(task, "front_end", task.front_end, saved, where, resuming)
-    _agree_on_part(task, "encoder", task.model, saved, where, resuming)
+    agree_on_part(task, "front_end", task.front_end, saved, where, resuming)
+    agree_on_part(task, "encoder", task.model, saved, where, resuming)
     task.note_parts()
     if resuming:
         for key in task.resume_keys:
@@ -133,7 +133,7 @@ def agree_on_settings(task: "BaseTask", saved: dict[str, Any], where: str, resum
         _require_equal("recipe.class_path", own, theirs, where)
 
 
-def _agree_on_part(
+def agree_on_part(
     task: "BaseTask",
     name: str,
     part: Encoder | FrontEnd,
@@ -141,6 +141,7 @@ def _agree_on_part(
     where: str,
     resuming: bool,
 ) -> None:
+    """`agree_on_settings` of one part, whose settings that are null take the checkpoint's."""
     own, theirs = task.hparams[name]["class_path"], saved[name]["class_path"]
     _require_equal(f"{name}.class_path", own, theirs, where)
     taken: dict[str, Any] = {}

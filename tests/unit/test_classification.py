@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_changed_settings_and_says_so(
 ) -> None:
     task = small(lr=5e-4)
     trainer = quiet_trainer(tmp_path, max_epochs=2)
-    with pytest.warns(UserWarning, match=r"than before: recipe\.init_args\.lr: 0\.001 → 0\.0005$"):
+    with pytest.warns(UserWarning, match=r"recipe\.init_args\.lr: 0\.001 → 0\.0005$"):
         trainer.fit(task, datamodule=data(sounds), ckpt_path=peas_run.checkpoint, weights_only=True)
     assert all(
         torch.equal(value, task.state_dict()[name])

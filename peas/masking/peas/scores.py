@@ -101,7 +101,7 @@ def complementary_groups(u: Tensor, passes: int) -> Tensor:
     """Split each clip's patches at random into equal groups.
 
     Args:
-        u: `[B, N]` draws, one a patch.
+        u: `[B, N]` random numbers, one a patch.
         passes: Number of groups K, 2 .. N.
 
     Returns:
@@ -160,12 +160,12 @@ def complementary(
     """Make a reconstruction in which every bin was masked when it was reconstructed.
 
     The patches are masked in K complementary random groups, one pass each, and each bin is
-    taken from the pass that hid it: the position of training of a masked model's generation
+    taken from the pass that masked it: the training condition of a masked model's generation
     head, which equation 1 taken literally (nothing masked) leaves.
 
     Args:
         reconstruct: `(log_mel [B, T, F], masked [B, N] bool) -> [B, T, F]`.
-        u: `[B, N]` draws, one a patch.
+        u: `[B, N]` random numbers, one a patch.
         passes: K, 2 .. N.
         patch: Bins of a patch, (frequency, time).
         grid: Patches, (frequency, time).

@@ -16,10 +16,10 @@ from peas.masking.blocks import (
     fitting_starts,
     interval,
     keep_best,
-    law_widths,
     pick_uniform,
     random_blocks,
     random_start,
+    random_widths,
     window_sums,
 )
 
@@ -112,7 +112,7 @@ def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Ten
 
 
 def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
-    """Start `[B]` of the best window: least penalty, most bins that count, highest mean, draw."""
+    """Start `[B]` of the best window: least penalty, most valid bins, highest mean, at random."""
     allowed = keep_best(held >= 0, -penalty)
     return pick_uniform(keep_best(keep_best(allowed, held), means), u)
 
@@ -140,7 +140,7 @@ class Selection:
         select: `nms` windows that share no bin while there is room; `topk` the plain ranking,
             whose windows are mostly neighbours.
         overlap: One rule for adaptive and random masks.
-        fixed_width: Width of every mask instead of the law (last epochs), usually M // 2.
+        fixed_width: Width of every mask instead of a random one (last epochs), usually M // 2.
     """
 
     max_width: int
@@ -208,16 +208,16 @@ def place_blocks(
 ) -> Blocks:
     """Put a mask into each window.
 
-    A mask at most as wide as its window lies inside it. A wider one (windows of the expected
+    A mask at most as wide as its window stays inside it. A wider one (windows of the expected
     width) is centred on its window and moved into the axis.
 
     Args:
         starts: `[B, n]` window starts.
         unit_width: Window width, one for all or `[B, n]`.
-        u: `[B, n, 2 or more]` draws: width, position.
+        u: `[B, n, 2 or more]` random numbers: width, position.
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
         size: Bins of the axis.
-        fixed_width: Width of every mask instead of the law.
+        fixed_width: Width of every mask instead of a random one.
         placement: `uniform`, `start`, `centre`, or `best`: the part of highest mean marginal.
         marginal: `[B, size]`, for `best`.
         ok: `[B, size]` bool, bins that count, for `best`.
@@ -225,7 +225,7 @@ def place_blocks(
     Raises:
         ConfigError: `best` without a marginal.
     """
-    width = law_widths(u[..., 0], max_width, fixed_width).long()
+    width = random_widths(u[..., 0], max_width, fixed_width).long()
     slack = unit_width - width
     centred = starts + slack.div(2, rounding_mode="floor")
     if placement == "uniform":
@@ -245,7 +245,7 @@ def place_blocks(
 def _settle(
     start: Tensor, width: Tensor, window: Tensor, window_width: Tensor, taken: Tensor
 ) -> Tensor:
-    """Move a mask off the taken bins: inside its window where possible, else the nearest place.
+    """Move a mask off the taken bins: inside its window where possible, else the nearest position.
 
     Windows are disjoint under `nms` while there is room, and then nothing moves.
     """
@@ -260,7 +260,7 @@ def random_plan(u: Tensor, settings: Selection, size: int, *, key: str = "max_wi
     """A plan of random blocks only; `adaptive_blocks` with no adaptive block gives the same.
 
     Args:
-        u: `[B, n, DRAWS]` draws.
+        u: `[B, n, DRAWS]` random numbers.
         settings: Of which `max_width`, `fixed_width` and `overlap` matter here.
         size: Bins of the axis.
         key: Name of the mask parameter, for messages.
@@ -291,7 +291,7 @@ def adaptive_blocks(
     Args:
         marginal: `[B, L]` mean score of each bin of the axis.
         n_adaptive: `[B]` (or `[1]`) int64, adaptive blocks of each clip, 0 .. n.
-        u: `[B, n, DRAWS]` draws of n blocks: width, position, choice among equal windows.
+        u: `[B, n, DRAWS]` random numbers of n blocks: width, position, choice among equal windows.
         settings: How blocks are chosen.
         ok: `[B, L]` (or `[1, L]`) bool, bins that count; None = all.
         key: Name of the mask parameter, for messages.
@@ -305,8 +305,8 @@ def adaptive_blocks(
     check_width("fixed_width", settings.fixed_width or 0, size)
     if ok is not None:
         ok = ok.expand(batch, size)
-    drawn = law_widths(u[..., 0], settings.max_width, settings.fixed_width)
-    width = drawn.long()
+    unfloored = random_widths(u[..., 0], settings.max_width, settings.fixed_width)
+    width = unfloored.long()
     unit = {
         "max": torch.full_like(width, settings.max_width),
         "expected": torch.full_like(width, settings.max_width // 2),
@@ -341,7 +341,7 @@ def adaptive_blocks(
         chosen = placed[:, i]
         if settings.overlap == "forbid":
             chosen = _settle(chosen, width[:, i], window[:, i], unit[:, i], taken)
-        free = random_start(u[:, i, 1], drawn[:, i], taken, settings.overlap)
+        free = random_start(u[:, i, 1], unfloored[:, i], taken, settings.overlap)
         start[:, i] = torch.where(adaptive[:, i], chosen, free)
         taken = taken | interval(start[:, i], width[:, i], size)
     return AxisPlan(

@@ -1,8 +1,7 @@
-"""What a checkpoint says is checked here, before anything is built or restored from it.
+"""Types, ranges and shapes of a checkpoint's fields, checked before anything is built from it.
 
-A file from elsewhere may hold whatever its writer liked. `reading` executes nothing in it; here its
-fields get their types, ranges and shapes, so that no number in a file makes a later room ask for
-gigabytes, fail with a traceback or write beyond a buffer.
+A file of unknown origin may hold anything. `reading` executes nothing in it; these checks keep its
+numbers from allocating gigabytes, ending in a traceback or writing beyond a buffer.
 """
 
 from __future__ import annotations
@@ -83,8 +82,7 @@ HYPER_PARAMETERS: dict[str, _Rule] = {
     "objectives": (_specs, f"names, each with {_TOLD}"),
     "objective_fingerprints": (
         lambda found: (
-            isinstance(found, Mapping)
-            and all(isinstance(facts, Mapping) for facts in found.values())
+            isinstance(found, Mapping) and all(isinstance(part, Mapping) for part in found.values())
         ),
         "a table of tables",
     ),
@@ -240,15 +238,17 @@ def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = No
         found = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
         if found != {str(number) for number in range(len(found))}:
             raise CheckpointError(f"{where}: the numbers of {root}* have gaps; {AGAIN}")
-    facts = state.get("geometry")
-    if facts is None:
+    geometry = state.get("geometry")
+    if geometry is None:
         return
     table, kernel = state.get("encoder.pos_embed"), state.get("encoder.patch_embed.proj.weight")
     is_mae = "encoder.dist_token" not in state
     wanted = 9 if is_mae else 6
-    numbers = facts.tolist() if isinstance(facts, Tensor) and facts.shape == (wanted,) else None
-    if numbers is None or facts.dtype != torch.int64:
-        raise _wrong(where, "geometry", facts, f"{wanted} integers")
+    numbers = (
+        geometry.tolist() if isinstance(geometry, Tensor) and geometry.shape == (wanted,) else None
+    )
+    if numbers is None or geometry.dtype != torch.int64:
+        raise _wrong(where, "geometry", geometry, f"{wanted} integers")
     least = [1] * 4 + ([0] * 5 if is_mae else [1] * 2)
     if not all(low <= found <= MOST for low, found in zip(least, numbers, strict=True)):
         raise _wrong(where, "geometry", numbers, f"positive, and at most {MOST}")
@@ -336,9 +336,9 @@ def malformed(where: str) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()
+        lines = (str(error).strip() or type(error).__name__).splitlines()
         # torch's first line names the class of the module alone.
-        text = " ".join(line.strip() for line in said[:2])[:300]
+        text = " ".join(line.strip() for line in lines[:2])[:300]
         raise CheckpointError(
             f"{where}: its parts do not fit together ({text}); use the file of the run that the "
             "settings belong to, or get it again"
@@ -404,5 +404,5 @@ def _check_size(own: Mapping[str, Any], settings: Mapping[str, Any], where: str)
 
 def _wrong(where: str, key: str, found: object, wanted: str) -> CheckpointError:
     text = repr(found)
-    shown = text if len(text) <= 80 else f"{text[:60]}…"
-    return CheckpointError(f"{where}: {key} is {shown}, but should be {wanted}; {AGAIN}")
+    short = text if len(text) <= 80 else f"{text[:60]}…"
+    return CheckpointError(f"{where}: {key} is {short}, but should be {wanted}; {AGAIN}")

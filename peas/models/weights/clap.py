@@ -42,13 +42,13 @@ UNUSED = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = (
-    "LAION's files lie at huggingface.co/lukewys/laion_clap (630k-audioset-best.pt is the usual "
+    "LAION's files are at huggingface.co/lukewys/laion_clap (630k-audioset-best.pt is the usual "
     "one), model folders for instance at huggingface.co/laion/clap-htsat-unfused: download one "
     "and give its path"
 )
 # Constants of the architecture, which some writers leave out.
 _CONSTANT = ("relative_position_index", "num_batches_tracked")
-# What a folder's config must say of the tower, where it says it.
+# What a folder's config must have, if it has the key.
 _TOWER_FACTS: dict[str, object] = {
     "num_mel_bins": front_end.MELS,
     "spec_size": 256,
@@ -76,7 +76,7 @@ class ClapWeights:
 
     Attributes:
         path: The file or folder.
-        arch: Size of the tower, told by its tensors.
+        arch: Size of the tower, inferred from its tensors.
         state: float32 tensors in transformers' names (`ClapAudioModelWithProjection`).
         laion: Whether the file uses LAION's names.
     """
@@ -260,7 +260,7 @@ def _require_front_end(audio: Mapping[str, Tensor], where: str) -> None:
     if not same:
         raise CheckpointError(
             f"{where}: its mel filters {list(theirs.shape)} are not those of {front_end.MELS} "
-            f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower hears another log-mel. "
+            f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower takes another log-mel. "
             f"{_SOURCE}"
         )
 

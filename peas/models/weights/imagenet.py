@@ -20,7 +20,7 @@ from peas.models.weights.importer import check_keys
 from peas.models.weights.reading import ImportReport, read_state
 
 PREFIX = "timm:"
-"""What a name or file of such weights has before it, where a run says what it starts from."""
+"""What a name or file of such weights has before it, in `pretrained`."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 HEADS = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
@@ -32,10 +32,10 @@ def load_imagenet(model: Encoder, source: str) -> ImportReport:
     """Fill a model's encoder and say what became of every key.
 
     The kernel of the patches is summed over the three colours: a spectrogram is then seen as the
-    grey picture that it is, with the same values in all three (AST's code does so; its paper says
-    mean, a third of it). It stands upright, frequency along the picture's height, in both families.
+    grey image, with the same values in all three (AST's code does so; its paper has the
+    mean, a third of it). Frequency is along the image's height, in both families.
 
-    Positions: SSAST's trained table takes the picture's, cut in the middle or interpolated along
+    Positions: SSAST's trained table takes the image's, cut in the middle or interpolated along
     each axis to the grid (AST). AudioMAE's table is fixed and stays; the class token's own
     position is added to that token. A model without a distillation token gives SSAST's its class
     token.
@@ -154,7 +154,7 @@ def tokens_of_ssast(model: Encoder, new: State, report: ImportReport) -> State:
     if special + side * side != table.shape[1]:
         raise CheckpointError(
             f"{report.path}: pos_embed has {table.shape[1]} positions, which are not {special} "
-            "special ones and those of a square picture; give a plain vision transformer"
+            "special ones and those of a square image; give a plain vision transformer"
         )
     if special == 1:
         new["dist_token"] = new["cls_token"]

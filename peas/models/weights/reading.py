@@ -16,7 +16,7 @@ from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
 
 SHOWN = 5
-"""Checkpoints that are named in place of one that is not there."""
+"""Checkpoints listed in the error for a missing one."""
 
 
 @dataclass
@@ -59,8 +59,8 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
 
     Args:
         path: A file written by `torch.save`, in the zip or the old pickle format.
-        pretrained: Whether official weights are as good, so that the message of a file that is
-            missing says where they are.
+        pretrained: Whether official weights would do, so that the error for a missing file names
+            their source.
 
     Raises:
         CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
@@ -92,7 +92,7 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
         ) from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: may not be read; check the file's permissions") from error
-    # Which of these torch raises on a damaged file depends only on where the damage lies.
+    # Which of these torch raises depends on which bytes are damaged.
     except (
         RuntimeError,
         MemoryError,
@@ -126,7 +126,7 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
 
 
 def _instead(path: Path, pretrained: bool) -> str:
-    """What to give in place of a file that is not there."""
+    """Advice for a missing file."""
     beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
     if beside:
         more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
@@ -158,7 +158,7 @@ def _refuse_compressed(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-    # Not an archive, or a damaged one: torch's own reader tells.
+    # Not an archive, or a damaged one: torch reports it.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return
     if packed:
