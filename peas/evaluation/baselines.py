@@ -29,11 +29,6 @@ class BaselineError(Metric):
     squares: Tensor
 
     def __init__(self, bins: int) -> None:
-        """Start empty.
-
-        Args:
-            bins: Bins P of a patch.
-        """
         super().__init__()
         for name in ("patches", "error", "squares"):
             # A tensor each: `add_state` keeps the very one that it is given, and sums are in place.
@@ -73,12 +68,6 @@ class LabelPrior(Metric):
     total: Tensor
 
     def __init__(self, classes: int, kind: "LabelLoss") -> None:
-        """Start empty.
-
-        Args:
-            classes: Number of classes C.
-            kind: The loss, as in `peas.objectives.label_loss`.
-        """
         super().__init__()
         self.kind = kind
         zero = torch.zeros(classes, dtype=torch.float64)

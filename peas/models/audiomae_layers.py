@@ -113,20 +113,6 @@ class MaskedEncoder(nn.Module):
         positions: Raster | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        """Build the encoder, with weights initialised as in the official code.
-
-        Args:
-            size: Key of `peas.models.vit.SIZES`.
-            frames: Number of frames T.
-            mels: Number of mel bins F.
-            patch: Height and width of a patch, (mel bins, frames).
-            stride: Step between patches; by default the patch.
-            positions: Raster of the fixed table; by default the official code's for this stride.
-            drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
-
-        Raises:
-            ConfigError: The size is unknown, or the input smaller than a patch.
-        """
         super().__init__()
         self.size = size
         self.width = size_of(size).width
@@ -289,19 +275,6 @@ class Decoder(nn.Module):
         positions: Raster = "stored",
         pixels: bool = True,
     ) -> None:
-        """Build the decoder.
-
-        Args:
-            shape: Its sizes.
-            encoder_width: Width D of the encoder's tokens.
-            grid: Patches along (frequency, time).
-            bins: Bins P of a patch.
-            positions: Raster of the fixed table.
-            pixels: Whether patches are predicted; without, `pred` has no weights.
-
-        Raises:
-            ConfigError: The heads do not divide the width, or a number is not positive.
-        """
         super().__init__()
         if min(shape.width, shape.depth, shape.heads, shape.window) < 1:
             raise ConfigError(f"a decoder of {shape} is impossible: every number must be positive")

@@ -302,20 +302,26 @@ class Reconstructor(nn.Module, ABC):
             log_mel = pad_to_patch(log_mel, self.patch)
         return self.tokens(log_mel)[:, self.special :], self.patches(log_mel)
 
+    def pads(self, grid: Grid) -> bool:
+        """Whether clips are padded to a multiple of the patch, so that patches cover every bin."""
+        check_grid(grid)
+        return self.stride == self.patch
+
     def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
         """Patches along (frequency, time) that `reconstruct` makes of T frames."""
-        check_grid(grid)
-        if self.stride != self.patch:
+        if not self.pads(grid):
             return self.grid_of(frames)
         return -(-self.mels // self.patch[0]), -(-frames // self.patch[1])
 
     def coverage(
         self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Frames `[T]` and mel bins `[F]`, boolean, on the CPU, that the grid's patches cover."""
-        check_grid(grid)
+        """Frames `[T]` and mel bins `[F]` that the grid's patches cover, bool, on the CPU.
+
+        A bin is covered if its frame and its mel bin both are.
+        """
         bins = self.mels if mels is None else mels
-        if self.stride != self.patch:
+        if not self.pads(grid):
             return covered(frames, bins, self.patch, self.stride)
         return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
 

@@ -13,7 +13,6 @@ from peas.models.patches import (
     Grid,
     Pair,
     check_grid,
-    covered,
     fold_average,
     gather_tokens,
     grid_shape,
@@ -272,31 +271,10 @@ class SSAST(Encoder):
             return tokens, self.patches(log_mel)
         return tokens, patchify(pad_to_patch(log_mel, self.patch), self.patch)
 
-    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
-        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
+    def pads(self, grid: Grid) -> bool:
+        """The pretraining grid pads; fine-tuning leaves bins beyond the last patch out."""
         check_grid(grid)
-        if grid == "finetune":
-            return grid_shape(frames, self.mels, self.patch, self.stride)
-        return -(-self.mels // self.patch[0]), -(-frames // self.patch[1])
-
-    def coverage(
-        self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Bins that the grid's patches cover: those whose frame and mel bin both are.
-
-        Args:
-            frames: Number of frames T.
-            grid: As in `reconstruct`.
-            mels: Number of mel bins F; by default the model's.
-
-        Returns:
-            `[T]` and `[F]` boolean, on the CPU.
-        """
-        check_grid(grid)
-        bins = self.mels if mels is None else mels
-        if grid == "finetune":
-            return covered(frames, bins, self.patch, self.stride)
-        return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
+        return grid == "nonoverlap"
 
     def _positions(self, table: Tensor, source: Pair, target: Pair) -> Tensor:
         return resize_positions(table, self.special, source, target)

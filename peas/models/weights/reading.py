@@ -1,4 +1,4 @@
-"""Open a checkpoint without running code from it, and say what became of its keys."""
+"""Read a checkpoint without running code from it, and report on its keys."""
 
 import argparse
 import pickle
@@ -15,7 +15,7 @@ import torch
 from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
 
-SHOWN = 5
+LISTED = 5
 """Checkpoints listed in the error for a missing one."""
 
 
@@ -63,17 +63,17 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
             their source.
 
     Raises:
-        CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
-            run, if it holds no dictionary with text keys, or weights that are not finite.
+        CheckpointError: The file is missing or damaged, contains code, holds no dictionary with
+            text keys, or weights that are not finite.
     """
     path = Path(path)
     if path.is_dir():
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        found = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
-        advice = f"give {inside / found[0]}" if found else "give a checkpoint file in it"
+        present = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
+        advice = f"give {inside / present[0]}" if present else "give a checkpoint file in it"
         raise CheckpointError(f"{path}: is a folder and no checkpoint file: {advice}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file{_instead(path, pretrained)}")
+        raise CheckpointError(f"{path}: no such checkpoint file{_advice(path, pretrained)}")
     _refuse_compressed(path)
     try:
         # Official AudioMAE files hold their arguments: a class of plain attributes, made here
@@ -125,12 +125,12 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
     return state
 
 
-def _instead(path: Path, pretrained: bool) -> str:
+def _advice(path: Path, pretrained: bool) -> str:
     """Advice for a missing file."""
     beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
     if beside:
-        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
-        return f"; in {path.parent} there are {', '.join(beside[:SHOWN])}{more}"
+        more = f" and {len(beside) - LISTED} more" if len(beside) > LISTED else ""
+        return f"; in {path.parent} there are {', '.join(beside[:LISTED])}{more}"
     if pretrained:
         return (
             ". Official SSAST weights are linked from the README of the SSAST repository "
