@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class BaselineError(Metric):
     """Errors of a model and of the best constant over the same patches of an evaluation.
 
-    Patches that hold padding, digital silence or one value alone are left out: a constant
+    Patches that hold padding, digital silence or a single value are left out: a constant
     predicts them well.
     """
 
@@ -42,7 +42,7 @@ class BaselineError(Metric):
         Args:
             errors: `[B, M]`, mean squared error of each predicted patch.
             targets: `[B, M, P]`, the patches.
-            valid: `[B, M]` bool, patches that hold real sound alone.
+            valid: `[B, M]` bool, patches of real sound.
         """
         counted = valid & (targets.amax(dim=2) > targets.amin(dim=2))
         kept = targets[counted].double()

@@ -115,8 +115,8 @@ def pick_uniform(allowed: Tensor, u: Tensor) -> Tensor:
     """
     rank = allowed.cumsum(1)
     count = rank[:, -1]
-    wanted = torch.minimum((u * count).long(), count - 1) + 1
-    return (allowed & (rank == wanted[:, None])).to(torch.uint8).argmax(1)
+    chosen = torch.minimum((u * count).long(), count - 1) + 1
+    return (allowed & (rank == chosen[:, None])).to(torch.uint8).argmax(1)
 
 
 def random_start(u: Tensor, widths: Tensor, taken: Tensor, overlap: Overlap) -> Tensor:

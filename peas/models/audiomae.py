@@ -27,9 +27,9 @@ PIXEL_EPS = 1e-6
 class AudioMAE(Encoder):
     """AudioMAE (Huang et al., 2022), for pretraining, classification and PEAS.
 
-    The decoder stays when a pretrained model becomes a classifier, frozen, because PEAS (its
-    equations 1 and 2) asks for `reconstruct`; the official fine-tuning code throws it away. It was
-    trained on masked patches alone, so what it predicts at visible ones is a guess.
+    The decoder stays, frozen, when a pretrained model becomes a classifier, because PEAS (its
+    equations 1 and 2) needs `reconstruct`; the official fine-tuning code discards it. It was
+    trained on masked patches only, so its predictions at visible ones are not reliable.
 
     Attributes:
         encoder: `MaskedEncoder`.
@@ -91,7 +91,7 @@ class AudioMAE(Encoder):
             decoder: `local` attention in windows, or `global`.
             decoder_width: Width of the decoder's tokens.
             decoder_depth: Blocks of the decoder: officially 16 local ones or 8 global ones. The
-                single block of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP alone.
+                single block of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP only.
             decoder_heads: Attention heads of the decoder.
             decoder_window: Side of a local decoder's attention window, in patches.
             decoder_first_shift: 0: the first local block is not shifted; 1: it is, as "a single
@@ -131,10 +131,10 @@ class AudioMAE(Encoder):
             # parameters that wait for one in vain.
             self.encoder.norm.requires_grad_(False)
         self.register_buffer("geometry", torch.zeros(9, dtype=torch.int64))
-        asked = needs or ()
+        needed = needs or ()
         self.attach_decoder(
-            self.shape if "decoder" in asked else None,
-            pixels="pixels" in asked,
+            self.shape if "decoder" in needed else None,
+            pixels="pixels" in needed,
             norm_pix=self.norm_pix,
         )
         self.register_load_state_dict_pre_hook(_adopt_decoder)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ LEAST = 1e-6
 class WindowMap:
     """How a grid of tokens is cut into windows, with or without a shift.
 
-    A side that is no multiple of the window is filled up with tokens that nobody attends to.
+    A side that is no multiple of the window is padded with tokens that no token attends to.
 
     Args:
         grid: Patches along (time, frequency).

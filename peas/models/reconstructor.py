@@ -196,15 +196,15 @@ class Reconstructor(nn.Module, ABC):
             )
 
     def require_head_for(self, masked: Tensor | None) -> None:
-        """Refuses masked patches where a probe predicts: it knows visible tokens alone.
+        """Refuses masked patches if a probe predicts: it only takes visible tokens.
 
         Raises:
             NoReconstruction: Patches are masked, and a probe is there.
         """
         if masked is not None and self.pixel_probe is not None:
             raise NoReconstruction(
-                "a linear pixel probe (`model.init_args.reconstruction: probe`) predicts visible "
-                "patches alone: mask none (`PEAS` with `aux_input_mask: none`), or start from a "
+                "a linear pixel probe (`model.init_args.reconstruction: probe`) predicts only "
+                "visible patches: mask none (`PEAS` with `aux_input_mask: none`), or start from a "
                 "checkpoint pretrained with reconstruction and `reconstruction: head`"
             )
 

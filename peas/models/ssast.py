@@ -92,8 +92,8 @@ class SSAST(Encoder):
         """Makes the modules, initialised as in the official code."""
         overlapping = STRIDE if self.patch == (16, 16) else (self.patch[0], 1)
         default = overlapping if self.num_classes else self.patch
-        given = self._given["stride"] or default
-        stride = (given[0], given[1])
+        rows, columns = self._given["stride"] or default
+        stride = (rows, columns)
         self.settle(stride=stride)
         self.encoder = SpectrogramTransformer(
             self.size,
@@ -109,13 +109,13 @@ class SSAST(Encoder):
         contrast = self.contrastive_head = _prediction_head(self.width, bins)
         self.generative_head = _prediction_head(self.width, bins)
         self.make_classifier()
-        # What gets no gradient would make DistributedDataParallel wait for one in vain.
-        asked = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
-        contrast.requires_grad_("contrast" in asked)
-        self.generative_head.requires_grad_("pixels" in asked)
+        # DistributedDataParallel would wait for gradients of unused weights.
+        needed = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
+        contrast.requires_grad_("contrast" in needed)
+        self.generative_head.requires_grad_("pixels" in needed)
         self.mask_embed.requires_grad_(not self.num_classes)
         # PEAS must not be given what a head reconstructs that was not trained with this encoder.
-        self.reconstructs.fill_(bool(self.num_classes) or "pixels" in asked)
+        self.reconstructs.fill_(bool(self.num_classes) or "pixels" in needed)
         self.register_buffer("pretrain_pos_embed", torch.empty(0))
         self.register_buffer("geometry", torch.empty(0, dtype=torch.int64))
         own = (self.frames, self.mels) if self.pretraining else (1024, 128)
@@ -238,7 +238,7 @@ class SSAST(Encoder):
             grid: `nonoverlap`, the grid that G was trained on (stride = patch, pretraining
                 positions), or `finetune`, the model's own stride and positions. There,
                 overlapping bins hold their mean and bins under no patch keep the input's
-                value, so that they bear no error; `coverage` names them.
+                value, so that they have no error; `coverage` names them.
 
         Returns:
             `[B, T, F]` in the units of `log_mel`.

@@ -33,7 +33,7 @@ class BuildInfo(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Predictions to be held against the best constant. K rows a clip, X bins a row."""
+    """Predictions to be compared with the best constant. K rows a clip, X bins a row."""
 
     errors: Tensor
     """`[B, K]` mean squared error."""
@@ -57,8 +57,8 @@ class View:
         visible: `[B, V]` indices of the visible patches.
         tokens: `[B, K, D]`, the encoder's output after its norm, special tokens first.
         visible_tokens: `[B, V, D]`, those of the visible patches.
-        decoded: `[B, N, D']`, what predictions at every patch are made of; None for an encoder
-            that makes none.
+        decoded: `[B, N, D']`, input of the prediction heads; None for an encoder
+            that predicts nothing.
         sound: `[B, N]` bool, patches all of whose frames are real sound.
         rand: Uniform random numbers `[B, K]` on the CPU, of a name and K: of epoch and step,
             or in evaluation of the clip.
@@ -97,12 +97,12 @@ class View:
 
 @dataclass(frozen=True)
 class Term:
-    """What an objective makes of a batch.
+    """An objective's result for a batch.
 
     Attributes:
         loss: Scalar, before the weight.
         clips: Number of clips it was computed on; None = all.
-        rows: To be held against the best constant.
+        rows: To be compared with the best constant.
         targets: `[L, C]` classes of the clips it was computed on.
         predicted: `[B, N, X]` predictions of every patch, for plots.
         sums: Numbers that are added up over an epoch, by name.
@@ -161,7 +161,7 @@ class Objective(Part, nn.Module, ABC):
         """The loss of a batch."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree with beside the settings, by name."""
+        """What a checkpoint must agree with besides the settings, by name."""
         return {}
 
     def description(self) -> str:
@@ -223,7 +223,7 @@ def encode(
     Args:
         model: The encoder.
         batch: With `log_mel` and `valid`.
-        masked: `[B, N]` bool; on the CPU, where nobody waits for the number of patches.
+        masked: `[B, N]` bool; on the CPU, where the number of patches needs no synchronisation.
         rand: As in `View`.
         total: As in `View`.
         processes: As in `View`.

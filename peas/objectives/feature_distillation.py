@@ -163,11 +163,11 @@ class FeatureDistillation(Objective):
 
     def baseline(self) -> dict[str, Tensor]:
         """`feature_mse` and `baseline_feature_mse`."""
-        found = self.meter.compute()
+        metrics = self.meter.compute()
         self.meter.reset()
         return {
-            "feature_mse": found["valid_mse"],
-            "baseline_feature_mse": found["baseline_mse"],
+            "feature_mse": metrics["valid_mse"],
+            "baseline_feature_mse": metrics["baseline_mse"],
         }
 
 
@@ -209,7 +209,7 @@ class FeatureTargets:
                 raise DataError(
                     f"{folder}: holds maps of another teacher ({self.cache.teacher}, "
                     f"{self.fingerprint[:12]}…) than the objective's `teacher` "
-                    f"({teacher.name}, {teacher.fingerprint[:12]}…): write them anew with `peas "
+                    f"({teacher.name}, {teacher.fingerprint[:12]}…): write them again with `peas "
                     "data targets`, or set `teacher` to null"
                 )
         else:

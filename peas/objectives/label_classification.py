@@ -47,7 +47,7 @@ class LabelBranch(nn.Module):
         return logits
 
     def nothing(self) -> Tensor:
-        """A zero that every weight of the branch takes part in.
+        """A zero that depends on every weight of the branch.
 
         A process whose batch has no labels must still give every weight a gradient, or
         DistributedDataParallel stops.
@@ -158,6 +158,6 @@ class LabelClassification(Objective):
 
     def baseline(self) -> dict[str, Tensor]:
         """`baseline_classification`."""
-        found = {"baseline_classification": self.prior.compute()}
+        metrics = {"baseline_classification": self.prior.compute()}
         self.prior.reset()
-        return found
+        return metrics

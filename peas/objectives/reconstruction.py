@@ -55,9 +55,9 @@ class Reconstruction(Objective):
 
     def baseline(self) -> dict[str, Tensor]:
         """`valid_mse` and `baseline_mse`."""
-        found = self.meter.compute()
+        metrics = self.meter.compute()
         self.meter.reset()
-        return found
+        return metrics
 
 
 def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:

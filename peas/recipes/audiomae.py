@@ -95,7 +95,7 @@ class AudioMAEPretrainingRecipe(Recipe):
     Args:
         lr: Learning rate.
         base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
-        weight_decay: On matrices alone, class and mask tokens among them.
+        weight_decay: Of matrices, class and mask tokens; not of vectors.
         betas: AdamW's.
         warmup_epochs: Length of the linear warm-up.
         min_lr: Rate at the end of the cosine, which is not scaled.

@@ -11,7 +11,7 @@ from torch import nn
 from peas.models.encoder import Encoder
 
 UNDECAYED = ("cls_token", "dist_token", "pos_embed")
-"""Tables that timm's models keep out of weight decay; AudioMAE's fine-tuning asks timm."""
+"""Not decayed by timm's models, which AudioMAE's fine-tuning follows."""
 
 
 def head_groups(

@@ -18,7 +18,7 @@ ROLL_FRAMES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What becomes of a training clip besides the mask.
+    """Augmentation of a training clip besides the mask.
 
     Args:
         noise_roll: The official loader's noise and roll along time (SSAST on; AST's ESC-50
@@ -37,7 +37,7 @@ class Augmentation:
 
 
 class Masker(Protocol):
-    """What the task asks of a masking strategy (`peas.callbacks.MaskingStrategy`)."""
+    """What the task needs of a masking strategy (`peas.callbacks.MaskingStrategy`)."""
 
     stage: Stage
 

@@ -167,11 +167,11 @@ class BaseTask(L.LightningModule):
 
     @property
     def hparams_initial(self) -> MutableMapping[str, Any]:  # type: ignore[override]
-        """What loggers write: settings as they were given, and the parts, which came later."""
-        given: MutableMapping[str, Any] = super().hparams_initial
-        parts = {key: value for key, value in self.hparams.items() if key not in given}
-        given.update(copy.deepcopy(parts))
-        return given
+        """For loggers: the initial settings, and the parts."""
+        settings: MutableMapping[str, Any] = super().hparams_initial
+        parts = {key: value for key, value in self.hparams.items() if key not in settings}
+        settings.update(copy.deepcopy(parts))
+        return settings
 
     @property
     def built(self) -> bool:
@@ -412,8 +412,8 @@ class BaseTask(L.LightningModule):
         """How long the run is, as far as it is known."""
         trainer = self.trainer
         batches: float = trainer.num_training_batches
-        known = math.isfinite(batches)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) if known else 0
+        finite = math.isfinite(batches)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) if finite else 0
         return RunLength(steps, trainer.max_epochs, trainer.max_steps)
 
     def lr_factor(self, step: int, epoch: int) -> float:

@@ -51,11 +51,11 @@ class Classification(BaseTask):
         loss: `ce` with true soft targets, or `bce`.
         label_smoothing: Of `ce`, in training: share of a target that is spread evenly over all
             classes. AudioMAE's script for ESC-50 has 0.1; 0 is off.
-        freeze: `encoder` trains the classifier alone, on features without gradient, dropout or
+        freeze: `encoder` trains only the classifier, on features without gradient, dropout or
             stochastic depth (linear probe). The classifier is a LayerNorm of the pooled tokens
             (`fc_norm`, trained with it) and a linear layer. Null trains everything.
         aux_loss_weight: Weight of the mean errors of PEAS's auxiliary tasks (equations 1 and 2) in
-            the loss. The paper updates the model by the classification loss alone: 0.
+            the loss. The paper updates the model by the classification loss only: 0.
         reconstruction: What reconstructs spectrograms for PEAS: the pretrained `head`, or `probe`,
             a linear pixel head that is fitted on the encoder as it starts, for weights that came
             without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.reconstructor`.
@@ -105,8 +105,8 @@ class Classification(BaseTask):
             made(recipe, Recipe) or self.default_parts["recipe"](),
         )
         # A checkpoint's settings are plain.
-        given: Any = augmentation
-        self.augmentation = Augmentation(**given) if isinstance(given, dict) else given
+        plain: Any = augmentation
+        self.augmentation = Augmentation(**plain) if isinstance(plain, dict) else plain
         self.hparams["augmentation"] = asdict(self.augmentation)
         _check_settings(self.hparams)
 
@@ -152,7 +152,7 @@ class Classification(BaseTask):
         return self
 
     def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
-        """Makes a decoder that is trained too, before the optimiser asks for its weights."""
+        """Makes a decoder that is trained too, before the optimiser is made."""
         channels = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
         self._require_channels_of_data(channels)
         if self.hparams["aux_loss_weight"] > 0:
@@ -320,7 +320,7 @@ def _check_settings(h: Mapping[str, Any]) -> None:
         )
     if h["freeze"] and h["aux_loss_weight"]:
         raise ConfigError(
-            f"{key('freeze')}: {h['freeze']} trains the classifier alone, so an auxiliary loss has "
+            f"{key('freeze')}: {h['freeze']} trains only the classifier, so an auxiliary loss has "
             f"nothing to do: set {key('aux_loss_weight')} to 0"
         )
 

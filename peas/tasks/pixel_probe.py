@@ -20,7 +20,7 @@ CLIPS = 4096
 
 
 def fit_pixel_probe(task: BaseTask) -> None:
-    """Give a task's model a linear pixel head, and save that beside the run's checkpoints.
+    """Give a task's model a linear pixel head, and save it with the run's checkpoints.
 
     One pass over the training clips, whose labels are not read; processes share it. Patches are
     those of both grids that PEAS may ask for. The head stays as it is while the encoder is

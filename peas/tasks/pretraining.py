@@ -127,10 +127,11 @@ class Pretraining(BaseTask):
             made(front_end, FrontEnd) or self.default_parts["front_end"](),
             made(recipe, Recipe) or self.default_parts["recipe"](),
         )
-        given = {"reconstruction": Reconstruction()} if objectives is None else objectives
-        named = {name: made(part, Objective) for name, part in given.items()}
+        if objectives is None:
+            objectives = {"reconstruction": Reconstruction()}
+        named = {name: made(part, Objective) for name, part in objectives.items()}
         chosen = {name: part for name, part in named.items() if part is not None}
-        check_objectives(chosen, set(given) - set(chosen), roll_gain, self.model)
+        check_objectives(chosen, set(objectives) - set(chosen), roll_gain, self.model)
         self.patch_masking = made(masking, PatchMasking) or self.default_parts["masking"]()
         self.eval_patch_masking = made(eval_masking, PatchMasking) or self.patch_masking
         self.hparams["masking"] = self.patch_masking.spec()
@@ -157,7 +158,7 @@ class Pretraining(BaseTask):
         return str(self.hparams["roll_gain"])
 
     def setup(self, stage: str) -> None:
-        """Lets the objectives see the data, fills open settings and builds, before `fit`."""
+        """Prepares the objectives, fills open settings and builds, before `fit`."""
         if not self._prepared:
             self._prepare()
         super().setup(stage)
@@ -258,8 +259,8 @@ class Pretraining(BaseTask):
     def mask_random_numbers(self, batch: Batch, stage: Stage, stream: str, count: int) -> Tensor:
         """Uniform random numbers `[B, count]` for the masks of a batch, on the CPU.
 
-        In training they depend on the seed and epoch and step, in evaluation on the seed
-        and the clip alone, so that two evaluations can be compared.
+        In training they depend on the seed and epoch and step, in evaluation on seed
+        and clip only, so that two evaluations can be compared.
         """
         if stage == "train":
             return self.random_numbers(batch, stream, (count,))
@@ -270,7 +271,7 @@ class Pretraining(BaseTask):
 
         Args:
             batch: With `log_mel`, and the clips' names or their epoch and step.
-            stage: Whose masking; `val` depends on seed and clip alone.
+            stage: Whose masking; `val` depends on seed and clip only.
             own: `Objective.stream` of the objective whose own pass it is; None = it is shared.
         """
         masking = self.patch_masking if stage == "train" else self.eval_patch_masking
@@ -319,7 +320,7 @@ class Pretraining(BaseTask):
     # --- training ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Moves what is beside the model, and prints the settings that decide a result."""
+        """Moves teachers to the device and checks the batch size."""
         super().on_fit_start()
         self._move()
         clips = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
@@ -380,7 +381,7 @@ class Pretraining(BaseTask):
     # --- evaluation -------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Checks that there are weights, and moves what is beside the model."""
+        """Checks that there are weights, and moves teachers to the device."""
         super().on_validation_start()
         self._move()
 
@@ -401,11 +402,11 @@ class Pretraining(BaseTask):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means and the baselines, and lets the recipe see them."""
-        found = self._log_evaluation("val")
+        """Logs means and baselines, and passes them to the recipe."""
+        metrics = self._log_evaluation("val")
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.recipe.observe(
-                {name: float(value) for name, value in found.items()}, self.trainer.global_step
+                {name: float(value) for name, value in metrics.items()}, self.trainer.global_step
             )
 
     def on_test_epoch_end(self) -> None:
@@ -413,13 +414,13 @@ class Pretraining(BaseTask):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> Mapping[str, Tensor]:
-        found = self.meters.compute()
+        metrics = self.meters.compute()
         for part in self.parts.values():
-            found |= part.baseline()
+            metrics |= part.baseline()
         main = self.monitor(False)[0].removeprefix("val/")
-        for name, value in found.items():
+        for name, value in metrics.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == main, sync_dist=False)
-        return found
+        return metrics
 
     def require_maskable(self, key: str) -> None:
         """Refuses the masks of fine-tuning.
@@ -445,7 +446,7 @@ class Pretraining(BaseTask):
 
 
 class LossMeters(nn.Module):
-    """Counts what the sum, each objective and its other metrics come to.
+    """Means of the total loss, of each objective and of its metrics.
 
     Args:
         names: Of objectives and metrics.
@@ -479,11 +480,11 @@ class LossMeters(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """Means of the evaluation by name, and resets."""
-        found: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for name, mean in self.evaluation_means.items():
-            found[name] = cast(MeanMetric, mean).compute()
+            metrics[name] = cast(MeanMetric, mean).compute()
             cast(MeanMetric, mean).reset()
-        return found
+        return metrics
 
 
 def _values(losses: Losses, clips: int) -> Iterator[tuple[str, Tensor, int]]:

@@ -47,7 +47,7 @@ def restore(
             task.on_load_checkpoint(content)
             task.load_state_dict(content["state_dict"])
     except ConfigError as error:
-        # The key is the file's: whoever reads it has no config.
+        # The key is the file's: the user has no config.
         raise CheckpointError(f"{where}: {error}") from error
     return task
 

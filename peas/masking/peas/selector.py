@@ -118,7 +118,7 @@ def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tens
 
 
 def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) -> Tensor:
-    """`[B, L]` what speaks against a start: it is `used`, or bins shared with `taken`."""
+    """`[B, L]` penalty of each start: whether it is `used`, or its bins shared with `taken`."""
     return used.long() if select == "topk" else window_sums(taken.long(), width)
 
 
@@ -126,7 +126,7 @@ BlockWidth = Literal["max", "expected", "sampled"]
 Placement = Literal["uniform", "start", "centre", "best"]
 
 DRAWS = 3
-"""Draws of one block: width, position, choice among equal windows."""
+"""Random numbers of one block: width, position, choice among equal windows."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Selection:
     Attributes:
         max_width: Mask parameter M; widths are uniform on 0 .. M - 1.
         block_width: Unit of the window: `max` M, `expected` M // 2, `sampled` the mask's own.
-        placement: Place of a narrower mask in its window; `best` is the hardest part of it.
+        placement: Position of a narrower mask in its window; `best` is the hardest part of it.
         select: `nms` windows that share no bin while there is room; `topk` the plain ranking,
             whose windows are mostly neighbours.
         overlap: One rule for adaptive and random masks.
@@ -151,7 +151,7 @@ class Selection:
     fixed_width: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown words, which the functions would otherwise take for another one."""
+        """Refuse unknown words, which would otherwise act as another one."""
         for key, kind in (
             ("block_width", BlockWidth),
             ("placement", Placement),
@@ -245,7 +245,7 @@ def place_blocks(
 def _settle(
     start: Tensor, width: Tensor, window: Tensor, window_width: Tensor, taken: Tensor
 ) -> Tensor:
-    """Move a mask off the taken bins: inside its window where possible, else the nearest position.
+    """Move a mask off the taken bins: within its window if possible, else to the nearest start.
 
     Windows are disjoint under `nms` while there is room, and then nothing moves.
     """

@@ -234,8 +234,8 @@ def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = No
         CheckpointError: It does.
     """
     for root in ("decoder.blocks.", "decoder_blocks."):
-        value = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
-        if value != {str(number) for number in range(len(value))}:
+        indices = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
+        if indices != {str(index) for index in range(len(indices))}:
             raise CheckpointError(f"{where}: the numbers of {root}* have gaps; {AGAIN}")
     geometry = state.get("geometry")
     if geometry is None:

@@ -23,7 +23,7 @@ from peas.teachers.shapes import HEADS, SHAPES, Arch
 
 State = dict[str, Tensor]
 
-# LAION: transformers. Each pattern is a part of a name, found once; no name holds two.
+# LAION: transformers. Each pattern is a part of a name, setting once; no name holds two.
 _PARTS = {
     "bn0.": "batch_norm.",
     ".norm1.": ".layernorm_before.",
@@ -169,9 +169,9 @@ def _arch(state: State, where: str) -> Arch:
     for arch, shape in SHAPES.items():
         if shape.first == width:
             return arch
-    known = ", ".join(f"{arch} ({shape.first})" for arch, shape in SHAPES.items())
+    widths = ", ".join(f"{arch} ({shape.first})" for arch, shape in SHAPES.items())
     raise CheckpointError(
-        f"{where}: its audio tower starts {width} wide; those known are {known}. {_SOURCE}"
+        f"{where}: its audio tower starts {width} wide; those known are {widths}. {_SOURCE}"
     )
 
 
@@ -206,9 +206,9 @@ def _folder_state(path: Path) -> dict[str, Any]:
         )
     _require(tower, _TOWER_FACTS, path / "config.json")
     if (path / "preprocessor_config.json").exists():
-        wanted = {name: front_end.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
+        expected = {name: front_end.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
         file = path / "preprocessor_config.json"
-        _require(_json(file), wanted, file)
+        _require(_json(file), expected, file)
     for name in _WEIGHTS:
         if (path / name).is_file():
             break
@@ -241,12 +241,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require(content: Mapping[str, Any], wanted: Mapping[str, object], file: Path) -> None:
-    for key, value in wanted.items():
-        found = content.get(key, value)
-        if found != value:
+def _require(content: Mapping[str, Any], expected: Mapping[str, object], file: Path) -> None:
+    for key, value in expected.items():
+        setting = content.get(key, value)
+        if setting != value:
             raise CheckpointError(
-                f"{file}: {key} is {found!r}, but CLAP's HTSAT towers have {value!r}; "
+                f"{file}: {key} is {setting!r}, but CLAP's HTSAT towers have {value!r}; "
                 f"give the folder of one of those. {_SOURCE}"
             )
 

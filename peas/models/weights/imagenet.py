@@ -84,10 +84,10 @@ def _read(source: str) -> State:
     if path.suffix not in SUFFIXES and not path.is_file():
         return _fetch(source)
     if path.suffix != ".safetensors":
-        found: Any = read_state(path)
+        content: Any = read_state(path)
         for wrapper in ("model", "state_dict"):
-            found = found.get(wrapper, found) if isinstance(found, Mapping) else found
-        state = found if isinstance(found, Mapping) else {}
+            content = content.get(wrapper, content) if isinstance(content, Mapping) else content
+        state = content if isinstance(content, Mapping) else {}
         return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
