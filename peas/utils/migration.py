@@ -318,8 +318,7 @@ def _renamed(value: Any, path: str) -> Any:
             # A part of the user's own may have any keys.
             renamed[key] = item if foreign else _renamed(item, path)
         else:
-            name = f"{path}.{key}"
-            new = KEYS[name] if name in KEYS else key
+            new: Any = KEYS.get(f"{path}.{key}", key)
             renamed[new] = _renamed(item, f"{path}.{new}".lstrip("."))
     return renamed
 
