@@ -121,13 +121,9 @@ class ProbeSums:
 class Reconstructor(nn.Module, ABC):
     """The half of an encoder that knows its patch grid, and reconstructs.
 
+    Attributes of the grid are those of `Encoder`.
+
     Attributes:
-        time_major: Order of the tokens: `t * F' + f` when True, `f * T' + t` when False, for a
-            grid of F' x T' patches. Patches and masks that it is given have this order.
-        special: Number of special tokens before those of the patches.
-        patch: Height and width of a patch, (mel bins, frames).
-        stride: Step between two patches, (mel bins, frames).
-        mels: Mel bins F of the input.
         reconstructs: Scalar bool, whether the model has a trained pixel head of its own.
         pixel_probe: A linear pixel head that was fitted afterwards and replaces any
             other; None = there is none.

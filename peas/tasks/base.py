@@ -24,7 +24,7 @@ from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.encoder import Encoder, compile_blocks
 from peas.models.weights import read_state
 from peas.models.weights.checking import check_run
-from peas.parts import plain
+from peas.parts import made, plain
 from peas.recipes.base import Recipe, RunLength, global_lr
 from peas.tasks import restoring
 from peas.training import randomness, run_clips
@@ -145,18 +145,22 @@ class BaseTask(L.LightningModule):
         task = cls.restore(content, where, modules=modules, **settings)
         return task if map_location is None else task.to(map_location)
 
-    def adopt(self, encoder: Encoder, front_end: FrontEnd, recipe: Recipe) -> None:
-        """Takes the parts that every task has.
+    def adopt(
+        self, encoder: Encoder | None, front_end: FrontEnd | None, recipe: Recipe | None
+    ) -> None:
+        """Takes the parts that every task has; None, or a checkpoint's table, makes one.
 
         Raises:
             ConfigError: The recipe is for another task.
         """
+        self.model = made(encoder, Encoder) or self.default_parts["encoder"]()
+        self.front_end = made(front_end, FrontEnd) or self.default_parts["front_end"]()
+        self.recipe = recipe = made(recipe, Recipe) or self.default_parts["recipe"]()
         if recipe.purpose not in (None, self.purpose):
             raise ConfigError(
                 f"`model.init_args.recipe`: {type(recipe).__name__} is for {recipe.purpose}, and "
                 f"{type(self).__name__} does {self.purpose}: choose another recipe"
             )
-        self.model, self.front_end, self.recipe = encoder, front_end, recipe
         self.note_parts()
 
     def note_parts(self) -> None:

@@ -19,7 +19,6 @@ from peas.models import SSAST, Encoder
 from peas.models.weights import load_pretrained
 from peas.models.weights.imagenet import PREFIX, load_imagenet
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
-from peas.parts import made
 from peas.recipes import Recipe, SSASTRecipe
 from peas.recipes.ssast import CLASSIFIER
 from peas.tasks.augmentation import Augmentation, augment
@@ -99,11 +98,7 @@ class Classification(BaseTask):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["encoder", "front_end", "recipe", "augmentation"])
-        self.adopt(
-            made(encoder, Encoder) or self.default_parts["encoder"](),
-            made(front_end, FrontEnd) or self.default_parts["front_end"](),
-            made(recipe, Recipe) or self.default_parts["recipe"](),
-        )
+        self.adopt(encoder, front_end, recipe)
         # A checkpoint's settings are plain.
         plain: Any = augmentation
         self.augmentation = Augmentation(**plain) if isinstance(plain, dict) else plain
@@ -126,7 +121,7 @@ class Classification(BaseTask):
             )
         self.model.build(self.front_end.frames, self.front_end.n_mels, len(h["labels"]))
         if initialise:
-            self._load_pretrained(h["pretrained"])
+            _fill(self.model, h["pretrained"])
         if h["freeze"]:
             _freeze_encoder(self.model)
             self.model.eval()
@@ -140,9 +135,6 @@ class Classification(BaseTask):
         # Saved with the weights: a run resumed inside an epoch logs that epoch's true mean.
         self.train_loss.persistent(True)
         self.train_accuracy.persistent(True)
-
-    def _load_pretrained(self, path: str | None) -> None:
-        _fill(self.model, path)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of training; a frozen encoder stays in that of evaluation."""
@@ -177,9 +169,9 @@ class Classification(BaseTask):
 
     def metric_names(self) -> MetricNames:
         """What is logged of training, evaluation, and each step."""
-        one = set() if self.hparams["multi_label"] else {"accuracy"}
+        accuracy = set() if self.hparams["multi_label"] else {"accuracy"}
         auxiliary = {"aux_loss"} if self.hparams["aux_loss_weight"] > 0 else set()
-        return MetricNames({"loss"} | one | auxiliary, SCORES | one, {"loss"})
+        return MetricNames({"loss"} | accuracy | auxiliary, SCORES | accuracy, {"loss"})
 
     @staticmethod
     def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:

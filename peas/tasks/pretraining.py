@@ -122,11 +122,7 @@ class Pretraining(BaseTask):
             raise ConfigError(
                 f"`model.init_args.passes` is {passes!r}: choose one of shared, separate"
             )
-        self.adopt(
-            made(encoder, Encoder) or self.default_parts["encoder"](),
-            made(front_end, FrontEnd) or self.default_parts["front_end"](),
-            made(recipe, Recipe) or self.default_parts["recipe"](),
-        )
+        self.adopt(encoder, front_end, recipe)
         if objectives is None:
             objectives = {"reconstruction": Reconstruction()}
         named = {name: made(part, Objective) for name, part in objectives.items()}

@@ -11,6 +11,7 @@ from toys import FACTS, LABELS, Run, StandIn, clips, data, fit, heard, make_task
 
 from peas.data.esc50 import ESC50
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
+from peas.models import Encoder
 from peas.tasks import Classification
 
 
@@ -89,10 +90,10 @@ def test_half_weights_are_refused_with_advice(precision: str, sounds: Path, tmp_
 
 
 def test_auxiliary_loss_needs_a_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fine_tuned_file(task: Classification, path: object) -> None:
-        task.model.reconstructs.fill_(False)
+    def fine_tuned_file(model: Encoder, path: object) -> None:
+        model.reconstructs.fill_(False)
 
-    monkeypatch.setattr(Classification, "_load_pretrained", fine_tuned_file)
+    monkeypatch.setattr("peas.tasks.classification._fill", fine_tuned_file)
     small(**FACTS).build(initialise=True)
     with pytest.raises(NoReconstruction, match="no trained pixel head"):
         small(**FACTS, aux_loss_weight=0.1).build(initialise=True)
