@@ -18,7 +18,7 @@ from peas.objectives.losses import (
     soft_cross_entropy,
 )
 from peas.objectives.patch_contrast import InfoNCE, NCEAxis, PatchContrast, info_nce
-from peas.objectives.reconstruction import Reconstruction, masked_mse, masked_patch_error
+from peas.objectives.reconstruction import Reconstruction, masked_patch_error
 
 __all__ = [
     "BuildInfo",
@@ -42,7 +42,6 @@ __all__ = [
     "feature_targets",
     "info_nce",
     "label_loss",
-    "masked_mse",
     "masked_patch_error",
     "patch_errors",
     "soft_cross_entropy",

@@ -60,16 +60,6 @@ class Reconstruction(Objective):
         return metrics
 
 
-def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """SSAST's generative loss: mean squared error over clips, masked patches and bins.
-
-    Args:
-        predictions: `[B, M, P]`; compared in float32 whatever their precision.
-        targets: `[B, M, P]`, the patches of the normalised log-mel; no gradient reaches them.
-    """
-    return patch_errors(predictions, targets).mean()
-
-
 def masked_patch_error(predictions: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
     """AudioMAE's loss: mean squared error of the masked patches.
 

@@ -164,7 +164,7 @@ def heard(task: Pretraining, count: int = 6, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_every_system_learns_and_tells_of_its_trivial_predictor(
+def test_every_system_learns_more_than_its_baseline(
     name: str, sounds: Path, tmp_path: Path
 ) -> None:
     task = system(name, size="mini", grad_norm_every=1)
@@ -329,9 +329,9 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, r"masking\.init_args\.ratio` is 0\.0"),
-        ({"mask_ratio": 1.0}, r"masking\.init_args\.ratio` is 1\.0"),
-        ({"mask_ratio": float("nan")}, r"masking\.init_args\.ratio` is nan"),
+        ({"mask_ratio": 0.0}, r"RandomPatches\.init_args\.ratio` is 0\.0"),
+        ({"mask_ratio": 1.0}, r"RandomPatches\.init_args\.ratio` is 1\.0"),
+        ({"mask_ratio": float("nan")}, r"RandomPatches\.init_args\.ratio` is nan"),
         ({"masking": "structured", "time_ratio": 1.0}, r"init_args\.time_ratio` is 1\.0"),
         ({"masking": "structured", "freq_ratio": 0.0}, r"init_args\.freq_ratio` is 0\.0"),
         ({"objectives": {"a": None}}, r"objectives` is empty"),
@@ -362,10 +362,10 @@ def test_an_objective_is_not_called_what_torch_or_the_log_has(name: str) -> None
     ("settings", "message"),
     [
         ({"frames": 70}, "`frames` is 70, which is no multiple of the patch's 16 frames"),
-        ({"mask_ratio": 0.99}, r"masking\.init_args\.ratio` leave 0 of 32 patches visible"),
+        ({"mask_ratio": 0.99}, r"init_args\.masking`.*ratio.*0 of 32"),
         (
             {"masking": "structured", "time_ratio": 0.9},
-            r"time_ratio and freq_ratio` leave 0 of 32",
+            r"init_args\.masking`.*time_ratio and freq_ratio.*0 of 32",
         ),
         ({"classification": 1.0, "labels": []}, "LabelClassification, and the data has no"),
         ({"decoder_heads": 5}, "decoder_width is 32: it must be a multiple of 4 and of"),
