@@ -11,10 +11,15 @@ from toys import StandIn, make_task
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
 from peas.models.vit import SpectrogramTransformer
+from peas.recipes import (
+    AudioMAEPretrainingRecipe,
+    SSASTPretrainingRecipe,
+)
 from peas.recipes.audiomae import AudioMAERecipe, cosine_factor
 from peas.recipes.base import global_lr
 from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
 from peas.recipes.ssast import SSASTRecipe, staircase_warmup, step_decay
+from peas.tasks import Classification, Pretraining
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(6, 50), (5, 30), (0, 4)])
@@ -198,3 +203,17 @@ def test_vectors_and_biases_are_not_decayed_in_pretraining() -> None:
     assert all(name.endswith("bias") or "norm" in name for name in kept)
     assert not any(name.endswith("bias") or "norm" in name for name in decayed)
     assert not any(name.startswith("head") for name in decayed | kept)
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        (Pretraining, SSASTRecipe),
+        (Pretraining, AudioMAERecipe),
+        (Classification, SSASTPretrainingRecipe),
+        (Classification, AudioMAEPretrainingRecipe),
+    ],
+)
+def test_a_recipe_for_the_other_task_is_refused(task: type, recipe: type) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe.*{recipe.__name__}.*{task.__name__}"):
+        task(recipe=recipe())

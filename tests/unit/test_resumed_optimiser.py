@@ -97,6 +97,16 @@ def test_the_optimiser_has_what_a_new_run_would_have(
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours if key.startswith("model."))
 
 
+def test_a_checkpoint_without_the_optimisers_state_is_not_resumed(
+    sounds: Path, starts: dict[str, Path], tmp_path: Path
+) -> None:
+    content = torch.load(starts["adam"], weights_only=True)
+    content["optimizer_states"] = []
+    torch.save(content, tmp_path / "empty.ckpt")
+    with pytest.raises(CheckpointError, match=r"empty\.ckpt.*optimizer_states"):
+        run("adam", sounds, tmp_path, tmp_path / "empty.ckpt", 2)
+
+
 def test_a_new_rate_is_lowered_by_the_plateaus_so_far(
     sounds: Path, starts: dict[str, Path], tmp_path: Path
 ) -> None:
