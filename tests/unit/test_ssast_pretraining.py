@@ -69,11 +69,11 @@ def fit(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"masked": 0}, r"model\.init_args\.masking`: .*count 0\b.*1 to 62"),
-        ({"masked": 64}, r"model\.init_args\.masking`: .*count 64\b.*8 x 8.*1 to 62"),
-        ({"eval_masked": 400}, r"eval_masking`: .*count 400\b.*null = as `masking`"),
-        ({"sampler": "some"}, "unknown sampler 'some'"),
-        ({"sides": (0,)}, "sides of clusters"),
+        ({"masked": 0}, r"model\.init_args\.masking`: .*num_masked` is 0\b.*1 to 62"),
+        ({"masked": 64}, r"model\.init_args\.masking`: .*num_masked` is 64\b.*1 to 62.*8 x 8"),
+        ({"eval_masked": 400}, r"eval_masking`: .*num_masked` is 400\b.*null = as `masking`"),
+        ({"sampler": "some"}, r"init_args\.sampler` is 'some'"),
+        ({"sides": (0,)}, r"init_args\.sides"),
         ({"frames": 100}, r"`frames` is 100, which is no multiple of the patch's 16 frames"),
         ({"size": "huge"}, "unknown model size 'huge'"),
         ({"patch": (16, 0)}, "no multiple of the patch's 0 frames"),
