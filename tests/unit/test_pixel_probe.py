@@ -135,7 +135,7 @@ def test_ssast_without_a_pretraining_table_reads_its_own_between_patches() -> No
 def test_a_probe_draws_visible_patches_alone(make: Any) -> None:
     model = random_probe(make())
     hidden = torch.zeros(1, 32, dtype=torch.bool)
-    with pytest.raises(NoReconstruction, match="predicts visible patches alone"):
+    with pytest.raises(NoReconstruction, match="visible patches"):
         model.reconstruct(torch.randn(1, 64, 128), hidden)
 
 
@@ -156,7 +156,7 @@ def test_weights_for_a_new_run_leave_the_probe_behind(make: Any, tmp_path: Path)
     model = make()
     report = load_pretrained(model, tmp_path / "weights.pth")
     assert model.pixel_probe is None
-    assert "belongs to the encoder as it was" in report.ignored["pixel_probe.weight"]
+    assert "pixel_probe.weight" in report.ignored
 
 
 def test_official_layouts_have_no_probe() -> None:
