@@ -37,7 +37,7 @@ from peas.audio.frontend import KaldiLogMel
 from peas.data.columns import Strings
 from peas.masking import PatchMasking, RandomPatches
 from peas.models import AudioMAE
-from peas.models.patches import visible_places
+from peas.models.patches import visible_indices
 from peas.models.vit import SIZES
 from peas.models.weights import load_pretrained
 from peas.objectives import FeatureDistillation, Objective, Reconstruction, masked_patch_error
@@ -64,7 +64,7 @@ def our_task(
         front_end=KaldiLogMel(frames=FRAMES, mean=0.0, std=0.5),
         masking=masking,
         objectives=objectives,
-        recipe=AudioMAEPretrainingRecipe(lr_rule="absolute"),
+        recipe=AudioMAEPretrainingRecipe(base_batch_size=None),
         labels=[],
         multi_label=True,
     )
@@ -145,7 +145,7 @@ def difference(task: Pretraining, log_mel: Tensor, work: Path) -> float:
     assert isinstance(model, AudioMAE)
     assert model.decoder is not None
     hidden = theirs["hidden"]
-    visible = visible_places(hidden).to(log_mel.device)
+    visible = visible_indices(hidden).to(log_mel.device)
     patches = model.encoder.patches(log_mel)
     tokens = model.encoder.norm(model.encoder(patches, visible))
     drawn = model.decoder.pred(model.decoder(tokens, visible, patches.shape[1]))

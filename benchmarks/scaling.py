@@ -19,9 +19,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from peas.audio.decode import load
-from peas.masking.sampling import random_patches
+from peas.masking.patches import random_patches
 from peas.models import AudioMAE
-from peas.models.patches import visible_places
+from peas.models.patches import visible_indices
 from peas.teachers import TransformersClapTeacher
 
 CLIPS = 1_912_024
@@ -65,7 +65,7 @@ def count(name: str) -> Counted:
     model = AudioMAE("base", decoder_depth=depth)
     model.build(1024, 128, needs=("decoder", "pixels"))
     log_mel = torch.randn(1, 1024, 128)
-    visible = visible_places(random_patches(torch.rand(1, 512), int(512 * (1 - ratio))))
+    visible = visible_indices(random_patches(torch.rand(1, 512), int(512 * (1 - ratio))))
     held: dict[int, int] = {}
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:

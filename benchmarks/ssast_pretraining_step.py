@@ -28,10 +28,10 @@ from torch import Tensor
 
 from peas.audio.frontend import KaldiLogMel
 from peas.masking import ClusteredPatches
-from peas.masking.sampling import official_clusters
+from peas.masking.clusters import official_clusters
 from peas.models import SSAST
 from peas.models.encoder import Encoder
-from peas.models.patches import gather_tokens, visible_places
+from peas.models.patches import gather_tokens, visible_indices
 from peas.models.weights import load_pretrained
 from peas.objectives import PatchContrast, Reconstruction, info_nce, patch_errors
 from peas.recipes import SSASTPretrainingRecipe
@@ -112,8 +112,8 @@ def our_steps(
 def masked_patches(model: Encoder, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens `[B, M, D]` of the masked patches `[B, N]`, and the patches `[B, M, P]`."""
     mask = mask.to(log_mel.device)
-    masked = visible_places(~mask)
-    decoded = model.pretext(log_mel, mask, visible_places(mask)).decoded
+    masked = visible_indices(~mask)
+    decoded = model.pretext(log_mel, mask, visible_indices(mask)).decoded
     assert decoded is not None
     return gather_tokens(decoded, masked), gather_tokens(model.patches(log_mel), masked)
 

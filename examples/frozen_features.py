@@ -49,8 +49,7 @@ from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
 from peas.models import SSAST, AudioMAE
 from peas.models.encoder import Encoder
-from peas.models.weights import load_pretrained, read_state
-from peas.models.weights.audiomae_keys import is_audiomae
+from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
 from peas.utils import migration
 from peas.utils.text import some
 
@@ -96,7 +95,7 @@ def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
             f"{path}: not a checkpoint of a pretraining run of peas: give its "
             "RUN/checkpoints/last.ckpt (a fine-tuned model may have seen the labels asked for here)"
         )
-    family = "audiomae" if is_audiomae(state) else "ssast"
+    family = "audiomae" if family_of(state) is AUDIOMAE else "ssast"
     torch.manual_seed(fresh or 0)
     # Without a decoder, which no embedding needs.
     settings, sound = (hparams[part]["init_args"] for part in ("encoder", "front_end"))

@@ -23,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from peas.errors import DataError
 
 PANELS = {
-    "hidden patches drawn": ("val/valid_mse", "val/trivial_mse"),
-    "teacher's features": ("val/feature_mse", "val/trivial_feature_mse"),
-    "classes": ("val/classification", "val/trivial_classification"),
+    "hidden patches drawn": ("val/valid_mse", "val/baseline_mse"),
+    "teacher's features": ("val/feature_mse", "val/baseline_feature_mse"),
+    "classes": ("val/classification", "val/baseline_classification"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a researcher may replace from a file of their own: named in YAML by its class path."""
+"""Parts: what a user may replace by a class of their own, named in YAML by its class path."""
 
 import importlib
 import inspect
@@ -16,38 +16,38 @@ _DAMAGED = "the file is damaged or was changed: get it again"
 
 
 class Part:
-    """An object that remembers what it was made with, so that a checkpoint can say it.
+    """An object that remembers its constructor's arguments, so that a checkpoint can store them.
 
-    A part is chosen by `class_path` and `init_args`; what it is given should be plain: numbers,
-    texts, lists, tables, or parts.
+    A part is chosen by `class_path` and `init_args`; its arguments should be plain: numbers, texts,
+    lists, tables, or parts.
     """
 
     unsaved: tuple[str, ...] = ()
-    """Arguments that no checkpoint holds: a teacher, say."""
+    """Arguments that are not saved in checkpoints, such as a teacher."""
     _given: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Notes the arguments."""
+        """Stores the arguments."""
         part = super().__new__(cls)
         # A copy is made without any.
         signature = inspect.signature(cls.__init__)
-        given = signature.bind_partial(part, *args, **kwargs)
-        given.apply_defaults()
-        _, *named = given.arguments.items()
-        told: dict[str, Any] = {}
+        bound = signature.bind_partial(part, *args, **kwargs)
+        bound.apply_defaults()
+        _, *named = bound.arguments.items()
+        settings: dict[str, Any] = {}
         for name, value in named:
             rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            told |= value if rest else {name: value}
-        # A torch module wants its own constructor to come first.
-        object.__setattr__(part, "_given", told)
+            settings |= value if rest else {name: value}
+        # torch.nn.Module refuses attributes before its constructor has run.
+        object.__setattr__(part, "_given", settings)
         return part
 
     def setting(self, name: str) -> Any:
-        """What a setting was given as; None for one that this part does not have."""
+        """Value of a setting; None for one that this part does not have."""
         return self._given.get(name)
 
     def settle(self, **values: Any) -> None:
-        """Notes what settings that were null have come to, here and for `spec`."""
+        """Sets values of settings that were null, here and for `spec`."""
         for name, value in values.items():
             setattr(self, name, value)
             self._given[name] = value
@@ -77,9 +77,9 @@ def class_path(cls: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A setting as a checkpoint holds it: parts by their class paths, tuples as lists.
+    """A setting as a checkpoint stores it: parts by their class paths, tuples as lists.
 
-    Anything else is told by its class path alone: a checkpoint that held an object could not be
+    Anything else is represented by its class path: a checkpoint that held an object could not be
     read without executing it.
     """
     if isinstance(value, Part):
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
 
 
 def make(spec: object, base: type[Part], *, where: str, modules: Sequence[str] = ()) -> Part:
-    """The part that a checkpoint names: the way back from `Part.spec`.
+    """The part that a checkpoint names: the inverse of `Part.spec`.
 
     Only modules of `peas` and those that the user has named are imported, and only subclasses of
     `base` that are defined there are called. Tables with a `class_path` among the arguments are
@@ -109,7 +109,7 @@ def make(spec: object, base: type[Part], *, where: str, modules: Sequence[str] =
         modules: Modules that the user trusts, each with those below it.
 
     Raises:
-        CheckpointError: The part is of another kind or of a module that nobody has named, or it
+        CheckpointError: The part is of another kind or of a module that was not allowed, or it
             cannot be made.
     """
     if not isinstance(spec, Mapping) or set(spec) != {"class_path", "init_args"}:
@@ -117,18 +117,18 @@ def make(spec: object, base: type[Part], *, where: str, modules: Sequence[str] =
             f"{where}: is {_short(spec)}, but a part has `class_path` and `init_args` and nothing "
             f"else; {_DAMAGED}"
         )
-    path, given = spec["class_path"], spec["init_args"]
+    path, init_args = spec["class_path"], spec["init_args"]
     if not isinstance(path, str) or "." not in path or not is_dotted(path):
         raise CheckpointError(
             f"{where}: class_path: {_short(path)} is not MODULE.CLASS; {_DAMAGED}"
         )
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"{where}: init_args: {_short(given)} is no table; {_DAMAGED}")
+    if not isinstance(init_args, Mapping):
+        raise CheckpointError(f"{where}: init_args: {_short(init_args)} is no table; {_DAMAGED}")
     cls = _find(path, base, where, modules)
-    _require_accepted(cls, given, f"{where}: {path}")
+    _require_accepted(cls, init_args, f"{where}: {path}")
     arguments = {
         key: _restore(value, Part, f"{where}: init_args: {key}", modules)
-        for key, value in given.items()
+        for key, value in init_args.items()
     }
     try:
         return cls(**arguments)
@@ -147,16 +147,16 @@ def make_parts(
     where: str,
     modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A checkpoint's settings with parts in the place of their class paths.
+    """A checkpoint's settings with parts instead of their class paths.
 
     Args:
-        settings: By key. A list or table of parts is as good as one.
-        bases: What a part must be, by key; elsewhere no part may stand.
+        settings: By key: parts, or lists or tables of parts.
+        bases: What a part must be, by key; other keys may hold no part.
         where: The file, for errors.
         modules: As in `make`.
 
     Raises:
-        CheckpointError: As in `make`; or a part stands where none belongs.
+        CheckpointError: As in `make`; or a part is where none belongs.
     """
     return {
         key: _restore(value, bases.get(key), f"{where}: {key}", modules)
@@ -208,7 +208,7 @@ def _find(path: str, base: type[Part], where: str, modules: Sequence[str]) -> ty
             f"trust its code, add `--allow-module {module}`"
         )
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        cls = getattr(importlib.import_module(module), name, None)
     # A module of the user's own may raise anything.
     except Exception as error:
         raise CheckpointError(
@@ -216,28 +216,28 @@ def _find(path: str, base: type[Part], where: str, modules: Sequence[str]) -> ty
             "that Python finds the module (`PYTHONPATH=.` for a file in this folder), and that it "
             "is of the release that wrote the file"
         ) from error
-    if not isinstance(found, type):
+    if not isinstance(cls, type):
         raise CheckpointError(
             f"{where}: names {path}, and there is no such class; use the release of {module} that "
             "wrote the file"
         )
-    if found is Part or not issubclass(found, base):
+    if cls is Part or not issubclass(cls, base):
         raise CheckpointError(
             f"{where}: names {path}, which is no {base.__name__} and was not called; {_DAMAGED}"
         )
-    if not _is_allowed(found.__module__, modules):
+    if not _is_allowed(cls.__module__, modules):
         raise CheckpointError(
-            f"{where}: names {path}, which is defined in {found.__module__} and was not called. "
-            f"If you trust that module too, add `--allow-module {found.__module__}`"
+            f"{where}: names {path}, which is defined in {cls.__module__} and was not called. "
+            f"If you trust that module too, add `--allow-module {cls.__module__}`"
         )
-    return found
+    return cls
 
 
 def _is_allowed(module: str, modules: Sequence[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in ("peas", *modules))
 
 
-def _require_accepted(cls: type[Part], given: Mapping[Any, Any], where: str) -> None:
+def _require_accepted(cls: type[Part], init_args: Mapping[Any, Any], where: str) -> None:
     """Refuses arguments that a class does not take, or that no checkpoint holds."""
     accepted: list[str] = []
     open_ended = False
@@ -246,9 +246,9 @@ def _require_accepted(cls: type[Part], given: Mapping[Any, Any], where: str) -> 
         _, *parameters = inspect.signature(cls.__init__).parameters.values()
         accepted = [p.name for p in parameters if p.name not in cls.unsaved]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for key in given:
-        known = key in accepted or (open_ended and key not in cls.unsaved)
-        if not isinstance(key, str) or not known:
+    for key in init_args:
+        valid = key in accepted or (open_ended and key not in cls.unsaved)
+        if not isinstance(key, str) or not valid:
             raise CheckpointError(
                 f"{where}: init_args: {_short(key)} is not taken from a checkpoint, only "
                 f"{', '.join(accepted) or 'nothing'}; use the release of its module that wrote "

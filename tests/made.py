@@ -33,29 +33,39 @@ def part(value: Any, base: type[Part]) -> Any:
 
 def parts(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose tables with class paths are parts."""
-    told = {
+    made = {
         key: part(value, BASES[key]) if key in BASES else value for key, value in settings.items()
     }
-    if "objectives" in told:
-        given = told["objectives"].items()
-        told["objectives"] = {name: part(value, Objective) for name, value in given}
-    return told
+    if "objectives" in made:
+        objectives = made["objectives"].items()
+        made["objectives"] = {name: part(value, Objective) for name, value in objectives}
+    return made
+
+
+def migrated(path: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings of release 0.1, with today's names of the recipe, as today's parts."""
+    new = ("base_batch_size", "head_lr_mult")
+    recipe = {key: settings.pop(key) for key in new if key in settings}
+    _, moved = migration.task(path, settings)
+    if recipe:
+        moved["recipe"]["init_args"] |= recipe
+    return parts(moved)
 
 
 def masked_task(**settings: Any) -> Pretraining:
     """A task whose objectives are named by their weights: `reconstruction=1.0`, and so on."""
-    return Pretraining(**parts(migration.pretraining(settings)))
+    return Pretraining(**migrated(migration.MAE[0], settings))
 
 
 def ssast_task(**settings: Any) -> Pretraining:
     """SSAST's pretraining, with `masked=400`, `objective="joint"`, and so on."""
-    return Pretraining(**parts(migration.ssast(settings)))
+    return Pretraining(**migrated(migration.SSAST[0], settings))
 
 
 def classification(pretrained: str | None = "", **settings: Any) -> Classification:
     """Fine-tuning, with `encoder="audiomae"`, `lr=1e-3`, and so on."""
     settings["pretrained"] = pretrained
-    return Classification(**parts(migration.classification(settings)))
+    return Classification(**migrated(migration.CLASSIFICATION[0], settings))
 
 
 def built_ssast(

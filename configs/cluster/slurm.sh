@@ -13,7 +13,7 @@
 #   PEAS      the command, such as "apptainer exec --nv peas.sif peas"
 #   DOCTOR    1 = ask what the ranks see, and do not train
 #
-# What stands behind the script's name goes to `peas fit`.
+# Arguments of the script are passed to `peas fit`.
 #SBATCH --job-name=peas
 #SBATCH --output=peas-%j.out
 #SBATCH --nodes=1
@@ -21,7 +21,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Back into the queue when pre-empted; the log goes on where it was.
+# Back into the queue when pre-empted; the log continues.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # Five minutes before the end: the run saves itself, and asks for the job to be queued again.

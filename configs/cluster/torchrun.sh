@@ -16,8 +16,8 @@
 #   PEAS      the command, such as "apptainer exec --nv peas.sif peas"
 #   DOCTOR    1 = ask what the ranks see, and do not train
 #
-# What stands behind the script's name goes to `peas fit`. Nothing here is queued again: where
-# machines come and go, restart this script on all of them, and the run goes on.
+# Arguments of the script are passed to `peas fit`. Nothing is requeued: where
+# machines come and go, restart this script on all of them, and the run resumes.
 set -euo pipefail
 
 : "${CONFIGS:?names no config: CONFIGS=\"configs/pretrain/audiomae.yaml\" RUN=runs/audiomae bash ...}"

@@ -6,7 +6,7 @@ from timm.layers import Mlp
 from torch import Tensor
 from torch.nn import functional
 
-from peas.evaluation.baselines import AgainstTrivial
+from peas.evaluation.baselines import BaselineError
 from peas.models import Encoder
 from peas.objectives import BuildInfo, Objective, Rows, Term, View
 
@@ -31,7 +31,7 @@ class ClipFromPatches(Objective):
     def build(self, info: BuildInfo) -> None:
         """Makes the head, the average and the meter."""
         self.head = Mlp(info.width)
-        self.meter = AgainstTrivial(info.width)
+        self.meter = BaselineError(info.width)
         self.average = copy.deepcopy(info.model).requires_grad_(False)
 
     def after_step(self, model: Encoder) -> None:

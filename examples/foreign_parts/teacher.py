@@ -46,5 +46,5 @@ class BandEnergies(Teacher):
         power = torch.fft.rfft(columns).abs().square()[..., 1:]
         level = power.unflatten(2, (self.bands, -1)).mean(dim=3).clamp(min=1e-8).log()
         change = level.diff(dim=1, prepend=level[:, :1])
-        cells = torch.stack((level, level.square() / 10, change), dim=3)
-        return self.network(cells).permute(0, 3, 2, 1)
+        bins = torch.stack((level, level.square() / 10, change), dim=3)
+        return self.network(bins).permute(0, 3, 2, 1)

@@ -1,1 +1,1 @@
-"""Augmentation as pure functions of tensors; every random decision comes from given draws."""
+"""Augmentation as pure functions of tensors; random numbers are arguments."""

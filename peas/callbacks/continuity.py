@@ -37,7 +37,7 @@ class Continuity(Callback):
     """Keeps a run's settings in its checkpoints, and compares them when it goes on.
 
     What the present settings say is what is trained with. Where a saved state would win over them,
-    it is put right here; the optimiser's is in `peas.tasks.stepping`.
+    it is put right here; the optimiser's is in `peas.tasks.base`.
 
     Args:
         settings: Whole configuration of `fit`.

@@ -32,7 +32,7 @@ class MaskingContext(NamedTuple):
             stream: Name of these numbers; two names give independent ones.
             shape: Of one clip's numbers.
         """
-        numbers = self.task.draws(self.batch, f"mask_{stream}", shape)
+        numbers = self.task.random_numbers(self.batch, f"mask_{stream}", shape)
         return numbers.to(self.batch["log_mel"].device)
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
-from peas.masking.sampling import times_and_bands
+from peas.masking.patches import time_freq_mask
 from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
 
@@ -68,16 +68,16 @@ class PatchDropping(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Writes `hidden_patches` in the model's own order."""
+        """Writes `dropped_patches` in the model's own order."""
         assert isinstance(pl_module, BaseTask)
         model, device = pl_module.model, batch["log_mel"].device
         bands, times = model.grid
-        hidden = times_and_bands(
-            pl_module.draws(batch, "drop_time", (times,)).to(device),
-            pl_module.draws(batch, "drop_freq", (bands,)).to(device),
+        hidden = time_freq_mask(
+            pl_module.random_numbers(batch, "drop_time", (times,)).to(device),
+            pl_module.random_numbers(batch, "drop_freq", (bands,)).to(device),
             *self.kept(model),
         )
-        batch["hidden_patches"] = (hidden if model.time_major else hidden.mT).flatten(1)
+        batch["dropped_patches"] = (hidden if model.time_major else hidden.mT).flatten(1)
 
 
 def _kept(count: int, share: float) -> int:

@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from peas.augment.spectrogram import roll_time
 from peas.callbacks.masking import MaskingContext
 from peas.callbacks.scoring import AuxiliaryModel, Scoring
 from peas.callbacks.selector_log import SelectorLog
@@ -14,7 +13,6 @@ from peas.callbacks.spec_augment import RandomMasking
 from peas.data.batch import Batch
 from peas.errors import ConfigError
 from peas.masking.blocks import Overlap
-from peas.masking.peas.diagnostics import touching
 from peas.masking.peas.error_cache import ErrorCache, due
 from peas.masking.peas.schedule import Ramp, Rounding, adaptive_count, adaptive_level
 from peas.masking.peas.scores import ErrorNorm, Score
@@ -26,8 +24,9 @@ from peas.masking.peas.selector import (
     Select,
     Selection,
     adaptive_blocks,
+    touching,
 )
-from peas.tasks.augmentation import Stage
+from peas.tasks.augmentation import Stage, roll_time
 from peas.tasks.base import BaseTask
 
 
@@ -167,7 +166,7 @@ class PEAS(RandomMasking):
         """Adaptive blocks in the hardest windows, random ones for the rest."""
         task, batch = context
         trainer = task.trainer
-        u_count = task.draws(batch, "adaptive_count", (2,)).to(log_mel.device)
+        u_count = task.random_numbers(batch, "adaptive_count", (2,)).to(log_mel.device)
         n_time = self.adaptive(trainer, self.n_time, u_count[:, 0])
         n_freq = self.adaptive(trainer, self.n_freq, u_count[:, 1])
         # Asked of the whole epoch, not of this batch's draws: no pass is made for nothing, and

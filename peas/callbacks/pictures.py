@@ -7,7 +7,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from peas.augment.spectrogram import roll_time
 from peas.callbacks.figure import draw
 from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.callbacks.picture_files import save_picture
@@ -27,6 +26,7 @@ from peas.masking.peas.selector import (
     random_plan,
     window_scores,
 )
+from peas.tasks.augmentation import roll_time
 from peas.tasks.base import BaseTask
 from peas.training.randomness import run_seed
 from peas.utils.text import some

@@ -254,5 +254,5 @@ def _take(batch: Batch, rows: list[int]) -> Batch:
             taken[key] = value[rows]
         elif key == "id":
             taken[key] = [batch["id"][row] for row in rows]
-    taken.pop("hidden_patches", None)
+    taken.pop("dropped_patches", None)
     return cast(Batch, taken)

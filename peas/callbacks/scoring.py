@@ -18,7 +18,7 @@ from peas.masking.peas.scores import (
     complementary,
     complementary_groups,
     error_maps,
-    patches_to_cells,
+    patches_to_bins,
 )
 from peas.masking.peas.selector import Marginals, marginals
 from peas.models.encoder import Encoder
@@ -149,7 +149,7 @@ class Scoring:
             model, frames = task.model, task.front_end.frames
             grid = model.token_grid(frames, self.aux_grid)
             groups = complementary_groups(torch.zeros(1, grid[0] * grid[1]), self.aux_passes)
-            patches_to_cells(groups, model.patch, grid, frames, task.front_end.n_mels)
+            patches_to_bins(groups, model.patch, grid, frames, task.front_end.n_mels)
         self.auxiliary.start(task)
 
     def marginals(
@@ -222,5 +222,5 @@ class Scoring:
         if self.aux_input_mask == "none":
             return literal
         grid = model.token_grid(log_mel.shape[1], self.aux_grid)
-        u = task.draws(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
+        u = task.random_numbers(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
         return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)

@@ -8,9 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from peas.masking.peas.diagnostics import spearman
 from peas.masking.peas.scores import complementary, error_maps, squared_error
-from peas.masking.peas.selector import AxisPlan, marginals, window_scores
+from peas.masking.peas.selector import AxisPlan, marginals, spearman, window_scores
 from peas.tasks.base import BaseTask
 from peas.training.distributed import gather, is_first
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from peas.cli.arguments import Arguments
 from peas.errors import CheckpointError, NoReconstruction, PeasError, printable, say
-from peas.models.weights import audiomae, audiomae_keys, read_state, ssast, ssast_keys
-from peas.models.weights.audiomae_keys import Layout
+from peas.models.weights import family_of, read_state
 from peas.models.weights.checking import check_run, malformed
-from peas.models.weights.writing import write_whole
+from peas.models.weights.importer import Layout
+from peas.models.weights.writing import write_atomic
 from peas.parts import LONGEST
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".bin")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
             state, wrapper = official(content, args.layout, args.checkpoint)
     except NoReconstruction as error:
         raise NoReconstruction(f"{args.checkpoint}: {error}") from error
-    write_whole({wrapper: state} if wrapper else state, out)
+    write_atomic({wrapper: state} if wrapper else state, out)
     say(f"{out}: {len(state)} tensors, {args.layout} layout")
     if args.layout == "fine-tuned":
         say(
@@ -81,14 +81,12 @@ def official(content: dict[str, Any], layout: Layout, where: str) -> tuple[dict[
             f"{where}: its encoder is {named[:LONGEST]!r}, and only SSAST and AudioMAE have an "
             "official layout; its weights are in `state_dict`, under `model.`"
         )
-    mae = audiomae_keys.is_audiomae(content)
-    state, _ = (audiomae_keys if mae else ssast_keys).unwrap(content, where)
+    family = family_of(content)
+    state, _ = family.unwrap(content, where)
     if "geometry" not in state:
         raise CheckpointError(f"{where}: is in the official layout already; nothing to export")
     try:
-        if mae:
-            return audiomae.to_official(state, layout), "model"
-        return ssast.to_official(state, layout), ""
+        return family.to_official(state, layout), family.wrapper
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
 

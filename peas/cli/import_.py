@@ -1,6 +1,5 @@
 """`peas import F.pth --out C.ckpt`: an official file as a checkpoint of peas."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from peas.cli.arguments import Arguments
 from peas.data.labels import read_labels
 from peas.errors import CheckpointError, PeasError, say
 from peas.models import SSAST, AudioMAE
-from peas.models.patches import Pair
-from peas.models.weights import audiomae, load_pretrained, read_state, ssast
-from peas.models.weights.audiomae_keys import is_audiomae
+from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
 from peas.models.weights.checking import malformed
-from peas.models.weights.writing import write_whole
+from peas.models.weights.writing import write_atomic
 from peas.tasks.classification import Classification
 
 STATISTICS = {
@@ -51,8 +48,15 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     state = read_state(args.file)
     with malformed(args.file):
-        mae = is_audiomae(state)
-        facts, stride = _audiomae(state, args) if mae else _ssast(state, args)
+        family = family_of(state)
+        facts = family.describe(state, args.file)
+    default = (10, 10) if facts.patch == (16, 16) else (facts.patch[0], 1)
+    stride = facts.stride or tuple(args.stride or default)
+    if args.stride and stride != tuple(args.stride):
+        raise CheckpointError(
+            f"{args.file} has patches at steps of {stride} (mel bins, frames), and --stride "
+            f"is {tuple(args.stride)}: leave --stride out"
+        )
     mean, std, frames = STATISTICS[args.dataset]
     labels = read_labels(args.dataset)
     if facts.num_classes and facts.num_classes != len(labels):
@@ -61,10 +65,10 @@ def main(argv: list[str]) -> None:
             "choose another --dataset"
         )
     settings: dict[str, Any] = {"size": facts.size, "patch": facts.patch, "stride": stride}
-    family: type[AudioMAE] | type[SSAST] = AudioMAE if mae else SSAST
+    encoder: type[AudioMAE] | type[SSAST] = AudioMAE if family is AUDIOMAE else SSAST
     task = Classification(
         pretrained=None,
-        encoder=family(**settings, pooling=args.pooling),
+        encoder=encoder(**settings, pooling=args.pooling),
         front_end=KaldiLogMel(frames, mean, std),
         loss=args.loss,
         labels=labels,
@@ -82,7 +86,7 @@ def main(argv: list[str]) -> None:
     out = Path(args.out)
     if out.exists():
         raise PeasError(f"{out} exists: choose another --out, nothing is overwritten")
-    write_whole(
+    write_atomic(
         {
             "state_dict": task.state_dict(),
             "hyper_parameters": dict(task.hparams),
@@ -91,20 +95,3 @@ def main(argv: list[str]) -> None:
         out,
     )
     say(f"written: {out}")
-
-
-def _ssast(state: dict[str, Any], args: argparse.Namespace) -> tuple[ssast.Description, Pair]:
-    """What the file is, and the step between patches, which an SSAST file does not tell."""
-    facts = ssast.describe(state, args.file)
-    default = (10, 10) if facts.patch == (16, 16) else (facts.patch[0], 1)
-    return facts, tuple(args.stride) if args.stride else default
-
-
-def _audiomae(state: dict[str, Any], args: argparse.Namespace) -> tuple[audiomae.Description, Pair]:
-    facts = audiomae.describe(audiomae.unwrap(state, args.file)[0], args.file)
-    if args.stride and tuple(args.stride) != facts.stride:
-        raise CheckpointError(
-            f"{args.file} has patches at steps of {facts.stride} (mel bins, frames), and --stride "
-            f"is {tuple(args.stride)}: leave --stride out"
-        )
-    return facts, facts.stride

@@ -171,7 +171,7 @@ def run_job(job: Job, configs: list[str], rest: list[str], env: dict[str, str]) 
                     f"{job.name} ended with status {code}; its last words:\n"
                     f"{tail(job.folder / LOG)}"
                 )
-    write_whole(job.folder / DONE, asked)
+    write_atomic(job.folder / DONE, asked)
     return read_result(job.folder, job.fold, job.seed)
 
 
@@ -224,7 +224,7 @@ def begun(folder: Path, asked: dict[str, Any]) -> Iterator[IO[str]]:
         # The processes of the job inherit it, and hold it as long as they live.
         if not _locks(file):
             raise PeasError(f"{folder}: another call is at this job: wait for it")
-        write_whole(before, asked)
+        write_atomic(before, asked)
         yield file
 
 
@@ -280,7 +280,7 @@ def check(jobs: Sequence[Job], configs: list[str], rest: list[str], *, opens: bo
             read.open_data("test")
 
 
-def write_whole(path: Path, asked: dict[str, Any]) -> None:
+def write_atomic(path: Path, asked: dict[str, Any]) -> None:
     """Writes a JSON file that is there whole, or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asked))

@@ -115,7 +115,7 @@ class PeasCLI(LightningCLI):
             "--paper.preset",
             type=str | None,
             default=None,
-            help="reading of what the paper leaves open: likely or literal",
+            help="reading of what the paper leaves open: reference_code or paper_literal",
         )
         parser.add_argument(
             "--allow_test_selection",

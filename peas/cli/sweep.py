@@ -28,7 +28,7 @@ from peas.cli.kfold import (
     has_trained,
     is_done,
     tail,
-    write_whole,
+    write_atomic,
 )
 from peas.cli.sweep_points import Args, Measured, Sweep, read_sweep
 from peas.cli.sweep_table import Result, read_result, write_tables
@@ -185,7 +185,7 @@ def run_point(point: Point, sweep: Sweep, env: dict[str, str]) -> Result:
                 f"point {point.number} ended with status {code}; its last words:\n"
                 f"{tail(point.folder / LOG)}"
             )
-        write_whole(point.folder / DONE, asked)
+        write_atomic(point.folder / DONE, asked)
     return read_result(point.folder, point.number, point.args, sweep.metric)
 
 

@@ -72,7 +72,7 @@ class Batch(TypedDict, total=False):
     mask: Tensor
     masked_log_mel: Tensor
     mask_plan: tuple[AxisPlan, AxisPlan]
-    hidden_patches: Tensor
+    dropped_patches: Tensor
 
 
 class Item(NamedTuple):

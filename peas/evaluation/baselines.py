@@ -1,39 +1,24 @@
-"""The trivial predictor, against which a pretraining task shows that it learns.
+"""Constant baselines, against which a pretraining task shows that it learns.
 
-It predicts one and the same patch everywhere: the mean of those that it is scored on, known only
-afterwards. So no constant does better, and a model that does has seen something in the clip.
+The baseline predicts one patch everywhere: the mean of those that it is evaluated on, known only
+afterwards. No constant is better, so a model that is has learnt something about the clip.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from peas.models.patches import Pair
-from peas.objectives.losses import LabelLoss
+if TYPE_CHECKING:
+    from peas.objectives.losses import LabelLoss
 
 
-def valid_patches(valid: Tensor, grid: Pair, *, time_major: bool = False) -> Tensor:
-    """Patches all of whose frames are real sound.
+class BaselineError(Metric):
+    """Errors of a model and of the best constant over the same patches of an evaluation.
 
-    Args:
-        valid: `[B, T]` bool, T a multiple of the grid's columns.
-        grid: Patches along (frequency, time).
-        time_major: Order of the patches: as AudioMAE's tokens, or SSAST's.
-
-    Returns:
-        `[B, N]` bool.
-    """
-    columns = valid.view(len(valid), grid[1], -1).all(dim=2)
-    if time_major:
-        return columns.unsqueeze(2).expand(-1, -1, grid[0]).flatten(1)
-    return columns.unsqueeze(1).expand(-1, grid[0], -1).flatten(1)
-
-
-class AgainstTrivial(Metric):
-    """Errors of a model and of the trivial predictor over the same patches of an evaluation.
-
-    Patches that hold padding, digital silence or one value alone are left out: a constant draws
-    them well.
+    Patches that hold padding, digital silence or a single value are left out: a constant
+    predicts them well.
     """
 
     # Every batch is added in the same way, so a forward needs no second pass.
@@ -43,18 +28,13 @@ class AgainstTrivial(Metric):
     total: Tensor
     squares: Tensor
 
-    def __init__(self, cells: int) -> None:
-        """Begin with nothing.
-
-        Args:
-            cells: Cells P of a patch.
-        """
+    def __init__(self, bins: int) -> None:
         super().__init__()
         for name in ("patches", "error", "squares"):
             # A tensor each: `add_state` keeps the very one that it is given, and sums are in place.
             zero = torch.tensor(0.0, dtype=torch.float64)
             self.add_state(name, zero, dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros(cells, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, errors: Tensor, targets: Tensor, valid: Tensor) -> None:
         """Add a batch.
@@ -62,7 +42,7 @@ class AgainstTrivial(Metric):
         Args:
             errors: `[B, M]`, mean squared error of each predicted patch.
             targets: `[B, M, P]`, the patches.
-            valid: `[B, M]` bool, patches that hold real sound alone.
+            valid: `[B, M]` bool, patches of real sound.
         """
         counted = valid & (targets.amax(dim=2) > targets.amin(dim=2))
         kept = targets[counted].double()
@@ -72,28 +52,22 @@ class AgainstTrivial(Metric):
         self.squares += kept.square().mean(dim=1).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """`valid_mse` of the model and `trivial_mse` of the mean patch; NaN without patches."""
+        """`valid_mse` of the model and `baseline_mse` of the mean patch; NaN without patches."""
         mean = self.total / self.patches
         return {
             "valid_mse": self.error / self.patches,
-            "trivial_mse": self.squares / self.patches - mean.square().mean(),
+            "baseline_mse": self.squares / self.patches - mean.square().mean(),
         }
 
 
 class LabelPrior(Metric):
-    """Loss of a predictor that only knows how often each class comes: the branch's trivial one."""
+    """Loss of the constant prediction of the class frequencies."""
 
     full_state_update = False
     clips: Tensor
     total: Tensor
 
-    def __init__(self, classes: int, kind: LabelLoss) -> None:
-        """Begin with nothing.
-
-        Args:
-            classes: Number of classes C.
-            kind: The loss, as in `peas.objectives.label_loss`.
-        """
+    def __init__(self, classes: int, kind: "LabelLoss") -> None:
         super().__init__()
         self.kind = kind
         zero = torch.zeros(classes, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Block masks along time and frequency: torchaudio's law, random blocks, blocks to cells.
+"""Block masks along time and frequency: torchaudio's distribution, random blocks, blocks to bins.
 
-An axis of `L` cells (frames or mel bins) is masked by `n` blocks a clip. Chance enters only as
-uniform draws in [0, 1), so the same draws give the same mask on any device and after a restart.
+An axis of `L` bins (frames or mel bins) is masked by `n` blocks a clip. Random numbers,
+uniform in [0, 1), are arguments, so they give the same mask on any device and after a restart.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Overlap = Literal["allow", "forbid"]
 
 
 class Blocks(NamedTuple):
-    """Intervals hidden on one axis.
+    """Intervals masked on one axis.
 
     Attributes:
-        start: `[B, n]` int64, first hidden cell.
-        width: `[B, n]` int64, number of hidden cells; 0 hides nothing.
+        start: `[B, n]` int64, first masked bin.
+        width: `[B, n]` int64, number of masked bins; 0 masks nothing.
     """
 
     start: Tensor
@@ -33,30 +33,30 @@ def check_width(key: str, width: int, size: int) -> None:
 
     Args:
         key: Name of the setting, for the message.
-        width: Widest mask in cells.
-        size: Cells of the axis.
+        width: Widest mask in bins.
+        size: Bins of the axis.
 
     Raises:
         ConfigError: The width is negative or larger than the axis.
     """
     if width < 0:
-        raise ConfigError(f"{key}: a mask cannot be {width} cells wide; use 0 or more")
+        raise ConfigError(f"{key}: a mask cannot be {width} bins wide; use 0 or more")
     if width > size:
         raise ConfigError(
-            f"{key}: a mask of {width} cells does not fit an axis of {size}; use at most {size}"
+            f"{key}: a mask of {width} bins does not fit an axis of {size}; use at most {size}"
         )
 
 
-def law_widths(u: Tensor, max_width: int, fixed_width: int | None = None) -> Tensor:
-    """Unfloored widths of torchaudio's law, `U * max_width`, or the fixed width.
+def random_widths(u: Tensor, max_width: int, fixed_width: int | None = None) -> Tensor:
+    """Unfloored widths of torchaudio's distribution, `U * max_width`, or the fixed width.
 
     Floored they are uniform on 0 .. max_width - 1. The unfloored number also enters the law of
     the start, so it is kept.
 
     Args:
-        u: `[B, n]` draws.
+        u: `[B, n]` random numbers.
         max_width: The mask parameter (never reached itself).
-        fixed_width: Width of every block instead of the law (the last epochs of PEAS).
+        fixed_width: Width of every block instead of a random one (the last epochs of PEAS).
 
     Returns:
         `[B, n]` in the dtype of `u`.
@@ -67,7 +67,7 @@ def law_widths(u: Tensor, max_width: int, fixed_width: int | None = None) -> Ten
 
 
 def window_sums(values: Tensor, width: Tensor) -> Tensor:
-    """Sums over the window that begins at each cell; windows past the end are cut there.
+    """Sums over the window that starts at each bin; windows past the end are cut there.
 
     Args:
         values: `[B, L]`; summed in the dtype given (float64 or int64 are exact enough).
@@ -83,12 +83,12 @@ def window_sums(values: Tensor, width: Tensor) -> Tensor:
 
 
 def fitting_starts(width: Tensor, size: int) -> Tensor:
-    """`[B, L]` bool: a block of `width` `[B]` that begins here ends inside the axis."""
+    """`[B, L]` bool: a block of `width` `[B]` that starts here ends inside the axis."""
     return torch.arange(size, device=width.device) + width[:, None] <= size
 
 
 def keep_best(allowed: Tensor, value: Tensor) -> Tensor:
-    """Those of the allowed cells whose value is the highest of their row.
+    """Those of the allowed bins whose value is the highest of their row.
 
     Args:
         allowed: `[B, L]` bool.
@@ -104,48 +104,48 @@ def keep_best(allowed: Tensor, value: Tensor) -> Tensor:
 
 
 def pick_uniform(allowed: Tensor, u: Tensor) -> Tensor:
-    """Choose one allowed cell of each row; the draw indexes them in order.
+    """Choose one allowed bin of each row; the number indexes them in order.
 
     Args:
         allowed: `[B, L]` bool.
-        u: `[B]` draws.
+        u: `[B]` random numbers.
 
     Returns:
-        `[B]` int64; 0 in a row without an allowed cell.
+        `[B]` int64; 0 in a row without an allowed bin.
     """
     rank = allowed.cumsum(1)
     count = rank[:, -1]
-    wanted = torch.minimum((u * count).long(), count - 1) + 1
-    return (allowed & (rank == wanted[:, None])).to(torch.uint8).argmax(1)
+    chosen = torch.minimum((u * count).long(), count - 1) + 1
+    return (allowed & (rank == chosen[:, None])).to(torch.uint8).argmax(1)
 
 
-def random_start(u: Tensor, drawn: Tensor, taken: Tensor, overlap: Overlap) -> Tensor:
+def random_start(u: Tensor, widths: Tensor, taken: Tensor, overlap: Overlap) -> Tensor:
     """Start of one random block.
 
-    With nothing taken in the clip, or overlap allowed: torchaudio's law,
+    With nothing taken in the clip, or overlap allowed: torchaudio's distribution,
     `floor(U * (size - unfloored width))`. Otherwise uniform among the starts at which the block
-    shares no cell with those taken; where there is none, the start of least overlap, the lowest.
+    shares no bin with those taken; where there is none, the start of least overlap, the lowest.
 
     Args:
-        u: `[B]` draws of the position.
-        drawn: `[B]` unfloored width.
-        taken: `[B, L]` bool, cells of earlier blocks.
+        u: `[B]` random numbers of the position.
+        widths: `[B]` unfloored width.
+        taken: `[B, L]` bool, bins of earlier blocks.
         overlap: The rule.
 
     Returns:
         `[B]` int64.
     """
     size = taken.shape[1]
-    law = (u * (size - drawn)).long()
+    default = (u * (size - widths)).long()
     if overlap == "allow":
-        return law
-    width = drawn.long()
+        return default
+    width = widths.long()
     shared = window_sums(taken.long(), width)
     fits = fitting_starts(width, size)
     free = fits & (shared == 0)
     crowded = keep_best(fits, -shared).to(torch.uint8).argmax(1)
     avoiding = torch.where(free.any(1), pick_uniform(free, u), crowded)
-    return torch.where(taken.any(1), avoiding, law)
+    return torch.where(taken.any(1), avoiding, default)
 
 
 def random_blocks(
@@ -157,63 +157,63 @@ def random_blocks(
     overlap: Overlap = "forbid",
     key: str = "max_width",
 ) -> Blocks:
-    """Blocks at random places: the first by torchaudio's law, further ones by the overlap rule.
+    """Blocks at random positions: first torchaudio's distribution, then the overlap rule.
 
-    With the two numbers that `torchaudio.transforms.TimeMasking` or `FrequencyMasking` draws,
+    With the two numbers that `torchaudio.transforms.TimeMasking` or `FrequencyMasking` samples,
     in its order and dtype, the first block is exactly torchaudio's interval.
 
     Args:
-        u: `[B, n, 2 or more]` draws: width, position (any further ones are ignored).
+        u: `[B, n, 2 or more]` random numbers: width, position (any further ones are ignored).
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
-        size: Cells of the axis.
-        fixed_width: Width of every block instead of the law.
-        overlap: `forbid` keeps a block off the earlier ones while there is room; `allow` draws
-            each block by itself.
+        size: Bins of the axis.
+        fixed_width: Width of every block instead of a random one.
+        overlap: `forbid` keeps a block off the earlier ones while there is room; `allow`
+            samples each block by itself.
         key: Name of the setting, for messages.
 
     Raises:
         ConfigError: A width does not fit the axis.
     """
     check_width(key, max_width if fixed_width is None else fixed_width, size)
-    drawn = law_widths(u[..., 0], max_width, fixed_width)
-    width = drawn.long()
+    widths = random_widths(u[..., 0], max_width, fixed_width)
+    width = widths.long()
     taken = torch.zeros(u.shape[0], size, dtype=torch.bool, device=u.device)
     starts = []
     for i in range(u.shape[1]):
-        start = random_start(u[:, i, 1], drawn[:, i], taken, overlap)
+        start = random_start(u[:, i, 1], widths[:, i], taken, overlap)
         taken = taken | interval(start, width[:, i], size)
         starts.append(start)
     return Blocks(torch.stack(starts, 1) if starts else torch.zeros_like(width), width)
 
 
 def interval(start: Tensor, width: Tensor, size: int) -> Tensor:
-    """`[..., size]` bool: cells of the interval of each `start` and `width` `[...]`."""
-    cell = torch.arange(size, device=start.device)
+    """`[..., size]` bool: bins of the interval of each `start` and `width` `[...]`."""
+    bin = torch.arange(size, device=start.device)
     first = start[..., None]
-    return (cell >= first) & (cell < first + width[..., None])
+    return (bin >= first) & (bin < first + width[..., None])
 
 
 def blocks_to_mask(blocks: Blocks, size: int) -> Tensor:
-    """Cells that any block hides, `[B, size]` bool."""
+    """Bins that any block masks, `[B, size]` bool."""
     return interval(blocks.start, blocks.width, size).any(1)
 
 
 def cross(time: Tensor, freq: Tensor) -> Tensor:
-    """Cells hidden by a time mask `[B, T]` or a frequency mask `[B, F]`: `[B, T, F]` bool."""
+    """Bins masked by a time mask `[B, T]` or a frequency mask `[B, F]`: `[B, T, F]` bool."""
     return time[:, :, None] | freq[:, None, :]
 
 
 def fill_masked(log_mel: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:
-    """Put the fill value into the hidden cells; the one filling rule of every strategy.
+    """Put the fill value into the masked bins; the one filling rule of every strategy.
 
     Args:
         log_mel: `[B, T, F]`.
-        mask: `[B, T, F]` bool, True = hidden.
+        mask: `[B, T, F]` bool, True = masked.
         value: Fill value, a number or a scalar tensor on the device.
     """
     return torch.where(mask, value, log_mel)
 
 
 def masked_fraction(mask: Tensor) -> Tensor:
-    """Hidden share of each clip's cells, `[B]` float32, of a mask `[B, ...]`."""
+    """Hidden share of each clip's bins, `[B]` float32, of a mask `[B, ...]`."""
     return mask.flatten(1).float().mean(1)

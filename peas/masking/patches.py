@@ -1,19 +1,19 @@
-"""Patch masking of pretraining: the base, AudioMAE's two kinds, and SSAST's clusters."""
+"""Patch masking of pretraining: the base, and AudioMAE's two kinds."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.sampling import SIDES, PatchSampler, SamplerName, random_patches, times_and_bands
 from peas.models.patches import Pair
 from peas.parts import Part
 
 OWN = "drawn"
 """Stream of random numbers of a masking that has one: where each objective has a pass of its own,
-the objective's `stream` takes its place."""
+the objective's `stream` replaces it."""
 
 
 class PatchMasking(Part, ABC):
@@ -56,7 +56,7 @@ class RandomPatches(PatchMasking):
     """
 
     def __init__(self, ratio: float = 0.8) -> None:
-        self.ratio = _share("ratio", ratio)
+        self.ratio = _fraction("RandomPatches", "ratio", ratio)
 
     def visible(self, grid: Pair) -> int:
         """As the official code rounds it."""
@@ -73,7 +73,7 @@ class RandomPatches(PatchMasking):
 
 
 class StructuredPatches(PatchMasking):
-    """Whole columns and whole bands of patches (AudioMAE's structured masking).
+    """Entire columns and bands of patches (AudioMAE's structured masking).
 
     Args:
         time_ratio: Share of the columns that is masked.
@@ -84,8 +84,8 @@ class StructuredPatches(PatchMasking):
     """
 
     def __init__(self, time_ratio: float = 0.7, freq_ratio: float = 0.3) -> None:
-        self.time_ratio = _share("time_ratio", time_ratio)
-        self.freq_ratio = _share("freq_ratio", freq_ratio)
+        self.time_ratio = _fraction("StructuredPatches", "time_ratio", time_ratio)
+        self.freq_ratio = _fraction("StructuredPatches", "freq_ratio", freq_ratio)
 
     def kept(self, grid: Pair) -> Pair:
         """Bands and columns that stay, as the official code rounds them."""
@@ -102,14 +102,14 @@ class StructuredPatches(PatchMasking):
     def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
         """Columns and bands of the largest numbers."""
         bands, times = self.kept(grid)
-        return times_and_bands(rand["times"], rand["bands"], times, bands).flatten(1)
+        return time_freq_mask(rand["times"], rand["bands"], times, bands).flatten(1)
 
 
-def _share(name: str, value: float) -> float:
+def _fraction(cls: str, name: str, value: float) -> float:
     if not 0 < value < 1:
         raise ConfigError(
-            f"`model.init_args.masking.init_args.{name}` is {value}: give a share between 0 and "
-            "1, both excluded; with nothing masked or nothing visible there is nothing to learn"
+            f"`{cls}.init_args.{name}` is {value}: give a fraction between 0 and 1, both excluded; "
+            "with nothing masked or nothing visible there is nothing to learn"
         )
     return value
 
@@ -117,49 +117,61 @@ def _share(name: str, value: float) -> float:
 def _possible(visible: int, count: int, names: str) -> int:
     if not 0 < visible < count:
         raise ConfigError(
-            f"`model.init_args.masking.init_args.{names}` leave {visible} of {count} patches "
-            "visible: some must be visible and some masked"
+            f"`init_args.{names}`: {visible} of {count} patches visible; some must be visible and "
+            "some masked"
         )
     return visible
 
 
-class ClusteredPatches(PatchMasking):
-    """SSAST's masking: square clusters of patches, equally many patches in every clip.
+def random_patches(u: Tensor, visible: int) -> Tensor:
+    """Mask patches at random, without replacement: those of the largest numbers.
 
-    Frame models, whose grid has one row of frequency, mask patches at random: clusters harmed
-    them, says the official code.
+    AudioMAE's rule (the first `visible` indices of the argsort stay), and the plain sampling
+    of SSAST's frame models.
 
     Args:
-        count: Patches that are masked: 400 of 512; the paper also has 250 and 100.
-        law: `batched`, the official law for a whole batch; `official`, the loop of the official
-            code, a clip at a time; `unbiased`, clusters that favour no place. See `PatchSampler`.
-        sides: Sides of the clusters, one of which each clip draws.
+        u: `[B, N]` uniform random numbers.
+        visible: Number of patches that stay in each row.
+
+    Returns:
+        `[B, N]` bool, N - `visible` of them true in each row.
 
     Raises:
-        ConfigError: The grid cannot have so many masked.
+        ConfigError: If `visible` is not in 1 … N.
     """
+    patches = u.shape[1]
+    if not 1 <= visible <= patches:
+        raise ConfigError(
+            f"{visible} of {patches} patches cannot stay visible; choose 1 to {patches}"
+        )
+    kept = u.argsort(dim=1, stable=True)[:, :visible]
+    return torch.ones_like(u, dtype=torch.bool).scatter(1, kept, False)
 
-    def __init__(
-        self, count: int = 400, law: SamplerName = "batched", sides: tuple[int, ...] = SIDES
-    ) -> None:
-        self.count, self.law, self.sides = count, law, tuple(sides)
 
-    def _sampler(self, grid: Pair) -> PatchSampler:
-        try:
-            return PatchSampler(grid, self.count, self.law, self.sides)
-        except ConfigError as error:
-            told = f"count {self.count}, law {self.law}, sides {list(self.sides)}"
-            raise ConfigError(f"ClusteredPatches.init_args ({told}): {error}") from error
+def time_freq_mask(u_time: Tensor, u_freq: Tensor, kept_times: int, kept_bands: int) -> Tensor:
+    """Mask entire columns and bands of the grid, AudioMAE's structured masking.
 
-    def visible(self, grid: Pair) -> int:
-        """All but `count`."""
-        return math.prod(grid) - self._sampler(grid).count
+    A patch stays visible when its column and its band both do.
 
-    def random_numbers(self, grid: Pair) -> dict[str, int]:
-        """As many as the law takes."""
-        return {OWN: self._sampler(grid).draws}
+    Args:
+        u_time: `[B, T']` uniform random numbers, one a column of patches.
+        u_freq: `[B, F']` uniform random numbers, one a band of patches.
+        kept_times: Number of columns that stay.
+        kept_bands: Number of bands that stay.
 
-    def mask(self, rand: Mapping[str, Tensor], grid: Pair, log_mel: Tensor) -> Tensor:
-        """Clusters by the law."""
-        masked = self._sampler(grid)(rand[OWN])
-        return masked.view(len(masked), *grid).transpose(1, 2).flatten(1)
+    Returns:
+        `[B, T', F']` bool; flattened, in time-major order.
+
+    Raises:
+        ConfigError: If more columns or bands shall stay than there are, or none.
+    """
+    columns, bands = random_patches(u_time, kept_times), random_patches(u_freq, kept_bands)
+    return columns[:, :, None] | bands[:, None, :]
+
+
+def masked_ids(masked: Tensor) -> Tensor:
+    """Ascending indices of the masked patches: `[B, N]` bool to `[B, M]` int64.
+
+    Every row must mask equally many.
+    """
+    return masked.nonzero()[:, 1].view(len(masked), -1)

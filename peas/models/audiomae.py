@@ -1,4 +1,4 @@
-"""AudioMAE: a spectrogram transformer that encodes visible patches and draws the hidden ones."""
+"""AudioMAE: a transformer that encodes visible patches and reconstructs masked ones."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
-from peas.models.audiomae_decoder import Decoder, DecoderKind, DecoderShape
-from peas.models.audiomae_encoder import MaskedEncoder
+from peas.models.audiomae_layers import (
+    Decoder,
+    DecoderKind,
+    DecoderShape,
+    MaskedEncoder,
+    Raster,
+    official_raster,
+)
 from peas.models.encoder import Encoder, Need, Pretext
-from peas.models.patches import other_geometry, visible_places
-from peas.models.positions import Raster, official_raster
+from peas.models.patches import other_geometry, visible_indices
 
 _KINDS: tuple[DecoderKind, DecoderKind] = ("local", "global")
 PIXEL_EPS = 1e-6
@@ -22,15 +27,15 @@ PIXEL_EPS = 1e-6
 class AudioMAE(Encoder):
     """AudioMAE (Huang et al., 2022), for pretraining, classification and PEAS.
 
-    The decoder stays when a pretrained model becomes a classifier, frozen, because PEAS (its
-    equations 1 and 2) asks for `reconstruct`; the official fine-tuning code throws it away. It was
-    trained on masked patches alone, so what it predicts at visible ones is a guess.
+    The decoder stays, frozen, when a pretrained model becomes a classifier, because PEAS (its
+    equations 1 and 2) needs `reconstruct`; the official fine-tuning code discards it. It was
+    trained on masked patches only, so its predictions at visible ones are not reliable.
 
     Attributes:
         encoder: `MaskedEncoder`.
         decoder: `local` attention in windows, or `global`; once made the `Decoder`, or None.
-        fc_norm: LayerNorm of the mean token, which the classifier has in the place of the
-            encoder's final norm; identity without classes.
+        fc_norm: LayerNorm of the mean token, the classifier's replacement of the encoder's
+            final norm; identity without classes.
         head: The classifier; identity without classes.
         reconstructs: Scalar bool; False when the decoder predicts no pixels.
         geometry: `[9]` int64: frames, mels, stride (frequency, time), normalised pixels (0 or 1),
@@ -79,14 +84,14 @@ class AudioMAE(Encoder):
                 (10, 10) and windows of 6.
             positions: Raster of the fixed tables: `stored`, that of AudioMAE's released files, or
                 `geometric`. Null is the official code's: `stored`, and `geometric` where patches
-                overlap. A file of weights brings its own. See `peas.models.positions`.
+                overlap. A file of weights brings its own. See `peas.models.audiomae_layers`.
             pooling: `mean` of the patch tokens, or the class token (`cls`).
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
                 AudioMAE has 0.1 in fine-tuning.
             decoder: `local` attention in windows, or `global`.
             decoder_width: Width of the decoder's tokens.
             decoder_depth: Blocks of the decoder: officially 16 local ones or 8 global ones. The
-                single block of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP alone.
+                single block of SupMAM-CLAP's paper is stated for MAM-CLAP and SupMAM-CLAP only.
             decoder_heads: Attention heads of the decoder.
             decoder_window: Side of a local decoder's attention window, in patches.
             decoder_first_shift: 0: the first local block is not shifted; 1: it is, as "a single
@@ -109,7 +114,7 @@ class AudioMAE(Encoder):
         self.decoder: Decoder | None = None
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the modules, begun as the official code begins them."""
+        """Makes the modules, initialised as in the official code."""
         self.encoder = MaskedEncoder(
             self.size,
             frames=self.frames,
@@ -126,16 +131,16 @@ class AudioMAE(Encoder):
             # parameters that wait for one in vain.
             self.encoder.norm.requires_grad_(False)
         self.register_buffer("geometry", torch.zeros(9, dtype=torch.int64))
-        asked = needs or ()
+        needed = needs or ()
         self.attach_decoder(
-            self.shape if "decoder" in asked else None,
-            pixels="pixels" in asked,
+            self.shape if "decoder" in needed else None,
+            pixels="pixels" in needed,
             norm_pix=self.norm_pix,
         )
         self.register_load_state_dict_pre_hook(_adopt_decoder)  # type: ignore[no-untyped-call]
 
     def make_classifier(self) -> None:
-        """As the official code begins it."""
+        """Initialised as in the official code."""
         super().make_classifier()
         if isinstance(self.head, nn.Linear):
             self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
@@ -163,15 +168,15 @@ class AudioMAE(Encoder):
                 shape,
                 encoder_width=encoder.width,
                 grid=encoder.grid,
-                cells=math.prod(self.patch),
+                bins=math.prod(self.patch),
                 positions=encoder.positions,
                 pixels=pixels,
             ).to(device)
             self.decoder.requires_grad_(self.num_classes == 0)
         self.norm_pix = norm_pix
         kind, *rest = (0, 0, 0, 0) if shape is None else _numbers(shape)
-        facts = (encoder.frames, encoder.mels, *self.stride, int(norm_pix), kind, *rest)
-        self.geometry = torch.tensor(facts, device=device)
+        geometry = (encoder.frames, encoder.mels, *self.stride, int(norm_pix), kind, *rest)
+        self.geometry = torch.tensor(geometry, device=device)
         self.reconstructs = torch.tensor(shape is not None and pixels, device=device)
 
     # --- classification ---------------------------------------------------------------------
@@ -182,7 +187,7 @@ class AudioMAE(Encoder):
         return encoded
 
     def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
-        """As in `Encoder`; a classifier has `fc_norm` in the place of the encoder's norm.
+        """As in `Encoder`; a classifier has `fc_norm` instead of the encoder's norm.
 
         Raises:
             ConfigError: T and F are not what the model was built for.
@@ -200,7 +205,7 @@ class AudioMAE(Encoder):
         return logits
 
     def _encoded(self, log_mel: Tensor, masked: Tensor | None) -> Tensor:
-        visible = None if masked is None else visible_places(masked)
+        visible = None if masked is None else visible_indices(masked)
         tokens: Tensor = self.encoder(self.encoder.patches(log_mel), visible)
         return tokens
 
@@ -263,7 +268,7 @@ class AudioMAE(Encoder):
             return super().predict(log_mel, masked)
         assert self.decoder is not None
         patches = self.encoder.patches(log_mel)
-        visible = None if masked is None else visible_places(masked)
+        visible = None if masked is None else visible_indices(masked)
         tokens = self.encoder.norm(self.encoder(patches, visible))
         predicted: Tensor = self.decoder.pred(self.decoder(tokens, visible, patches.shape[1]))
         if self.norm_pix:
@@ -275,11 +280,9 @@ class AudioMAE(Encoder):
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official AudioMAE file or a checkpoint of ours."""
-        from peas.models.weights.audiomae import load_pretrained
-        from peas.models.weights.families import require_family
+        from peas.models.weights import AUDIOMAE
 
-        require_family(state, where, "AudioMAE")
-        return load_pretrained(self, where, state)
+        return AUDIOMAE.load(self, state, where)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
         """The fixed positions stay; the kernel becomes (frames, mel bins)."""
@@ -297,10 +300,10 @@ def normalised(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Normalised patches, mean and deviation `[B, N, 1]`, float32.
     """
-    cells = patches.float()
-    variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
+    bins = patches.float()
+    variance, mean = torch.var_mean(bins, dim=-1, keepdim=True)
     deviation = (variance + PIXEL_EPS).sqrt()
-    return (cells - mean) / deviation, mean, deviation
+    return (bins - mean) / deviation, mean, deviation
 
 
 def _numbers(shape: DecoderShape) -> tuple[int, int, int, int]:
@@ -314,13 +317,13 @@ def decoder_of(state: Mapping[str, Tensor], prefix: str = "") -> DecoderShape | 
         state: From `AudioMAE.state_dict()`.
         prefix: Before the keys.
     """
-    facts = state[prefix + "geometry"].tolist()
-    if not facts[5]:
+    geometry = state[prefix + "geometry"].tolist()
+    if not geometry[5]:
         return None
     root = prefix + "decoder.blocks."
     depth = 1 + max(int(k[len(root) :].split(".")[0]) for k in state if k.startswith(root))
     width = state[prefix + "decoder.embed.weight"].shape[0]
-    return DecoderShape(_KINDS[facts[5] - 1], width, depth, *facts[6:9])
+    return DecoderShape(_KINDS[geometry[5] - 1], width, depth, *geometry[6:9])
 
 
 def _adopt_decoder(
@@ -334,15 +337,15 @@ def _adopt_decoder(
     error_msgs: list[str],
 ) -> None:
     """Give the model the decoder that the state has, before the weights are copied."""
-    facts = state.get(prefix + "geometry")
-    if facts is None or not isinstance(module, AudioMAE):
+    geometry = state.get(prefix + "geometry")
+    if geometry is None or not isinstance(module, AudioMAE):
         return
-    refused = other_geometry(module.geometry, facts)
+    refused = other_geometry(module.geometry, geometry)
     if refused:
         error_msgs.append(refused)
         return
     shape, pixels = decoder_of(state, prefix), prefix + "decoder.pred.weight" in state
     own = None if module.decoder is None else module.decoder.shape
     if (own, bool(module.reconstructs)) != (shape, pixels):
-        module.attach_decoder(shape, pixels=pixels, norm_pix=bool(facts[4]))
-    module.norm_pix = bool(facts[4])
+        module.attach_decoder(shape, pixels=pixels, norm_pix=bool(geometry[4]))
+    module.norm_pix = bool(geometry[4])

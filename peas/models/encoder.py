@@ -1,4 +1,4 @@
-"""What an encoder is: patches of a log-mel in, tokens out, with what tasks may ask besides."""
+"""Base class of encoders: log-mel patches in, tokens out, and optional abilities."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.local_attention import LocalBlock
-from peas.models.patches import Pair, gather_tokens, visible_places
+from peas.models.patches import Pair, gather_tokens, visible_indices
 from peas.models.reconstructor import Reconstructor
 from peas.parts import Part
 
 Need = Literal["decoder", "pixels", "contrast", "labels", "clips"]
-"""What an objective asks for: predictions at masked patches; a pixel head that stays for PEAS; a
+"""What an objective needs: predictions at masked patches; a pixel head that stays for PEAS; a
 head of the encoder's own for InfoNCE, where it has one; classes of the data; clips as they are,
 neither mixed nor moved."""
 
@@ -34,7 +34,7 @@ class Pretext(NamedTuple):
     visible_tokens: Tensor
     """`[B, V, D]`, those of the visible patches, in their order."""
     decoded: Tensor | None
-    """`[B, N, D']`, what predictions at every patch are made of; None = it makes none."""
+    """`[B, N, D']`, input of the prediction heads; None = it predicts nothing."""
 
 
 class Encoder(Part, Reconstructor, ABC):
@@ -53,7 +53,7 @@ class Encoder(Part, Reconstructor, ABC):
         patch: Height and width of a patch, (mel bins, frames).
         stride: Step between two patches, (mel bins, frames).
         width: Width D of a token.
-        decoder_width: Width D' of what predictions are made of.
+        decoder_width: Width D' of the prediction heads' input.
         frames: Frames T of the input.
         mels: Mel bins F of the input.
         num_classes: Number of classes C; 0 without a classifier.
@@ -61,7 +61,7 @@ class Encoder(Part, Reconstructor, ABC):
         fc_norm: LayerNorm before the classifier; identity without classes.
         head: The classifier; identity without classes.
         contrastive_head: Tokens to patches for InfoNCE, where official files hold one.
-        predicts_masked_only: Whether heads see masked patches alone, or all of them.
+        predicts_masked_only: Whether heads take only masked patches, or all.
         normalises_pixels: Whether its pixel head may predict patches normalised by their own mean
             and deviation.
     """
@@ -98,7 +98,7 @@ class Encoder(Part, Reconstructor, ABC):
             frames: Frames T of the input.
             mels: Mel bins F of the input.
             classes: Number of classes C; 0 for pretraining.
-            needs: What the objectives of a pretraining ask for; None = no pretraining.
+            needs: What the objectives of a pretraining need; None = no pretraining.
             norm_pix: Whether predicted patches are normalised by their own mean and deviation.
 
         Raises:
@@ -142,8 +142,8 @@ class Encoder(Part, Reconstructor, ABC):
     def depth(self) -> int:
         """Number of blocks, by the names of the weights."""
         names = (name for name, _ in self.named_parameters() if not name.startswith("decoder."))
-        found = (_BLOCK.search(name) for name in names)
-        return 1 + max((int(match[1]) for match in found if match), default=-1)
+        matches = (_BLOCK.search(name) for name in names)
+        return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter: 0 the embeddings, i + 1 block i, `depth` + 1 all behind."""
@@ -154,7 +154,7 @@ class Encoder(Part, Reconstructor, ABC):
 
     @cached_property
     def decoder_width(self) -> int:
-        """Width D' of what predictions are made of."""
+        """Width D' of the prediction heads' input."""
         return self.width
 
     # --- tokens -----------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Encoder(Part, Reconstructor, ABC):
         Raises:
             CheckpointError: The weights cannot be used. The model is then unchanged.
         """
-        from peas.models.weights.own import load_own
+        from peas.models.weights.importer import load_own
 
         return load_own(self, state, where)
 
@@ -236,7 +236,7 @@ class Encoder(Part, Reconstructor, ABC):
 
         Args:
             state: With a kernel of one colour, (mel bins, frames).
-            report: An `ImportReport`, to be told what became of what.
+            report: An `ImportReport` to fill.
 
         Raises:
             ConfigError: This encoder takes none.
@@ -249,14 +249,14 @@ class Encoder(Part, Reconstructor, ABC):
 
 def drop(tokens: Tensor, masked: Tensor | None) -> Tensor:
     """Leaves masked patches out: `[B, N, D]` and `[B, N]` bool to `[B, V, D]`."""
-    return tokens if masked is None else gather_tokens(tokens, visible_places(masked))
+    return tokens if masked is None else gather_tokens(tokens, visible_indices(masked))
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block of a model in its place, so that no key changes its name.
+    """Compile every transformer block of a model in place, so that no key changes.
 
-    The blocks of a model share their code, and so one graph: a whole model would take as much
-    longer to compile as it has blocks, and be broken up by what lies between them.
+    The blocks share their code and so one graph; compiling the model as one would take as many
+    times longer, and be interrupted by graph breaks between them.
 
     Args:
         model: The model.

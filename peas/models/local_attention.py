@@ -15,7 +15,7 @@ LEAST = 1e-6
 class WindowMap:
     """How a grid of tokens is cut into windows, with or without a shift.
 
-    A side that is no multiple of the window is filled up with tokens that nobody attends to.
+    A side that is no multiple of the window is padded with tokens that no token attends to.
 
     Args:
         grid: Patches along (time, frequency).
@@ -24,8 +24,8 @@ class WindowMap:
 
     Attributes:
         sides: Height and width of a window.
-        places: `[windows, L]` index of the token in each cell of a window; N for a filler.
-        back: `[N]` place of each token in the flattened windows.
+        index: `[windows, L]` index of the token in each bin of a window; N for a filler.
+        back: `[N]` index of each token in the flattened windows.
         mask: `[windows, L, L]` float32, 0 or `MASKED`; None when nothing is kept apart.
     """
 
@@ -36,12 +36,12 @@ class WindowMap:
             0 if sides[0] >= grid[0] else shift[0],
             0 if sides[1] >= grid[1] else shift[1],
         )
-        whole = [-(-length // side) * side for length, side in zip(grid, sides, strict=True)]
+        padded = [-(-length // side) * side for length, side in zip(grid, sides, strict=True)]
         count = grid[0] * grid[1]
-        index = torch.full(whole, count)
+        index = torch.full(padded, count)
         index[: grid[0], : grid[1]] = torch.arange(count).view(grid)
-        region = torch.zeros(whole, dtype=torch.int64)
-        for axis, (length, side, step) in enumerate(zip(whole, sides, shift, strict=True)):
+        region = torch.zeros(padded, dtype=torch.int64)
+        for axis, (length, side, step) in enumerate(zip(padded, sides, shift, strict=True)):
             if step:
                 # After the roll the last window holds the grid's end and its beginning.
                 line = torch.zeros(length, dtype=torch.int64)
@@ -49,23 +49,23 @@ class WindowMap:
                 region = region * 3 + (line[:, None] if axis == 0 else line)
         rolled = index.roll((-shift[0], -shift[1]), (0, 1))
         self.sides: Pair = sides
-        self.places = _cut(rolled, sides)
-        self.back = self.places.flatten().argsort()[:count]
+        self.index = _cut(rolled, sides)
+        self.back = self.index.flatten().argsort()[:count]
         parts = _cut(region, sides)
-        apart = (parts[:, :, None] != parts[:, None]) | (self.places == count)[:, None]
+        apart = (parts[:, :, None] != parts[:, None]) | (self.index == count)[:, None]
         # Told from the sizes: asking the tensor would break a compiled graph.
-        needed = any(shift) or self.places.numel() > count
+        needed = any(shift) or self.index.numel() > count
         self.mask = torch.where(apart, MASKED, 0.0) if needed else None
 
 
 def _cut(field: Tensor, sides: Pair) -> Tensor:
     rows, columns = field.shape[0] // sides[0], field.shape[1] // sides[1]
-    cells = field.view(rows, sides[0], columns, sides[1]).transpose(1, 2)
-    return cells.reshape(rows * columns, sides[0] * sides[1])
+    bins = field.view(rows, sides[0], columns, sides[1]).transpose(1, 2)
+    return bins.reshape(rows * columns, sides[0] * sides[1])
 
 
 class MetaMlp(nn.Module):
-    """Two linear layers from a relative place to one bias a head, with dropout after each."""
+    """Two linear layers from a relative position to one bias a head, with dropout after each."""
 
     def __init__(self, heads: int, hidden: int = 384, drop: float = 0.1) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class MetaMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, heads)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, places: Tensor) -> Tensor:
+    def forward(self, positions: Tensor) -> Tensor:
         """`[..., 2]` to `[..., heads]`."""
-        bias: Tensor = self.drop(self.fc2(self.drop(functional.relu(self.fc1(places)))))
+        bias: Tensor = self.drop(self.fc2(self.drop(functional.relu(self.fc1(positions)))))
         return bias
 
 
 class WindowAttention(nn.Module):
-    """Swin V2's attention: cosine similarity, learnt temperature, log-spaced relative places.
+    """Swin V2's attention: cosine similarity, learnt temperature, log-spaced relative positions.
 
     All windows of all clips are one batched attention.
 
@@ -88,7 +88,7 @@ class WindowAttention(nn.Module):
         qkv: D to 3 D.
         proj: D to D.
         tau: `[heads]`, temperature, at least 0.01.
-        meta_mlp: Bias of a relative place.
+        meta_mlp: Bias of a relative position.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -100,7 +100,7 @@ class WindowAttention(nn.Module):
         self.meta_mlp = MetaMlp(heads)
 
     def bias(self, relative: Tensor) -> Tensor:
-        """Bias `[heads, L, L]` of relative places `[L, L, 2]`."""
+        """Bias `[heads, L, L]` of relative positions `[L, L, 2]`."""
         bias: Tensor = self.meta_mlp(relative).permute(2, 0, 1)
         return bias
 
@@ -118,8 +118,8 @@ class WindowAttention(nn.Module):
         Returns:
             `[B, windows, L, D]`.
         """
-        batch, count, cells, width = windows.shape
-        shape = (batch * count, cells, 3, self.heads, width // self.heads)
+        batch, count, bins, width = windows.shape
+        shape = (batch * count, bins, 3, self.heads, width // self.heads)
         # Copied once, so that products and norms keep the copies for the backward pass, and not
         # the rows of all three as well.
         parts = self.qkv(windows).view(shape).permute(2, 0, 3, 1, 4)
@@ -144,7 +144,7 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 class LocalBlock(nn.Module):
-    """A Swin V2 block: each branch's norm lies at its end, before it is added.
+    """A Swin V2 block: each branch is normalised before it is added.
 
     Attributes:
         attn: `WindowAttention`.
@@ -228,22 +228,22 @@ class _Placed:
     """A `WindowMap` on a device."""
 
     def __init__(self, windows: WindowMap, device: torch.device) -> None:
-        self.places = windows.places.to(device)
+        self.index = windows.index.to(device)
         self.back = windows.back.to(device)
         self.mask = None if windows.mask is None else windows.mask.to(device)
         self.count = windows.back.numel()
         high, wide = windows.sides
-        place = torch.stack(
+        position = torch.stack(
             torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij"), dim=-1
         ).view(-1, 2)
-        distance = (place[:, None] - place[None]).float()
+        distance = (position[:, None] - position[None]).float()
         self.relative = (distance.sign() * distance.abs().log1p()).to(device)
 
     def cut(self, tokens: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, windows, L, D]`."""
-        if self.places.numel() > self.count:
+        if self.index.numel() > self.count:
             tokens = functional.pad(tokens, (0, 0, 0, 1))
-        return self._windows(tokens, self.places.flatten())
+        return self._windows(tokens, self.index.flatten())
 
     def join(self, windows: Tensor) -> Tensor:
         """The inverse of `cut`."""
@@ -251,10 +251,10 @@ class _Placed:
 
     def recut(self, windows: Tensor, other: "_Placed") -> Tensor:
         """`cut` of what lies in other windows; in one pass where no window has fillers."""
-        if other.places.numel() > self.count or self.places.numel() > self.count:
+        if other.index.numel() > self.count or self.index.numel() > self.count:
             return self.cut(other.join(windows))
-        order = other.back[self.places.flatten()]
+        order = other.back[self.index.flatten()]
         return self._windows(windows.flatten(1, 2), order)
 
     def _windows(self, tokens: Tensor, order: Tensor) -> Tensor:
-        return tokens.index_select(1, order).view(len(tokens), *self.places.shape, -1)
+        return tokens.index_select(1, order).view(len(tokens), *self.index.shape, -1)

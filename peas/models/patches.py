@@ -1,6 +1,6 @@
 """Arithmetic of patches: spectrogram to patches and back, tables of positions, masked patches.
 
-A patch, a stride and a grid are pairs `(frequency, time)`. Tokens lie in frequency-major order,
+A patch, a stride and a grid are pairs `(frequency, time)`. Tokens are in frequency-major order,
 `token = f_index * t_grid + t_index`, and a patch is flattened in (frequency, time) row-major
 order, as in the official SSAST and AudioMAE checkpoints.
 """
@@ -46,7 +46,7 @@ def patchify(log_mel: Tensor, patch: Pair) -> Tensor:
         patch: Height and width of a patch, (mel bins, frames).
 
     Returns:
-        `[B, N, P]` with P = the cells of a patch.
+        `[B, N, P]` with P = the bins of a patch.
 
     Raises:
         ConfigError: If a side is not a multiple of the patch.
@@ -58,8 +58,8 @@ def patchify(log_mel: Tensor, patch: Pair) -> Tensor:
             "pad the spectrogram first (pad_to_patch)"
         )
     rows, columns = mels // patch[0], frames // patch[1]
-    cells = log_mel.transpose(1, 2).reshape(batch, rows, patch[0], columns, patch[1])
-    return cells.transpose(2, 3).reshape(batch, rows * columns, patch[0] * patch[1])
+    bins = log_mel.transpose(1, 2).reshape(batch, rows, patch[0], columns, patch[1])
+    return bins.transpose(2, 3).reshape(batch, rows * columns, patch[0] * patch[1])
 
 
 def unpatchify(patches: Tensor, patch: Pair, grid: Pair) -> Tensor:
@@ -73,8 +73,8 @@ def unpatchify(patches: Tensor, patch: Pair, grid: Pair) -> Tensor:
     Returns:
         `[B, T, F]`.
     """
-    cells = patches.reshape(-1, grid[0], grid[1], patch[0], patch[1]).transpose(2, 3)
-    return cells.reshape(-1, grid[0] * patch[0], grid[1] * patch[1]).transpose(1, 2)
+    bins = patches.reshape(-1, grid[0], grid[1], patch[0], patch[1]).transpose(2, 3)
+    return bins.reshape(-1, grid[0] * patch[0], grid[1] * patch[1]).transpose(1, 2)
 
 
 def pad_to_patch(log_mel: Tensor, patch: Pair) -> Tensor:
@@ -84,7 +84,7 @@ def pad_to_patch(log_mel: Tensor, patch: Pair) -> Tensor:
 
 
 def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: int) -> Tensor:
-    """Put patches that may overlap into a spectrogram; overlapped cells hold their mean.
+    """Put patches that may overlap into a spectrogram; overlapped bins hold their mean.
 
     Args:
         patches: `[B, N, P]` for the grid `grid_shape(frames, mels, patch, stride)`.
@@ -94,10 +94,10 @@ def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: 
         mels: Number of mel bins F of the result.
 
     Returns:
-        `[B, T, F]`; cells under no patch hold 0, see `covered`.
+        `[B, T, F]`; bins under no patch hold 0, see `covered`.
     """
     size = (mels, frames)
-    # Summing thousands of overlapping cells belongs in float32, and half `fold` is not everywhere.
+    # Summing thousands of overlapping bins belongs in float32, and half `fold` is not everywhere.
     columns = patches.float().transpose(1, 2)
     total = functional.fold(columns, size, patch, stride=stride)
     count = functional.fold(torch.ones_like(columns[:1]), size, patch, stride=stride)
@@ -105,9 +105,9 @@ def fold_average(patches: Tensor, patch: Pair, stride: Pair, frames: int, mels: 
 
 
 def covered(frames: int, mels: int, patch: Pair, stride: Pair) -> tuple[Tensor, Tensor]:
-    """Frames and mel bins that lie under some patch.
+    """Frames and mel bins that some patch covers.
 
-    A cell lies under a patch exactly when its frame and its mel bin both do.
+    A bin is covered exactly if its frame and its mel bin both are.
 
     Returns:
         `[T]` and `[F]` boolean, on the CPU.
@@ -116,8 +116,8 @@ def covered(frames: int, mels: int, patch: Pair, stride: Pair) -> tuple[Tensor, 
 
     def axis(length: int, kernel: int, step: int, count: int) -> Tensor:
         # Up to the last patch's end, and only where a stride longer than the patch leaves no gap.
-        place = torch.arange(length)
-        return (place < (count - 1) * step + kernel) & (place % step < kernel)
+        index = torch.arange(length)
+        return (index < (count - 1) * step + kernel) & (index % step < kernel)
 
     return axis(frames, patch[1], stride[1], grid[1]), axis(mels, patch[0], stride[0], grid[0])
 
@@ -148,24 +148,24 @@ def resize_positions(table: Tensor, special: int, source: Pair, target: Pair) ->
             f"grid of {source[0]} x {source[1]} patches; check frames, mels, patch and stride"
         )
     width = table.shape[2]
-    places = table[:, special:].transpose(1, 2).reshape(1, width, *source)
+    grid = table[:, special:].transpose(1, 2).reshape(1, width, *source)
     for axis in (3, 2):
-        old, new = places.shape[axis], target[axis - 2]
+        old, new = grid.shape[axis], target[axis - 2]
         if new < old:
-            places = places.narrow(axis, old // 2 - new // 2, new)
+            grid = grid.narrow(axis, old // 2 - new // 2, new)
         elif new > old:
-            size = (new, places.shape[3]) if axis == 2 else (places.shape[2], new)
-            places = functional.interpolate(places, size=size, mode="bilinear")
-    return torch.cat((table[:, :special], places.flatten(2).transpose(1, 2)), dim=1)
+            size = (new, grid.shape[3]) if axis == 2 else (grid.shape[2], new)
+            grid = functional.interpolate(grid, size=size, mode="bilinear")
+    return torch.cat((table[:, :special], grid.flatten(2).transpose(1, 2)), dim=1)
 
 
 def sample_positions(
     table: Tensor, source: Pair, target: Pair, *, special: int, step: tuple[float, float]
 ) -> Tensor:
-    """Read a table of positions at the places of patches of another stride.
+    """Interpolate a table of positions at patches of another stride.
 
-    Patch i of an axis lies at `i * step` of the table's, and its position is interpolated linearly
-    between its two neighbours. Beyond the last one stands the last.
+    Patch i of an axis is at `i * step` of the table's, and its position is interpolated linearly
+    between its two neighbours. Beyond the last one the last is repeated.
 
     Args:
         table: `[1, K + N, D]`, K special tokens first, which are kept.
@@ -178,14 +178,14 @@ def sample_positions(
         `[1, K + N', D]`.
     """
     width = table.shape[2]
-    places = table[:, special:].transpose(1, 2).reshape(1, width, *source)
+    grid = table[:, special:].transpose(1, 2).reshape(1, width, *source)
     rows, columns = (
         2 * torch.arange(count, device=table.device, dtype=table.dtype) * one / max(size - 1, 1) - 1
         for count, one, size in zip(target, step, source, strict=True)
     )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     where = torch.stack((x, y), dim=-1).unsqueeze(0)
-    read = functional.grid_sample(places, where, padding_mode="border", align_corners=True)
+    read = functional.grid_sample(grid, where, padding_mode="border", align_corners=True)
     return torch.cat((table[:, :special], read.flatten(2).transpose(1, 2)), dim=1)
 
 
@@ -203,46 +203,46 @@ def check_grid(grid: str) -> None:
         raise ConfigError(f"unknown grid {grid!r}; choose 'nonoverlap' or 'finetune'")
 
 
-def visible_places(hidden: Tensor) -> Tensor:
+def visible_indices(masked: Tensor) -> Tensor:
     """Indices of the patches that stay, in their order.
 
     Args:
-        hidden: `[B, N]` bool, equally many True in each row.
+        masked: `[B, N]` bool, equally many True in each row.
 
     Returns:
         `[B, V]` int64.
 
     Raises:
-        ConfigError: The rows hide different numbers of patches, or a row hides all of them.
+        ConfigError: The rows mask different numbers of patches, or a row masks all of them.
     """
-    if hidden.device.type == "cpu":
+    if masked.device.type == "cpu":
         # Asking would make a GPU wait; there a ragged mask fails below on its shape.
-        counts = hidden.sum(dim=1)
-        if len(counts) and (counts.min() != counts.max() or int(counts[0]) == hidden.shape[1]):
+        counts = masked.sum(dim=1)
+        if len(counts) and (counts.min() != counts.max() or int(counts[0]) == masked.shape[1]):
             raise ConfigError(
-                f"`hidden_patches` hides {int(counts.min())} to {int(counts.max())} of "
-                f"{hidden.shape[1]} patches: every clip must hide equally many, and keep one"
+                f"`dropped_patches` has {int(counts.min())} to {int(counts.max())} of "
+                f"{masked.shape[1]} patches: every clip must drop equally many, and keep one"
             )
-    places = (~hidden).nonzero()[:, 1]
-    return places.view(len(hidden), -1)
+    visible = (~masked).nonzero()[:, 1]
+    return visible.view(len(masked), -1)
 
 
-def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """Tokens at some places: `[B, N, D]` and `[B, V]` to `[B, V, D]`."""
-    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens by index: `[B, N, D]` and `[B, V]` to `[B, V, D]`."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def other_geometry(own: Tensor, theirs: Tensor) -> str:
     """Why weights do not fit a model's input, or nothing when they do.
 
     Args:
-        own: The model's `geometry`, which begins with frames, mels and stride.
+        own: The model's `geometry`, whose first entries are frames, mels and stride.
         theirs: That of the weights.
     """
-    ours, found = own[:4].tolist(), theirs[:4].tolist()
-    if ours == found:
+    ours, other = own[:4].tolist(), theirs[:4].tolist()
+    if ours == other:
         return ""
     return (
-        f"the weights belong to (frames, mels, stride) {found}, the model to {ours}; "
+        f"the weights belong to (frames, mels, stride) {other}, the model to {ours}; "
         "build the model with the weights' frames, mels and stride"
     )

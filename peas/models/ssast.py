@@ -1,4 +1,4 @@
-"""SSAST: a spectrogram transformer pretrained by telling and drawing its hidden patches."""
+"""SSAST: a transformer pretrained by discriminating and reconstructing masked patches."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -13,7 +13,6 @@ from peas.models.patches import (
     Grid,
     Pair,
     check_grid,
-    covered,
     fold_average,
     gather_tokens,
     grid_shape,
@@ -34,20 +33,20 @@ class SSAST(Encoder):
     """Self-supervised audio spectrogram transformer (Gong et al., 2022).
 
     Serves pretraining, classification and PEAS with one set of weights. The generative head G
-    stays after pretraining, because PEAS (its equations 1 and 2) asks for `reconstruct` while
+    stays after pretraining, because PEAS (its equations 1 and 2) needs `reconstruct` while
     the model is being fine-tuned; the official fine-tuning code throws G away.
 
     There are two tables of positions. `encoder.pos_embed` belongs to the model's own grid and is
     trained. `pretrain_pos_embed` is the table that G was trained with; it is frozen, and cut to
     the clip for `reconstruct` on the non-overlapping grid. A model without classes whose stride is
     its patch *is* a pretraining model: its own grid is then the pretraining grid, and its live
-    `encoder.pos_embed` is used in the frozen table's place.
+    `encoder.pos_embed` replaces the frozen table.
 
     Attributes:
         encoder: `SpectrogramTransformer`.
-        mask_embed: `[1, 1, D]`, what stands for a hidden patch.
-        contrastive_head: Tokens to patches for InfoNCE, D to P cells.
-        generative_head: Tokens to patches for reconstruction (G), D to P cells.
+        mask_embed: `[1, 1, D]`, replaces a masked patch.
+        contrastive_head: Tokens to patches for InfoNCE, D to P bins.
+        generative_head: Tokens to patches for reconstruction (G), D to P bins.
         fc_norm: LayerNorm before the classifier; identity without classes.
         head: The classifier; identity without classes.
         pretrain_pos_embed: `[1, 2 + N0, D]`, frozen table of the pretraining grid.
@@ -90,11 +89,11 @@ class SSAST(Encoder):
         self.pooling, self.drop_path = pooling, drop_path
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the modules, begun as the official code begins them."""
+        """Makes the modules, initialised as in the official code."""
         overlapping = STRIDE if self.patch == (16, 16) else (self.patch[0], 1)
         default = overlapping if self.num_classes else self.patch
-        given = self._given["stride"] or default
-        stride = (given[0], given[1])
+        rows, columns = self._given["stride"] or default
+        stride = (rows, columns)
         self.settle(stride=stride)
         self.encoder = SpectrogramTransformer(
             self.size,
@@ -105,18 +104,18 @@ class SSAST(Encoder):
             drop_path=self.drop_path,
         )
         self.width = self.encoder.width
-        cells = math.prod(self.patch)
+        bins = math.prod(self.patch)
         self.mask_embed = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, 1, self.width)))
-        contrast = self.contrastive_head = _prediction_head(self.width, cells)
-        self.generative_head = _prediction_head(self.width, cells)
+        contrast = self.contrastive_head = _prediction_head(self.width, bins)
+        self.generative_head = _prediction_head(self.width, bins)
         self.make_classifier()
-        # What gets no gradient would make DistributedDataParallel wait for one in vain.
-        asked = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
-        contrast.requires_grad_("contrast" in asked)
-        self.generative_head.requires_grad_("pixels" in asked)
+        # DistributedDataParallel would wait for gradients of unused weights.
+        needed = () if self.num_classes else ("contrast", "pixels") if needs is None else needs
+        contrast.requires_grad_("contrast" in needed)
+        self.generative_head.requires_grad_("pixels" in needed)
         self.mask_embed.requires_grad_(not self.num_classes)
         # PEAS must not be given what a head reconstructs that was not trained with this encoder.
-        self.reconstructs.fill_(bool(self.num_classes) or "pixels" in asked)
+        self.reconstructs.fill_(bool(self.num_classes) or "pixels" in needed)
         self.register_buffer("pretrain_pos_embed", torch.empty(0))
         self.register_buffer("geometry", torch.empty(0, dtype=torch.int64))
         own = (self.frames, self.mels) if self.pretraining else (1024, 128)
@@ -146,15 +145,15 @@ class SSAST(Encoder):
         if self.pretrain_pos_embed.shape != shape:
             table = torch.empty(shape, device=self.mask_embed.device)
             self.pretrain_pos_embed = nn.init.trunc_normal_(table, std=0.02)
-        facts = (self.encoder.frames, self.mels, *self.stride, frames, mels)
-        self.geometry = torch.tensor(facts, device=self.mask_embed.device)
+        geometry = (self.encoder.frames, self.mels, *self.stride, frames, mels)
+        self.geometry = torch.tensor(geometry, device=self.mask_embed.device)
 
-    def forward_features(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward_features(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Encode a spectrogram on the model's own grid.
 
         Args:
             log_mel: `[B, T, F]` normalised.
-            hidden: `[B, N]` bool; these patches' embeddings give way to `mask_embed` before the
+            masked: `[B, N]` bool; these patches' embeddings give way to `mask_embed` before the
                 positions are added, as in SSAST's pretraining.
 
         Returns:
@@ -164,10 +163,10 @@ class SSAST(Encoder):
             ConfigError: If T and F are not what the model was built for.
         """
         self.encoder.check(log_mel)
-        return self.encoder.encode(self._hide(self.encoder.embed(log_mel), hidden))
+        return self.encoder.encode(self._mask(self.encoder.embed(log_mel), masked))
 
     def tokens(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
-        """As in `Encoder`; `forward_features` leaves `mask_embed` in the place of masked patches.
+        """As in `Encoder`; `forward_features` replaces masked patches by `mask_embed`.
 
         Raises:
             ConfigError: T and F are not what the model was built for.
@@ -203,14 +202,12 @@ class SSAST(Encoder):
 
     def import_weights(self, state: Mapping[str, Any], where: str) -> Any:
         """Fills the model from an official SSAST file or a checkpoint of ours."""
-        from peas.models.weights.families import require_family
-        from peas.models.weights.ssast import load_pretrained
+        from peas.models.weights import SSAST as files
 
-        require_family(state, where, "SSAST")
-        return load_pretrained(self, where, state)
+        return files.load(self, state, where)
 
     def import_vit(self, state: dict[str, Tensor], report: Any) -> dict[str, Tensor]:
-        """AST's start: positions of the picture, cut or interpolated; two special tokens."""
+        """AST's start: positions of the image, cut or interpolated; two special tokens."""
         from peas.models.weights.imagenet import tokens_of_ssast
 
         return tokens_of_ssast(self, state, report)
@@ -227,9 +224,9 @@ class SSAST(Encoder):
         return tokens[:, self.special :].mean(dim=1)
 
     def reconstruct(
-        self, log_mel: Tensor, hidden: Tensor | None = None, *, grid: Grid = "nonoverlap"
+        self, log_mel: Tensor, masked: Tensor | None = None, *, grid: Grid = "nonoverlap"
     ) -> Tensor:
-        """Draw the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
+        """Reconstruct the spectrogram from its tokens: G(E(x)) of PEAS's equations 1 and 2.
 
         The caller chooses gradients, precision and train or eval mode; with `drop_path` above 0
         in train mode the result is random.
@@ -237,11 +234,11 @@ class SSAST(Encoder):
         Args:
             log_mel: `[B, T, F]` normalised; T may differ from the model's. A length that is no
                 multiple of the patch is padded with zeros and the result cut.
-            hidden: `[B, N]` bool, patches of the chosen grid that are hidden.
+            masked: `[B, N]` bool, patches of the chosen grid that are masked.
             grid: `nonoverlap`, the grid that G was trained on (stride = patch, pretraining
                 positions), or `finetune`, the model's own stride and positions. There,
-                overlapping cells hold their mean and cells under no patch keep the input's
-                value, so that they bear no error; `coverage` names them.
+                overlapping bins hold their mean and bins under no patch keep the input's
+                value, so that they have no error; `coverage` names them.
 
         Returns:
             `[B, T, F]` in the units of `log_mel`.
@@ -251,15 +248,15 @@ class SSAST(Encoder):
             ConfigError: If the grid is unknown or the clip shorter than a patch of it.
         """
         self.require_reconstruction()
-        self.require_head_for(hidden)
+        self.require_head_for(masked)
         _, frames, mels = log_mel.shape
-        tokens, shape = self._tokens(log_mel, hidden, grid)
+        tokens, shape = self._tokens(log_mel, masked, grid)
         head = self.generative_head if self.pixel_probe is None else self.pixel_probe
         patches = head(tokens)
         if grid == "finetune":
-            drawn = fold_average(patches, self.patch, self.stride, frames, mels)
+            folded = fold_average(patches, self.patch, self.stride, frames, mels)
             time, freq = (line.to(log_mel.device) for line in self.coverage(frames, grid, mels))
-            return torch.where(time[:, None] & freq, drawn, log_mel)
+            return torch.where(time[:, None] & freq, folded, log_mel)
         return unpatchify(patches, self.patch, shape)[:, :frames, :mels]
 
     def patch_tokens(self, log_mel: Tensor, grid: Grid = "nonoverlap") -> tuple[Tensor, Tensor]:
@@ -274,43 +271,20 @@ class SSAST(Encoder):
             return tokens, self.patches(log_mel)
         return tokens, patchify(pad_to_patch(log_mel, self.patch), self.patch)
 
-    def token_grid(self, frames: int, grid: Grid = "nonoverlap") -> Pair:
-        """Patches along (frequency, time) that `reconstruct` makes of T frames."""
+    def pads(self, grid: Grid) -> bool:
+        """The pretraining grid pads; fine-tuning leaves bins beyond the last patch out."""
         check_grid(grid)
-        if grid == "finetune":
-            return grid_shape(frames, self.mels, self.patch, self.stride)
-        whole = -(-frames // self.patch[1]) * self.patch[1]
-        tall = -(-self.mels // self.patch[0]) * self.patch[0]
-        return grid_shape(whole, tall, self.patch, self.patch)
-
-    def coverage(
-        self, frames: int, grid: Grid = "nonoverlap", mels: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Cells that the grid's patches cover: those whose frame and mel bin both are.
-
-        Args:
-            frames: Number of frames T.
-            grid: As in `reconstruct`.
-            mels: Number of mel bins F; by default the model's.
-
-        Returns:
-            `[T]` and `[F]` boolean, on the CPU.
-        """
-        check_grid(grid)
-        bins = self.mels if mels is None else mels
-        if grid == "finetune":
-            return covered(frames, bins, self.patch, self.stride)
-        return torch.ones(frames, dtype=torch.bool), torch.ones(bins, dtype=torch.bool)
+        return grid == "nonoverlap"
 
     def _positions(self, table: Tensor, source: Pair, target: Pair) -> Tensor:
         return resize_positions(table, self.special, source, target)
 
-    def _hide(self, patches: Tensor, hidden: Tensor | None) -> Tensor:
-        if hidden is None:
+    def _mask(self, patches: Tensor, masked: Tensor | None) -> Tensor:
+        if masked is None:
             return patches
-        return torch.where(hidden.unsqueeze(-1), self.mask_embed.to(patches.dtype), patches)
+        return torch.where(masked.unsqueeze(-1), self.mask_embed.to(patches.dtype), patches)
 
-    def _tokens(self, log_mel: Tensor, hidden: Tensor | None, grid: Grid) -> tuple[Tensor, Pair]:
+    def _tokens(self, log_mel: Tensor, masked: Tensor | None, grid: Grid) -> tuple[Tensor, Pair]:
         """Tokens `[B, N, D]` of the chosen grid's patches, and its shape."""
         check_grid(grid)
         stride = self.patch
@@ -326,15 +300,15 @@ class SSAST(Encoder):
             table = self.encoder.pos_embed if self.pretraining else self.pretrain_pos_embed
             positions = self._positions(table, self.pretraining_grid, shape)
         else:
-            # No table was trained for this grid: a probe's patches lie between the model's own.
+            # No table was trained for this grid: a probe's patches are between the model's own.
             step = (self.patch[0] / self.stride[0], self.patch[1] / self.stride[1])
             positions = sample_positions(*own, special=self.special, step=step)
-        patches = self._hide(self.encoder.embed(log_mel, stride), hidden)
+        patches = self._mask(self.encoder.embed(log_mel, stride), masked)
         return self.encoder.encode(patches, positions)[:, self.special :], shape
 
 
-def _prediction_head(width: int, cells: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, cells))
+def _prediction_head(width: int, bins: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bins))
 
 
 def _adopt_geometry(
@@ -348,11 +322,11 @@ def _adopt_geometry(
     error_msgs: list[str],
 ) -> None:
     """Give the frozen table the shape that the state's has, before the weights are copied."""
-    facts = state.get(prefix + "geometry")
-    if facts is None or not isinstance(module, SSAST):
+    geometry = state.get(prefix + "geometry")
+    if geometry is None or not isinstance(module, SSAST):
         return
-    refused = other_geometry(module.geometry, facts)
+    refused = other_geometry(module.geometry, geometry)
     if refused:
         error_msgs.append(refused)
     elif not module.pretraining:
-        module.set_pretraining_grid(*facts[4:6].tolist())
+        module.set_pretraining_grid(*geometry[4:6].tolist())

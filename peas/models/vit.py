@@ -51,7 +51,6 @@ class PatchEmbedding(nn.Module):
     """
 
     def __init__(self, width: int, patch: Pair, stride: Pair) -> None:
-        """Make the convolution from one channel to `width`."""
         super().__init__()
         self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
 
@@ -88,7 +87,6 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(self, qkv: nn.Linear, proj: nn.Linear, heads: int) -> None:
-        """Take over the layers."""
         super().__init__()
         self.qkv, self.proj = qkv, proj
         self.heads = heads
@@ -165,19 +163,6 @@ class SpectrogramTransformer(nn.Module):
         stride: Pair | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        """Build the encoder for inputs of one shape.
-
-        Args:
-            size: Key of `SIZES`.
-            frames: Number of frames T.
-            mels: Number of mel bins F.
-            patch: Height and width of a patch, (mel bins, frames).
-            stride: Step between patches; by default the patch.
-            drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
-
-        Raises:
-            ConfigError: If the size is unknown or the input smaller than a patch.
-        """
         super().__init__()
         width = size_of(size).width
         self.size = size

@@ -1,29 +1,24 @@
-"""Losses as pure functions of tensors, and the objectives of pretraining that are made of them."""
+"""Objectives of pretraining, and the losses that they are made of."""
 
-from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.feature_distillation import FeatureDistillation
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View, patch_errors
+from peas.objectives.feature_distillation import (
+    FeatureDistillation,
+    FeatureLoss,
+    TargetNorm,
+    feature_loss,
+    feature_targets,
+)
 from peas.objectives.label_classification import LabelClassification
 from peas.objectives.losses import (
     ClassificationLoss,
-    FeatureLoss,
-    InfoNCE,
     LabelLoss,
-    NCEAxis,
-    TargetNorm,
     as_soft,
     classification_loss,
-    feature_loss,
-    feature_targets,
-    info_nce,
     label_loss,
-    masked_mse,
-    masked_patch_error,
-    patch_errors,
     soft_cross_entropy,
-    take_patches,
 )
-from peas.objectives.patch_contrast import PatchContrast
-from peas.objectives.reconstruction import Reconstruction
+from peas.objectives.patch_contrast import InfoNCE, NCEAxis, PatchContrast, info_nce
+from peas.objectives.reconstruction import Reconstruction, masked_patch_error
 
 __all__ = [
     "BuildInfo",
@@ -47,9 +42,7 @@ __all__ = [
     "feature_targets",
     "info_nce",
     "label_loss",
-    "masked_mse",
     "masked_patch_error",
     "patch_errors",
     "soft_cross_entropy",
-    "take_patches",
 ]

@@ -1,24 +1,65 @@
 """SupMAM's objective: the visible patches are classified."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.evaluation.baselines import LabelPrior
-from peas.masking.sampling import random_patches
+from peas.masking.patches import random_patches
 from peas.models.encoder import Need
-from peas.models.heads import LabelBranch, LabelNorm
-from peas.models.patches import gather_tokens, visible_places
+from peas.models.patches import gather_tokens, visible_indices
 from peas.objectives.base import BuildInfo, Objective, Term, View
 from peas.objectives.losses import LabelLoss, as_soft, label_loss
+
+LabelNorm = Literal["batch", "sync", "none"]
+
+
+class LabelBranch(nn.Module):
+    """SupMAM's classification branch: linear, BatchNorm, ReLU, linear.
+
+    Args:
+        width: Width D of the encoder's tokens.
+        hidden: Width between the layers; SupMAE's published code has four times the encoder's.
+        classes: Number of classes C.
+        norm: `batch`: each process by itself, as in the papers' code; `sync`: over all processes;
+            `none`: no norm.
+    """
+
+    def __init__(self, width: int, hidden: int, classes: int, norm: LabelNorm = "batch") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.norm: nn.Module = nn.Identity()
+        if norm == "batch":
+            self.norm = nn.BatchNorm1d(hidden)
+        elif norm == "sync":
+            self.norm = nn.SyncBatchNorm(hidden)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, classes)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """p_v: `[B, D]` to logits `[B, C]`."""
+        logits: Tensor = self.fc2(self.act(self.norm(self.fc1(pooled))))
+        return logits
+
+    def nothing(self) -> Tensor:
+        """A zero that depends on every weight of the branch.
+
+        A process whose batch has no labels must still give every weight a gradient, or
+        DistributedDataParallel stops.
+        """
+        return torch.stack([p.sum() for p in self.parameters()]).sum() * 0.0
 
 
 class LabelClassification(Objective):
     """The classification branch on the mean of the visible patches (SupMAM-CLAP, equation 2).
 
     Clips without a label are left out and counted (`train/unlabelled`). Logs
-    `val/trivial_classification`, the loss of a predictor that knows only how often a class comes.
+    `val/baseline_classification`, the loss of a constant prediction of the class frequencies.
 
     Args:
         weight: lambda.
@@ -34,7 +75,7 @@ class LabelClassification(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-    baselines = ("trivial_classification",)
+    baselines = ("baseline_classification",)
     sums = ("unlabelled",)
     fixed = ("hidden", "norm")
     branch: LabelBranch
@@ -80,31 +121,31 @@ class LabelClassification(Objective):
 
     def forward(self, view: View) -> Term:
         """The branch's loss on the labelled clips."""
-        seen = view.visible_tokens
+        tokens = view.visible_tokens
         if self.visible_fraction < 1:
             visible = view.visible.shape[1]
             taken = max(1, round(visible * self.visible_fraction))
-            places = visible_places(random_patches(view.rand("pooled", visible), taken))
-            seen = gather_tokens(seen, places.to(seen.device))
-        pooled = seen.mean(dim=1)
-        known = view.batch["labelled"]
-        target = as_soft(view.batch["target"], self.branch.fc2.out_features)[known]
-        count = known.sum().float()
+            index = visible_indices(random_patches(view.rand("pooled", visible), taken))
+            tokens = gather_tokens(tokens, index.to(tokens.device))
+        pooled = tokens.mean(dim=1)
+        labelled = view.batch["labelled"]
+        target = as_soft(view.batch["target"], self.branch.fc2.out_features)[labelled]
+        count = labelled.sum().float()
         everywhere = view.total(count)
         # A BatchNorm cannot do with one clip. One over all processes waits for each of them, so
         # all take part, or none.
         normed = not isinstance(self.branch.norm, nn.Identity)
         needed = 2 if self.branch.training and normed else 1
         enough = everywhere if isinstance(self.branch.norm, nn.SyncBatchNorm) else count
-        left_out = len(known) - count
+        left_out = len(labelled) - count
         if int(enough) < needed:
-            target, left_out = target[:0], count.new_full((), len(known))
+            target, left_out = target[:0], count.new_full((), len(labelled))
             loss = self.branch.nothing() + 0.0 * pooled.sum()
         elif not len(target):
-            logits = self.branch(pooled[known])
+            logits = self.branch(pooled[labelled])
             loss = self.branch.nothing() + 0.0 * (logits.sum() + pooled.sum())
         else:
-            logits = self.branch(pooled[known])
+            logits = self.branch(pooled[labelled])
             loss = label_loss(logits, target, self.loss, self.temperature)
             # DDP averages over processes: so each clip weighs the same, whichever has it.
             loss = loss * count * view.processes / everywhere
@@ -116,7 +157,7 @@ class LabelClassification(Objective):
             self.prior.update(term.targets)
 
     def baseline(self) -> dict[str, Tensor]:
-        """`trivial_classification`."""
-        found = {"trivial_classification": self.prior.compute()}
+        """`baseline_classification`."""
+        metrics = {"baseline_classification": self.prior.compute()}
         self.prior.reset()
-        return found
+        return metrics

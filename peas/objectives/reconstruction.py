@@ -4,17 +4,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from peas.evaluation.baselines import AgainstTrivial
+from peas.evaluation.baselines import BaselineError
 from peas.models.encoder import Need
 from peas.models.patches import gather_tokens
-from peas.objectives.base import BuildInfo, Objective, Rows, Term, View
-from peas.objectives.losses import masked_patch_error, patch_errors
+from peas.objectives.base import BuildInfo, Objective, Rows, Term, View, patch_errors
 
 
 class Reconstruction(Objective):
     """Mean squared error of the masked patches (Huang et al., 2022, section 3; Gong et al., 2022).
 
-    Logs `val/valid_mse` beside `val/trivial_mse`, that of the best constant patch.
+    Logs `val/valid_mse` beside `val/baseline_mse`, that of the best constant patch.
 
     Args:
         weight: Of the loss.
@@ -23,10 +22,10 @@ class Reconstruction(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"decoder", "pixels"})
-    baselines = ("valid_mse", "trivial_mse")
+    baselines = ("valid_mse", "baseline_mse")
     fixed = ("norm_pix",)
     stream = "drawn"
-    meter: AgainstTrivial
+    meter: BaselineError
 
     def __init__(self, weight: float = 1.0, norm_pix: bool = True) -> None:
         super().__init__(weight)
@@ -34,7 +33,7 @@ class Reconstruction(Objective):
 
     def build(self, info: BuildInfo) -> None:
         """Makes the meter; the pixel head is the decoder's own, which PEAS uses afterwards."""
-        self.meter = AgainstTrivial(info.cells)
+        self.meter = BaselineError(info.bins)
 
     def forward(self, view: View) -> Term:
         """The error of the masked patches."""
@@ -55,7 +54,19 @@ class Reconstruction(Objective):
             self.meter.update(*term.rows)
 
     def baseline(self) -> dict[str, Tensor]:
-        """`valid_mse` and `trivial_mse`."""
-        found = self.meter.compute()
+        """`valid_mse` and `baseline_mse`."""
+        metrics = self.meter.compute()
         self.meter.reset()
-        return found
+        return metrics
+
+
+def masked_patch_error(predictions: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
+    """AudioMAE's loss: mean squared error of the masked patches.
+
+    Args:
+        predictions: `[B, N, P]`; compared in float32 whatever their precision.
+        targets: `[B, N, P]`.
+        masked: `[B, N]` bool.
+    """
+    errors = (predictions.float() - targets.detach().float()).square().mean(dim=2)
+    return (errors * masked).sum() / masked.sum()

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
-from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
+from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
 from peas.recipes.parameter_groups import decay_groups, layer_groups
 
 
@@ -19,14 +19,13 @@ class AudioMAERecipe(Recipe):
     Vectors, biases, special tokens and positions are not decayed.
 
     Args:
-        lr: Learning rate of the last layer, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
+        lr: Learning rate of the last layer.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
         layer_decay: Ratio of a layer's rate to that of the next one; 1 trains all alike.
         weight_decay: Decoupled, as in AdamW.
         betas: AudioMAE's paper has (0.9, 0.95), its code (0.9, 0.999).
         warmup_epochs: Length of the linear warm-up; AudioMAE has 4 of 60.
-        min_lr: Rate at the end, of the layers at the whole rate.
+        min_lr: Rate at the end, of the layers at the full rate.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
             `skip` that step and count it (`train/skipped_steps`).
 
@@ -34,10 +33,12 @@ class AudioMAERecipe(Recipe):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "fine-tuning"
+
     def __init__(
         self,
         lr: float = 1e-3,
-        lr_rule: LrRule = "batch256",
+        base_batch_size: int | None = 256,
         layer_decay: float = 0.75,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -45,7 +46,7 @@ class AudioMAERecipe(Recipe):
         min_lr: float = 1e-6,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         for name, value in (("min_lr", min_lr), ("warmup_epochs", warmup_epochs)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{key(name)} is {value}: give 0 or more")
@@ -60,9 +61,7 @@ class AudioMAERecipe(Recipe):
 
     def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
         """AdamW with a group for each depth."""
-        groups = layer_groups(
-            model, model.depth, rate, self.weight_decay, self.layer_decay, model.layer_of
-        )
+        groups = layer_groups(model, rate, self.weight_decay, self.layer_decay)
         return torch.optim.AdamW(
             groups, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
@@ -74,10 +73,10 @@ class AudioMAERecipe(Recipe):
         return cosine_factor(at, self.warmup_epochs, run.max_epochs, self.min_lr / rate)
 
     def check(self, rate: float, run: RunLength) -> None:
-        """Refuses a run without an end, and a rate that would rise."""
+        """Refuses a run of unknown length, and a rate that would rise."""
         if not run.max_epochs or run.max_epochs < 0:
             raise ConfigError(
-                "`trainer.max_epochs` is not set: the cosine of AudioMAERecipe must know the end"
+                "`trainer.max_epochs` is not set: AudioMAERecipe's cosine needs the run's length"
             )
         if self.min_lr >= rate:
             raise ConfigError(
@@ -94,13 +93,12 @@ class AudioMAEPretrainingRecipe(Recipe):
     """Pretraining of AudioMAE and SupMAM-CLAP: AdamW on matrices, a cosine over the run.
 
     Args:
-        lr: Learning rate, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
-        weight_decay: On matrices alone, class and mask tokens among them.
+        lr: Learning rate.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
+        weight_decay: Of matrices, class and mask tokens; not of vectors.
         betas: AdamW's.
         warmup_epochs: Length of the linear warm-up.
-        min_lr: Rate at the end of the cosine, not scaled by `lr_rule`.
+        min_lr: Rate at the end of the cosine, which is not scaled.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
             `skip` that step and count it (`train/skipped_steps`).
 
@@ -108,17 +106,19 @@ class AudioMAEPretrainingRecipe(Recipe):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "pretraining"
+
     def __init__(
         self,
         lr: float = 2e-4,
-        lr_rule: LrRule = "batch256",
+        base_batch_size: int | None = 256,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup_epochs: float = 3.0,
         min_lr: float = 0.0,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
         self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
 
@@ -136,7 +136,7 @@ class AudioMAEPretrainingRecipe(Recipe):
         return cosine_factor(step / run.steps_per_epoch, warmup, epochs, self.min_lr / rate)
 
     def check(self, rate: float, run: RunLength) -> None:
-        """Refuses a run without an end."""
+        """Refuses a run of unknown length."""
         if (not run.max_epochs or run.max_epochs < 0) and run.max_steps <= 0:
             raise ConfigError(
                 "the cosine of AudioMAEPretrainingRecipe needs the run's length: set "
@@ -157,7 +157,7 @@ def cosine_factor(
         progress_epochs: Epochs trained so far, with the fraction of the current one; so the rate
             changes in every iteration.
         warmup_epochs: Length of the warm-up; 0 is off.
-        epochs: Epochs of the whole run, warm-up included.
+        epochs: Epochs of the run, warm-up included.
         min_factor: Factor at the end, the recipe's least rate over its rate. The warm-up begins
             at 0 all the same, as officially.
     """

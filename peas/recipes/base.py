@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -13,7 +13,6 @@ from peas.models.encoder import Encoder
 from peas.parts import Part
 
 OnNonFinite = Literal["stop", "skip"]
-LrRule = Literal["absolute", "batch256"]
 
 
 class RunLength(NamedTuple):
@@ -28,7 +27,7 @@ class RunLength(NamedTuple):
 
     @property
     def steps(self) -> float:
-        """Optimiser steps of the whole run."""
+        """Optimiser steps of the run."""
         bounded = self.max_epochs is not None and self.max_epochs > 0
         epochs = self.max_epochs if bounded and self.max_epochs else math.inf
         return min(
@@ -43,9 +42,9 @@ class Recipe(Part, ABC):
     be left out.
 
     Args:
-        lr: Learning rate, by `lr_rule`.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE). Both are printed at the start.
+        lr: Learning rate. It and the rate of the run are printed at the start.
+        base_batch_size: Linear scaling rule: `lr` belongs to a global batch of so many clips and is
+            scaled in proportion to the run's (AudioMAE: 256). Null uses `lr` as it is.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
             `skip` that step and count it (`train/skipped_steps`).
 
@@ -53,19 +52,25 @@ class Recipe(Part, ABC):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose: ClassVar[Literal["fine-tuning", "pretraining"] | None] = None
+    """What the recipe is for; None = both."""
     monitor: tuple[str, Literal["min", "max"]] | None = None
-    """Metric of evaluation that says which checkpoint is best; None leaves it to the task."""
+    """Metric of evaluation that selects the best checkpoint; None leaves it to the task."""
 
     def __init__(
         self,
         lr: float,
-        lr_rule: LrRule = "absolute",
+        base_batch_size: int | None = None,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         if not lr > 0:
             raise ConfigError(f"{key('lr')} is {lr}: it must be positive")
+        if base_batch_size is not None and base_batch_size < 1:
+            raise ConfigError(
+                f"{key('base_batch_size')} is {base_batch_size}: give a number of clips, or null"
+            )
         self.lr = lr
-        self.lr_rule: LrRule = lr_rule
+        self.base_batch_size = base_batch_size
         self.on_nonfinite: OnNonFinite = on_nonfinite
 
     @abstractmethod
@@ -75,10 +80,10 @@ class Recipe(Part, ABC):
         Each parameter group has a `name` and `base_lr`, its learning rate at factor 1.
 
         Args:
-            model: The encoder; `layer_of` tells the depth of its parameters by name. Parameters
+            model: The encoder; `layer_of` gives the depth of a parameter by name. Parameters
                 without gradient are to be left out.
             others: Modules beside it, such as objectives.
-            rate: Learning rate of this run, by `lr_rule`.
+            rate: Learning rate of this run, scaled to its batch.
         """
 
     @abstractmethod
@@ -96,18 +101,18 @@ class Recipe(Part, ABC):
         """Raises ConfigError where this recipe does not fit the run's length or rate."""
 
     def warmup(self, run: RunLength) -> tuple[str, float]:
-        """Setting that says how long the rate rises, and how many optimiser steps that is."""
+        """Name of the warm-up's setting, and its length in optimiser steps."""
         return "", 0.0
 
     def observe(self, metrics: Mapping[str, float], step: int) -> None:
-        """Sees the metrics of an evaluation inside the run, without `val/`."""
+        """Takes the metrics of an evaluation during training, named without `val/`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of `observe`."""
+        """State that `observe` has changed, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from it."""
+        """Restores it."""
 
 
 def key(name: str) -> str:
@@ -115,29 +120,24 @@ def key(name: str) -> str:
     return f"`model.init_args.recipe.init_args.{name}`"
 
 
-def global_lr(lr: float, rule: LrRule, global_batch: int | None) -> float:
+def global_lr(lr: float, base_batch_size: int | None, global_batch: int | None) -> float:
     """Learning rate of a run, from the rate that its recipe states.
 
     Args:
         lr: The recipe's rate.
-        rule: `absolute` takes it as it is; `batch256` as the rate of a batch of 256 clips, which
-            grows in proportion to the batch (AudioMAE: `blr * batch / 256`).
+        base_batch_size: Batch that `lr` is meant for: `lr * global_batch / base_batch_size`. None
+            uses `lr` as it is.
         global_batch: Clips of one optimiser step: those of a batch, times processes, times
-            accumulated batches. None = not known.
+            accumulated batches. None = unknown.
 
     Raises:
-        ConfigError: The rule is unknown, or needs a batch size that nobody knows.
+        ConfigError: The batch size is needed and unknown.
     """
-    if rule == "absolute":
+    if base_batch_size is None:
         return lr
-    if rule != "batch256":
-        raise ConfigError(
-            f"`model.init_args.recipe.init_args.lr_rule` is {rule!r}: use one of "
-            f"{', '.join(get_args(LrRule))}"
-        )
     if global_batch is None:
         raise ConfigError(
-            "`model.init_args.recipe.init_args.lr_rule: batch256` needs the data module's batch "
-            "size, which is not known: give `data`, or use `absolute`"
+            f"{key('base_batch_size')} is {base_batch_size}, which needs the data module's batch "
+            "size: give `data`, or set it to null to use `lr` as it is"
         )
-    return lr * global_batch / 256
+    return lr * global_batch / base_batch_size

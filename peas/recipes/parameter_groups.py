@@ -3,32 +3,27 @@
 Every group has `base_lr`, its rate at factor 1, and a `name`.
 """
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from peas.errors import ConfigError
-
-BLOCK = re.compile(r"^(?:encoder\.)?blocks\.(\d+)\.")
-
-EMBEDDINGS = re.compile(r"^(?:encoder\.)?(?:patch_embed\.|(?:cls_token|dist_token|pos_embed)$)")
+from peas.models.encoder import Encoder
 
 UNDECAYED = ("cls_token", "dist_token", "pos_embed")
-"""Tables that timm's models keep out of weight decay; AudioMAE's fine-tuning asks timm."""
+"""Not decayed by timm's models, which AudioMAE's fine-tuning follows."""
 
 
 def head_groups(
-    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_factor: float
+    model: nn.Module, head_names: Iterable[str], lr: float, head_lr_mult: float
 ) -> list[dict[str, Any]]:
-    """Two parameter groups: the encoder, and the head at `lr * head_lr_factor`.
+    """Two parameter groups: the encoder, and the head at `lr * head_lr_mult`.
 
     Args:
         model: Its parameters without gradient are left out.
         head_names: Prefixes of the head's parameter names, such as `head` and `fc_norm`.
         lr: Learning rate of the encoder.
-        head_lr_factor: The official code's `head_lr`.
+        head_lr_mult: The official code's `head_lr`.
     """
     prefixes = tuple(f"{name}." for name in head_names)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -36,7 +31,7 @@ def head_groups(
     head = [p for name, p in named if name.startswith(prefixes)]
     return [
         {"params": body, "lr": lr, "base_lr": lr, "name": "encoder"},
-        {"params": head, "lr": lr * head_lr_factor, "base_lr": lr * head_lr_factor, "name": "head"},
+        {"params": head, "lr": lr * head_lr_mult, "base_lr": lr * head_lr_mult, "name": "head"},
     ]
 
 
@@ -70,12 +65,7 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict
 
 
 def layer_groups(
-    module: nn.Module,
-    depth: int,
-    lr: float,
-    weight_decay: float,
-    layer_decay: float,
-    layer_of: Callable[[str], int] | None = None,
+    model: Encoder, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
     """Layer-wise learning rates: the nearer to the input, the smaller (BEiT, AudioMAE).
 
@@ -85,33 +75,22 @@ def layer_groups(
     without (vectors, biases, special tokens and positions): 28 groups for 12 blocks.
 
     Args:
-        module: SSAST or AudioMAE, whose encoder lies under `encoder.`, or an encoder by itself.
-            Its parameters without gradient are left out.
-        depth: Blocks of the encoder.
+        model: Its parameters without gradient are left out.
         lr: Learning rate of the last layer.
         weight_decay: Of the decayed groups.
         layer_decay: Ratio of one layer's rate to the next one's, above 0 and up to 1 = all alike.
-        layer_of: Layer of a parameter by its name; None = by the names of SSAST and AudioMAE.
 
     Returns:
-        Groups from the last layer to the first, so that the first one has the whole rate.
-
-    Raises:
-        ConfigError: `layer_decay` is out of its range.
+        Groups from the last layer to the first, so that the first one has the full rate.
     """
-    if not 0.0 < layer_decay <= 1.0:
-        raise ConfigError(
-            f"`model.init_args.recipe.init_args.layer_decay` is {layer_decay}: give a number above "
-            "0 and up to 1 (1 trains every layer at the same rate)"
-        )
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, p in module.named_parameters():
+    for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        layer = layer_of(name) if layer_of else _layer(name, depth)
+        layer = model.layer_of(name)
         decayed = _has_decay(name, p.ndim) and not name.endswith(UNDECAYED)
         if (layer, decayed) not in groups:
-            rate = lr * layer_decay ** (depth + 1 - layer)
+            rate = lr * layer_decay ** (model.depth + 1 - layer)
             groups[layer, decayed] = {
                 "params": [],
                 "lr": rate,
@@ -121,13 +100,6 @@ def layer_groups(
             }
         groups[layer, decayed]["params"].append(p)
     return [groups[key] for key in sorted(groups, reverse=True)]
-
-
-def _layer(name: str, depth: int) -> int:
-    block = BLOCK.match(name)
-    if block:
-        return int(block.group(1)) + 1
-    return 0 if EMBEDDINGS.match(name) else depth + 1
 
 
 def _has_decay(name: str, axes: int) -> bool:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peas.errors import ConfigError
+from peas.errors import CheckpointError, ConfigError
 from peas.models.encoder import Encoder
-from peas.recipes.base import LrRule, OnNonFinite, Recipe, RunLength, key
+from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
 from peas.recipes.parameter_groups import head_groups
 
 CLASSIFIER = ("fc_norm", "head")
@@ -21,9 +21,8 @@ class SSASTRecipe(Recipe):
 
     Args:
         lr: Learning rate of the encoder.
-        lr_rule: `absolute`, or `batch256`: the rate of a batch of 256 clips, which grows with the
-            global batch (AudioMAE).
-        head_lr_factor: Times `lr` for the classifier, the official `head_lr`.
+        base_batch_size: Batch that `lr` is meant for (linear scaling); null uses `lr` as it is.
+        head_lr_mult: Times `lr` for the classifier, the official `head_lr`.
         weight_decay: L2 term inside Adam, as official.
         betas: Of Adam.
         warmup_steps: Length of the warm-up; 0 is off. SSAST has 1000 for Speech Commands.
@@ -38,11 +37,13 @@ class SSASTRecipe(Recipe):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "fine-tuning"
+
     def __init__(
         self,
         lr: float = 1e-4,
-        lr_rule: LrRule = "absolute",
-        head_lr_factor: float = 1.0,
+        base_batch_size: int | None = None,
+        head_lr_mult: float = 1.0,
         weight_decay: float = 5e-7,
         betas: tuple[float, float] = (0.95, 0.999),
         warmup_steps: int = 0,
@@ -51,10 +52,10 @@ class SSASTRecipe(Recipe):
         decay_every: int = 1,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, lr_rule, on_nonfinite)
+        super().__init__(lr, base_batch_size, on_nonfinite)
         if decay_every < 1:
             raise ConfigError(f"{key('decay_every')} is {decay_every}: give 1 or more")
-        self.head_lr_factor, self.weight_decay = head_lr_factor, weight_decay
+        self.head_lr_mult, self.weight_decay = head_lr_mult, weight_decay
         self.betas = (betas[0], betas[1])
         self.warmup_steps = warmup_steps
         self.decay_start, self.decay_factor = decay_start, decay_factor
@@ -62,7 +63,7 @@ class SSASTRecipe(Recipe):
 
     def optimizer(self, model: Encoder, others: Sequence[nn.Module], rate: float) -> Optimizer:
         """Adam over encoder and classifier."""
-        groups = head_groups(model, CLASSIFIER, rate, self.head_lr_factor)
+        groups = head_groups(model, CLASSIFIER, rate, self.head_lr_mult)
         trained = [group for group in groups if group["params"]]
         return torch.optim.Adam(
             trained, betas=self.betas, weight_decay=self.weight_decay, fused=True
@@ -90,7 +91,7 @@ class SSASTPretrainingRecipe(Recipe):
             officially (800 for tiny); null = a constant rate. It takes the first validation at or
             after each multiple: set `trainer.val_check_interval` to the same number.
         plateau_factor: What the rate is multiplied by when evaluations stop getting better.
-        plateau_patience: Evaluations in a row, no better than the best, that are borne.
+        plateau_patience: Evaluations in a row, no better than the best, that are tolerated.
         monitor: What gets better, and chooses the best checkpoint: `nce_accuracy` of InfoNCE; or,
             without it, an error such as `mse`. A name with `accuracy` is better when larger.
         on_nonfinite: When a gradient is not finite: `stop`, before it reaches the weights, or
@@ -99,6 +100,8 @@ class SSASTPretrainingRecipe(Recipe):
     Raises:
         ConfigError: A value is impossible; the message names the key.
     """
+
+    purpose = "pretraining"
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class SSASTPretrainingRecipe(Recipe):
         monitor: str = "nce_accuracy",
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(lr, "absolute", on_nonfinite)
+        super().__init__(lr, None, on_nonfinite)
         if plateau_every is not None and plateau_every < 1:
             raise ConfigError(f"{key('plateau_every')} is {plateau_every}: give 1 or more, or null")
         if not 0 < plateau_factor <= 1:
@@ -137,7 +140,7 @@ class SSASTPretrainingRecipe(Recipe):
         )
 
     def factor(self, step: int, epoch: int, rate: float, run: RunLength) -> float:
-        """Staircase warm-up times what the plateaus have come to."""
+        """Staircase warm-up times the factor of the plateaus."""
         return staircase_warmup(step, self.warmup_steps) * self.plateau.factor
 
     def warmup(self, run: RunLength) -> tuple[str, float]:
@@ -168,16 +171,26 @@ class SSASTPretrainingRecipe(Recipe):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the plateaus stand."""
+        """State of the plateau schedule."""
         return self.plateau._asdict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the plateau schedule.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        numbers = all(type(value) in (int, float) for value in state.values())
+        if not numbers or not set(state) <= set(Plateau._fields):
+            raise CheckpointError(
+                f"the checkpoint's `recipe` is {state}, and not the state of a plateau schedule: "
+                "the file is damaged, get it again"
+            )
         self.plateau = Plateau(**state)
 
 
 class Plateau(NamedTuple):
-    """Where a plateau schedule stands.
+    """State of a plateau schedule.
 
     Attributes:
         best: Best value so far.
@@ -207,7 +220,7 @@ def next_plateau(
         step: Optimiser steps so far.
         factor: What the rate is multiplied by after more than `patience` evaluations in a row
             that were no better.
-        patience: Number of such evaluations that are borne.
+        patience: Number of such evaluations that are tolerated.
         every: Steps from one evaluation that counts to the next.
     """
     if step // every <= state.step // every:

@@ -1,40 +1,44 @@
-"""What every task shares: facts of the data, front end on the device, optimiser, randomness."""
+"""What every task shares: parts, log-mels on the device, learning rate, steps, random numbers."""
 
 import copy
-import inspect
-from collections.abc import Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, cast
 
+import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from peas.audio.frontend import FrontEnd
-from peas.augment.mixup import ROLL_GAIN_DRAWS, roll_and_gain
+from peas.augment.mixup import ROLL_GAIN_NUMBERS, roll_and_gain
 from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
-from peas.errors import CheckpointError, ConfigError
+from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.models.encoder import Encoder, compile_blocks
 from peas.models.weights import read_state
-from peas.models.weights.checking import check_run, malformed
-from peas.parts import make_parts, plain
-from peas.recipes.base import Recipe
-from peas.tasks.stepping import SteppingModule
+from peas.models.weights.checking import check_run
+from peas.parts import made, plain
+from peas.recipes.base import Recipe, RunLength, global_lr
+from peas.tasks import restoring
 from peas.training import randomness, run_clips
 from peas.training.distributed import is_first
 from peas.training.memory import keep_freed_memory
-from peas.training.running_means import forget_sums
+from peas.training.nonfinite import RunningStatistics, Skipped, finite_gradients
+from peas.training.running_means import forget_sums, save_sums
 from peas.utils import migration
 
 if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
 
-MEASURED = ("mean", "std")
-"""Settings of the front end that a data set may measure over its training clips."""
 SETTINGS = "settings"
-"""Part of a checkpoint that holds the whole configuration."""
+"""Part of a checkpoint that holds the entire configuration."""
 
 
 class MetricNames(NamedTuple):
@@ -45,32 +49,37 @@ class MetricNames(NamedTuple):
     step: set[str]
 
 
-class BaseTask(SteppingModule):
+class BaseTask(L.LightningModule):
     """Base of `peas.tasks.Pretraining` and `peas.tasks.Classification`.
 
-    A task owns its front end, so that a checkpoint alone turns sound into scores.
+    A task owns its front end, so that a checkpoint alone turns sound into scores. Settings that
+    depend on the data (`labels`, `multi_label`; of the front end `frames`, `mean`, `std`,
+    `channels`) default to null: `fit` fills them from the data module and writes them to
+    `hparams`, every other use reads them from the checkpoint.
 
-    Facts of the data (`labels`, `multi_label`; of the front end `frames`, `mean`, `std`,
-    `channels`) are settings that default to null. `fit` fills them from
-    `trainer.datamodule.facts` and writes them to `hparams`; every other use reads them from the
-    checkpoint.
+    Learning rate and random numbers of a step depend only on seed, epoch and step, so a resumed
+    run equals an uninterrupted one.
 
     Subclasses call `adopt` with their parts, and implement `build`, which makes the modules once
-    the facts are known.
+    all settings are known.
 
     Attributes:
         model: The encoder.
         front_end: Waveforms to log-mels.
         recipe: Optimiser and schedule.
+        skipped_steps: Optimiser steps of the run that were skipped because of a non-finite
+            gradient.
+        measured: Statistics of the front end that the data set measured.
     """
 
-    facts_keys: ClassVar[tuple[str, ...]] = ("labels", "multi_label")
+    purpose: ClassVar[Literal["fine-tuning", "pretraining"]]
+    info_keys: ClassVar[tuple[str, ...]] = ("labels", "multi_label")
     """Hyperparameters that the data module knows."""
     shape_keys: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a checkpoint cannot be loaded without agreeing on."""
     resume_keys: ClassVar[tuple[str, ...]] = ()
-    """Hyperparameters that a run cannot change when it goes on: weights or moments of other
-    settings would be read as if they fitted."""
+    """Hyperparameters that cannot change when a run resumes: its weights or moments would silently
+    be read as those of other settings."""
     own_keys: ClassVar[tuple[str, ...]] = ()
     """More hyperparameters that a checkpoint of this task has, and one of another has not."""
     part_bases: ClassVar[dict[str, type[Any]]] = {
@@ -82,14 +91,17 @@ class BaseTask(SteppingModule):
     default_parts: ClassVar[dict[str, type[Any]]] = {}
     """Classes of the parts that are not given, or of which only settings are."""
     resumes: bool = False
-    """Whether a checkpoint of this very run follows, so that `pretrained` is not asked for. Set by
-    the command line: Lightning tells a task only after `setup`."""
+    """Whether a checkpoint of this run follows, so that `pretrained` is not needed. Set by the
+    command line: Lightning loads the checkpoint only after `setup`."""
     masking: "Masker | None" = None
     """Masking strategy of this `fit`; a `MaskingStrategy` sets itself when it starts."""
     front_end: FrontEnd
     model: Encoder
+    recipe: Recipe
+    skipped_steps: int = 0
+    measured: frozenset[str] = frozenset()
     _clips: dict[str, Fingerprint] | None = None
-    _measured: frozenset[str] = frozenset()
+    _saved_sizes: list[tuple[Any, int]] | None = None
 
     # --- building ---------------------------------------------------------------------------
 
@@ -97,32 +109,11 @@ class BaseTask(SteppingModule):
     def restore(
         cls, content: dict[str, Any], where: str, *, modules: Sequence[str] = (), **settings: Any
     ) -> Self:
-        """A task with its weights, from a checkpoint's content.
+        """A task with its weights, from the content of a checkpoint that `check_run` accepted.
 
-        Args:
-            content: From `read_state`, checked by `check_run`.
-            where: The file, for errors.
-            modules: Modules besides `peas` whose parts it may name, each with those below it.
-            settings: In the place of the checkpoint's.
-
-        Raises:
-            CheckpointError: It is none of this task, or names a part that may not be made.
+        The arguments are those of `load_from_checkpoint`; `where` names the file in errors.
         """
-        saved = content.get("hyper_parameters") or {}
-        accepted = inspect.signature(cls).parameters
-        given = {key: saved[key] for key in saved if key in accepted}
-        given = make_parts(
-            given, cls.part_bases, where=f"{where}: hyper_parameters", modules=modules
-        )
-        try:
-            with malformed(where):
-                task = cls(**{**given, **settings})
-                task.on_load_checkpoint(content)
-                task.load_state_dict(content["state_dict"])
-        except ConfigError as error:
-            # Its keys are the file's, and whoever reads it has none.
-            raise CheckpointError(f"{where}: {error}") from error
-        return task
+        return restoring.restore(cls, content, where, modules=modules, **settings)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -142,8 +133,8 @@ class BaseTask(SteppingModule):
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run, of this release or of 0.1.
             map_location: Device of the task; None = the CPU.
             modules: Modules besides `peas` whose parts it may name, each with those below it.
-            weights_only: Always; torch's word for it.
-            settings: In the place of the checkpoint's.
+            weights_only: Always.
+            settings: Override the checkpoint's.
 
         Raises:
             CheckpointError: It is none of this task, or names a part that may not be made.
@@ -154,12 +145,25 @@ class BaseTask(SteppingModule):
         task = cls.restore(content, where, modules=modules, **settings)
         return task if map_location is None else task.to(map_location)
 
-    def adopt(self, encoder: Encoder, front_end: FrontEnd, recipe: Recipe) -> None:
-        """Takes the parts that every task has."""
-        self.model, self.front_end, self.recipe = encoder, front_end, recipe
-        self._note_parts()
+    def adopt(
+        self, encoder: Encoder | None, front_end: FrontEnd | None, recipe: Recipe | None
+    ) -> None:
+        """Takes the parts that every task has; None, or a checkpoint's table, makes one.
 
-    def _note_parts(self) -> None:
+        Raises:
+            ConfigError: The recipe is for another task.
+        """
+        self.model = made(encoder, Encoder) or self.default_parts["encoder"]()
+        self.front_end = made(front_end, FrontEnd) or self.default_parts["front_end"]()
+        self.recipe = recipe = made(recipe, Recipe) or self.default_parts["recipe"]()
+        if recipe.purpose not in (None, self.purpose):
+            raise ConfigError(
+                f"`model.init_args.recipe`: {type(recipe).__name__} is for {recipe.purpose}, and "
+                f"{type(self).__name__} does {self.purpose}: choose another recipe"
+            )
+        self.note_parts()
+
+    def note_parts(self) -> None:
         """Writes the parts, by class path and settings, to `hparams`."""
         self.hparams["encoder"] = self.model.spec()
         self.hparams["front_end"] = self.front_end.spec()
@@ -167,11 +171,11 @@ class BaseTask(SteppingModule):
 
     @property
     def hparams_initial(self) -> MutableMapping[str, Any]:  # type: ignore[override]
-        """What loggers write: settings as they were given, and the parts, which came later."""
-        given: MutableMapping[str, Any] = super().hparams_initial
-        parts = {key: value for key, value in self.hparams.items() if key not in given}
-        given.update(copy.deepcopy(parts))
-        return given
+        """For loggers: the initial settings, and the parts."""
+        settings: MutableMapping[str, Any] = super().hparams_initial
+        parts = {key: value for key, value in self.hparams.items() if key not in settings}
+        settings.update(copy.deepcopy(parts))
+        return settings
 
     @property
     def built(self) -> bool:
@@ -200,50 +204,17 @@ class BaseTask(SteppingModule):
         return "none"
 
     def setup(self, stage: str) -> None:
-        """Fills the facts from the data module and builds, before `fit`."""
+        """Fills open settings from the data module and builds, before `fit`."""
         # Of an earlier `fit` of this object.
         self.masking = None
         if self.built or stage != "fit":
             return
-        data = getattr(self.trainer, "datamodule", None)
-        info = getattr(data, "info", None)
-        ours = self.front_end
-        if getattr(data, "measures", False):
-            self._measured = frozenset(key for key in MEASURED if ours.setting(key) is None)
-        rate = getattr(data, "rate", ours.rate)
-        if rate != ours.rate:
-            raise ConfigError(
-                f"`model.init_args.front_end`: {type(ours).__name__} takes sound of "
-                f"{ours.rate} Hz, and the data gives {rate} Hz: let its `rate` be {rate}, and "
-                "resample in `forward`"
-            )
-        missing = [key for key in ours.fixed if ours.setting(key) is None and key != "channels"]
-        if not ours.data_statistics and (own := [key for key in MEASURED if key in missing]):
-            raise ConfigError(
-                f"`model.init_args.front_end.init_args`: {' and '.join(own)} of "
-                f"{type(ours).__name__} are null, and data sets know those of KaldiLogMel alone: "
-                "give its own, over the log-mels of the training clips"
-            )
-        for key, owner in (
-            *((key, "") for key in self.facts_keys if self.hparams[key] is None),
-            *((key, "front_end.init_args.") for key in missing),
-        ):
-            if info is None:
-                raise ConfigError(
-                    f"`model.init_args.{owner}{key}` is null and no data module tells it: "
-                    "give `data`, or set the key"
-                )
-            if not owner:
-                value = getattr(info, key)
-                self.hparams[key] = list(value) if isinstance(value, tuple) else value
-        if info is not None and ours.setting("channels") is None:
-            missing.append("channels")
-        ours.build(**{key: getattr(info, key) for key in missing})
+        restoring.fill_from_data(self, getattr(self.trainer, "datamodule", None))
         self._build(initialise=not self.resumes)
 
     def _build(self, *, initialise: bool) -> None:
         self.build(initialise=initialise)
-        self._note_parts()
+        self.note_parts()
 
     def configure_model(self) -> None:
         """Builds for a callback that averages the weights and asks before `setup` is called.
@@ -262,124 +233,64 @@ class BaseTask(SteppingModule):
             self.setup("fit")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes facts from the checkpoint, builds, and refuses one of another shape."""
+        """Takes open settings from the checkpoint, builds, and refuses one of another shape."""
         where = getattr(self._trainer, "ckpt_path", None) or "the checkpoint"
         migration.checkpoint(checkpoint)
-        saved = checkpoint.get("hyper_parameters")
-        keys = (*self.facts_keys, *self.shape_keys)
-        wanted = (*keys, "encoder", "front_end", "recipe", *self.own_keys)
-        if not saved or any(key not in saved for key in wanted):
+        saved = checkpoint.get("hyper_parameters") or {}
+        resuming = self._trainer is not None and self.trainer.training
+        restoring.agree_on_settings(self, saved, where, resuming)
+        own = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        own.pop("pretrained", None)
+        changed = restoring.differences(plain(saved), plain(own))
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        states = checkpoint.get("optimizer_states")
+        if states:
+            self._saved_sizes = [
+                (group.get("name"), len(group["params"])) for group in states[0]["param_groups"]
+            ]
+        elif resuming and states is not None:
             raise CheckpointError(
-                f"{where}: holds no settings of {type(self).__name__} "
-                f"(`hyper_parameters` with {', '.join(wanted)}): it was not written by "
-                "this task. Weights of other origin go into `--model.init_args.pretrained`."
+                f"{where}: optimizer_states is empty, so the run cannot be resumed: take another "
+                "checkpoint of it, or start a new run with `--model.init_args.pretrained`"
             )
-        self._require_labels_of_data(saved["labels"], where)
-        goes_on = self._trainer is not None and self.trainer.training
-        for key in keys:
-            ours, theirs = self.hparams[key], saved[key]
-            if ours is None:
-                self.hparams[key] = theirs
-            elif plain(ours) != plain(theirs):
-                raise CheckpointError(_refusal(key, ours, theirs, where))
-        self._agree_on_part("front_end", self.front_end, saved, where, goes_on)
-        self._agree_on_part("encoder", self.model, saved, where, goes_on)
-        self._note_parts()
-        if goes_on:
-            for key in self.resume_keys:
-                ours, theirs = self.hparams[key], saved.get(key, self.hparams[key])
-                if plain(ours) != plain(theirs):
-                    raise CheckpointError(_refusal(key, ours, theirs, where))
-            ours, theirs = (h["recipe"]["class_path"] for h in (self.hparams, saved))
-            if ours != theirs:
-                raise CheckpointError(_refusal("recipe.class_path", ours, theirs, where))
-        told = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
-        told.pop("pretrained", None)
-        other = _differences(plain(saved), plain(told))
-        super().on_load_checkpoint(checkpoint)
         if not is_first():
             forget_sums(self, checkpoint)
-        # With its settings a run has a fuller account of them, see `peas.callbacks.continuity`.
-        if other and goes_on and SETTINGS not in checkpoint:
-            changes = ", ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in other.items())
-            rank_zero_warn(f"the run goes on with other settings than before: {changes}")
+        # A checkpoint with all settings is compared in full by `peas.callbacks.continuity`.
+        if changed and resuming and SETTINGS not in checkpoint:
+            changes = ", ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
+            rank_zero_warn(f"the run resumes with changed settings: {changes}")
         if not self.built:
             self._build(initialise=False)
-        self.load_own(checkpoint, goes_on)
+        self.load_own(checkpoint, resuming)
         if self._trainer is not None:
             run_clips.check(self.trainer, checkpoint, where)
 
-    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
-        """Takes more of a checkpoint, once the modules exist; here there is nothing.
-
-        Args:
-            checkpoint: Its content.
-            goes_on: Whether training goes on.
-        """
-
-    def _agree_on_part(
-        self, name: str, part: Encoder | FrontEnd, saved: dict[str, Any], where: str, goes_on: bool
-    ) -> None:
-        """Takes what a part's settings leave open from the checkpoint, and refuses others."""
-        ours, theirs = self.hparams[name]["class_path"], saved[name]["class_path"]
-        if ours != theirs:
-            raise CheckpointError(_refusal(f"{name}.class_path", ours, theirs, where))
-        taken: dict[str, Any] = {}
-        for key in part.fixed:
-            mine, found = part.setting(key), saved[name]["init_args"].get(key)
-            # Null on both sides is a default of the part's own.
-            if found is None or plain(mine) == plain(found):
-                continue
-            if mine is None:
-                taken[key] = found
-            elif key in self._measured and goes_on:
-                # Of other clips, which are told below. The front end is the checkpoint's.
-                rank_zero_warn(
-                    f"{key} of the training clips is {mine:.6g} now; the run keeps "
-                    f"`model.init_args.{name}.init_args.{key}: {found:.6g}`, which its weights "
-                    "were trained with"
-                )
-                taken[key] = found
-            else:
-                raise CheckpointError(_refusal(f"{name}.init_args.{key}", mine, found, where))
-        if isinstance(part, FrontEnd):
-            part.build(**taken)
-        else:
-            part.settle(**taken)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is remembered of the clips; leaves out what Lightning would execute."""
-        super().on_save_checkpoint(checkpoint)
+        """Adds skipped steps, metric sums of all processes, and the clips."""
+        checkpoint["skipped_steps"] = self.skipped_steps
+        save_sums(self, checkpoint)
+        # Lightning would import and call it.
         checkpoint.get("hyper_parameters", {}).pop("_instantiator", None)
         if self._clips is not None:
             checkpoint[run_clips.KEY] = run_clips.as_saved(self._clips)
 
-    def _require_labels_of_data(self, saved: list[str], where: str) -> None:
+    def require_labels(self, saved: list[str], where: str) -> None:
         """Refuses to score a model on data whose classes are not its own."""
-        if self._trainer is None or not (self.trainer.validating or self.trainer.testing):
-            return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        # Not its facts: those may have to be measured, over training clips that are not there.
-        if not hasattr(data, "take_labels") or data.take_labels(list(saved)):
-            return
-        labels = list(data.labels)
-        pairs = zip(saved, labels, strict=False)
-        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        told = f"; the first that differs: {first[0]!r} against {first[1]!r}" if first else ""
-        raise CheckpointError(
-            f"{where} was trained on {len(saved)} classes, and the data has {len(labels)} "
-            f"classes{told}: scores would be of the wrong classes. Give the data set that the "
-            "checkpoint was trained on (its run's config.yaml), or use `peas predict`."
-        )
+        restoring.require_labels_of_data(self, saved, where)
 
-    def prepare_reconstruction(self) -> None:
-        """Callbacks call it when `fit` starts, before they ask the model to reconstruct.
+    def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
+        """Takes more of a checkpoint once the modules exist.
 
-        Theirs is the earlier hook. Here there is nothing to do.
+        Args:
+            checkpoint: Its content.
+            resuming: Whether training continues.
         """
 
+    def prepare_reconstruction(self) -> None:
+        """Callbacks call this when `fit` starts, before they ask the model to reconstruct."""
+
     def require_maskable(self, key: str) -> None:
-        """Raises ConfigError where masks of fine-tuning have no place.
+        """Raises ConfigError if masks of fine-tuning make no sense for this task.
 
         Args:
             key: Where in the config they come from.
@@ -421,16 +332,16 @@ class BaseTask(SteppingModule):
         return batch
 
     def augment(self, batch: Batch) -> None:
-        """Augments the log-mels of a training batch in place; here there is nothing to do."""
+        """Augments the log-mels of a training batch in place."""
 
     def _roll_and_gain(self, batch: Batch) -> None:
         waveform = batch["waveform"]
-        u = self.draws(batch, "roll_gain", (ROLL_GAIN_DRAWS,)).to(waveform.device)
+        u = self.random_numbers(batch, "roll_gain", (ROLL_GAIN_NUMBERS,)).to(waveform.device)
         length = batch["length"].to(waveform.device)
         roll = self.roll_gain == "paper"
         batch["waveform"] = roll_and_gain(waveform, length, u, roll=roll)
 
-    def draws(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
+    def random_numbers(self, batch: Batch, stream: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform random numbers of this batch's clips, `[B, *shape]`, on the CPU.
 
         See `peas.training.randomness`.
@@ -448,16 +359,21 @@ class BaseTask(SteppingModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimiser; `lr_factor` sets the rates."""
-        # Away from a trainer there is no run that the recipe could not fit.
+        # Without a trainer there is no run to check against.
         if self._trainer is not None:
             self.recipe.check(self.rate, self.length)
         return self.recipe.optimizer(self.model, self.trained_beside(), self.rate)
 
     def on_fit_start(self) -> None:
-        """Prints the settings that decide a result; on a CPU, lets steps reuse their memory."""
-        super().on_fit_start()
+        """Prepares the run and prints its learning rate.
+
+        Raises:
+            ConfigError: The precision does not fit the front end.
+            CheckpointError: The saved optimiser trains other parameters.
+        """
+        self._require_same_parameters()
         trainer = self.trainer
-        # Now, and not when the first checkpoint is written: a clip may vanish meanwhile. The first
+        # Not when the first checkpoint is written: a clip may be deleted until then. The first
         # process writes for all.
         if is_first():
             self._clips = run_clips.clips_of(trainer)
@@ -480,25 +396,144 @@ class BaseTask(SteppingModule):
             f"seed {randomness.run_seed()}"
         )
 
+    # --- optimiser steps ---------------------------------------------------------------------
 
-def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Settings that both have and that differ, by their dotted keys."""
-    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-        return {} if before == now else {key: (before, now)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(before.keys() & now.keys()):
-        found |= _differences(before[name], now[name], f"{key}.{name}" if key else name)
-    return found
+    @property
+    def global_batch(self) -> int | None:
+        """Clips of one optimiser step, over all processes; None without a data module."""
+        batch = getattr(getattr(self._trainer, "datamodule", None), "batch_size", None)
+        if batch is None:
+            return None
+        return int(batch * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate at factor 1: the recipe's `lr` scaled to the batch."""
+        return global_lr(self.recipe.lr, self.recipe.base_batch_size, self.global_batch)
+
+    @property
+    def length(self) -> RunLength:
+        """How long the run is, as far as it is known."""
+        trainer = self.trainer
+        batches: float = trainer.num_training_batches
+        finite = math.isfinite(batches)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) if finite else 0
+        return RunLength(steps, trainer.max_epochs, trainer.max_steps)
+
+    def lr_factor(self, step: int, epoch: int) -> float:
+        """Factor of every group's base rate at an optimiser step, both counted from 0."""
+        return self.recipe.factor(step, epoch, self.rate, self.length)
+
+    def _require_same_parameters(self) -> None:
+        """Notes the optimiser's settings before a checkpoint's state replaces them."""
+        optimizer = self._optimizer()
+        self._group_settings = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        sizes = [(group["name"], len(group["params"])) for group in optimizer.param_groups]
+        saved = self._saved_sizes
+        if saved is not None and saved != sizes:
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: its optimiser trains other "
+                f"parameters ({_counts(saved)}) than the present settings do "
+                f"({_counts(sizes)}). Resume with the run's own config.yaml, or start a new run "
+                "from these weights with `--model.init_args.pretrained`"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the learning rate and reseeds dropout, both as functions of epoch and step."""
+        factor = self.lr_factor(self.trainer.global_step, self.trainer.current_epoch)
+        optimizer = self._optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=len(batch["id"]))
+        # Lightning saves no generator states: without this, dropout after a resume differs.
+        torch.manual_seed(
+            randomness.stable_hash(
+                randomness.run_seed(),
+                "dropout",
+                self.trainer.current_epoch,
+                batch["step"],
+                self.global_rank,
+            )
+        )
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Steps unless a gradient is non-finite, and frees the gradients.
+
+        Lightning would keep them through the next forward pass, whose end needs the most memory.
+
+        Raises:
+            PeasError: A gradient is non-finite, and `on_nonfinite` is `stop`.
+        """
+        # The gradient scaler of float16 skips such steps by itself.
+        scaled = str(self.trainer.precision).startswith("16")
+        closure = optimizer_closure if scaled else partial(self._checked, optimizer_closure)
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except Skipped:
+            self.skipped_steps += 1
+        optimizer.zero_grad()
+
+    def _checked(self, closure: Callable[[], Any] | None) -> Any:
+        """Forward and backward; gradients must be finite before the weights change."""
+        assert closure is not None
+        loss = closure()
+        if finite_gradients(p for p in self.parameters() if p.requires_grad):
+            self._statistics.keep()
+            return loss
+        self._statistics.restore()
+        if self.recipe.on_nonfinite == "skip":
+            raise Skipped
+        raise PeasError(
+            f"step {self.trainer.global_step + 1}, epoch {self.trainer.current_epoch + 1}: a "
+            "gradient is non-finite. The weights are those of the previous step, and no checkpoint "
+            "contains it. Lower "
+            "`model.init_args.recipe.init_args.lr`, clip (`trainer.gradient_clip_val`), or set "
+            "`model.init_args.recipe.init_args.on_nonfinite: skip` to skip and count such "
+            "steps"
+        )
+
+    def _optimizer(self) -> Optimizer:
+        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+
+    def on_train_start(self) -> None:
+        """Replaces the optimiser's restored rates, decay and betas by those of the settings."""
+        for group, settings in zip(
+            self._optimizer().param_groups, self._group_settings, strict=True
+        ):
+            group.update(settings)
+        self._statistics = RunningStatistics(self)
+        self._warn_of_long_warmup()
+
+    def _warn_of_long_warmup(self) -> None:
+        total = self.length.steps
+        key, warmup = self.recipe.warmup(self.length)
+        if 3 * warmup <= total:
+            return
+        at_zero = sum(self.lr_factor(step, 0) == 0 for step in range(1, min(int(total), 100)))
+        zero = f". Its first {1 + at_zero} steps train at a rate of 0" if at_zero else ""
+        rank_zero_warn(
+            f"`model.init_args.recipe.init_args.{key}` warms the learning rate up over "
+            f"{warmup:.0f} steps, and the run has {total:.0f}: lower it, or train longer{zero}"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the rate, and how many steps of the run were skipped so far."""
+        # Only some steps are logged, and a short epoch may have none of those.
+        self.log("lr", self._optimizer().param_groups[0]["lr"], rank_zero_only=True)
+        if self.recipe.on_nonfinite == "skip":
+            self.log("train/skipped_steps", float(self.skipped_steps), rank_zero_only=True)
 
 
-def _refusal(key: str, ours: Any, theirs: Any, where: str) -> str:
-    return (
-        f"`model.init_args.{key}` is {_short(ours)}, but {where} was trained with "
-        f"{_short(theirs)}: use the run's own config.yaml with its checkpoint. "
-        "To start a new run from these weights use `--model.init_args.pretrained`."
-    )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(value)} items)"
+def _counts(sizes: list[tuple[Any, int]]) -> str:
+    if len(sizes) > 4:
+        return f"{sum(count for _, count in sizes)} in {len(sizes)} groups"
+    return ", ".join(f"{name}: {count}" for name, count in sizes)

@@ -19,7 +19,6 @@ from peas.models import SSAST, Encoder
 from peas.models.weights import load_pretrained
 from peas.models.weights.imagenet import PREFIX, load_imagenet
 from peas.objectives import ClassificationLoss, as_soft, classification_loss
-from peas.parts import made
 from peas.recipes import Recipe, SSASTRecipe
 from peas.recipes.ssast import CLASSIFIER
 from peas.tasks.augmentation import Augmentation, augment
@@ -34,9 +33,9 @@ SCORES = {"mAP", "AUC", "d_prime", "classes", "clips", "loss"}
 class Classification(BaseTask):
     """Fine-tunes an encoder with the recipes of SSAST's and AudioMAE's papers and of PEAS.
 
-    The config's `masking` says which bins of a training clip are masked. Noise, roll and the
+    The config's `masking` chooses the masked bins of a training clip. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
-    filling rule. The callback `PatchDropping` writes `hidden_patches`: these do not reach the
+    filling rule. The callback `PatchDropping` writes `dropped_patches`: these do not reach the
     encoder.
 
     Args:
@@ -47,18 +46,18 @@ class Classification(BaseTask):
         encoder: Such as `peas.models.SSAST` (default) or `peas.models.AudioMAE`.
         front_end: Such as `peas.audio.KaldiLogMel` (default).
         recipe: Such as `peas.recipes.SSASTRecipe` (default) or `AudioMAERecipe`.
-        augmentation: Noise, roll, gain, and the fill of masked cells.
+        augmentation: Noise, roll, gain, and the fill of masked bins.
         loss: `ce` with true soft targets, or `bce`.
         label_smoothing: Of `ce`, in training: share of a target that is spread evenly over all
             classes. AudioMAE's script for ESC-50 has 0.1; 0 is off.
-        freeze: `encoder` trains the classifier alone, on features without gradient, dropout or
+        freeze: `encoder` trains only the classifier, on features without gradient, dropout or
             stochastic depth (linear probe). The classifier is a LayerNorm of the pooled tokens
             (`fc_norm`, trained with it) and a linear layer. Null trains everything.
         aux_loss_weight: Weight of the mean errors of PEAS's auxiliary tasks (equations 1 and 2) in
-            the loss. The paper updates the model by the classification loss alone: 0.
+            the loss. The paper updates the model by the classification loss only: 0.
         reconstruction: What reconstructs spectrograms for PEAS: the pretrained `head`, or `probe`,
             a linear pixel head that is fitted on the encoder as it starts, for weights that came
-            without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.pixel_probe`.
+            without one (MAM-CLAP, SupMAM-CLAP, fine-tuned files). See `peas.models.reconstructor`.
         compile: Compile the transformer blocks (`torch.compile`, in place).
         labels: Names of the classes; null takes them from the data.
         multi_label: Whether a clip may have several labels; null takes it from the data.
@@ -67,6 +66,7 @@ class Classification(BaseTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "fine-tuning"
     shape_keys = ("reconstruction",)
     resume_keys = ("freeze",)
     default_parts: ClassVar[dict[str, type[Any]]] = {
@@ -98,14 +98,10 @@ class Classification(BaseTask):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["encoder", "front_end", "recipe", "augmentation"])
-        self.adopt(
-            made(encoder, Encoder) or self.default_parts["encoder"](),
-            made(front_end, FrontEnd) or self.default_parts["front_end"](),
-            made(recipe, Recipe) or self.default_parts["recipe"](),
-        )
+        self.adopt(encoder, front_end, recipe)
         # A checkpoint's settings are plain.
-        given: Any = augmentation
-        self.augmentation = Augmentation(**given) if isinstance(given, dict) else given
+        plain: Any = augmentation
+        self.augmentation = Augmentation(**plain) if isinstance(plain, dict) else plain
         self.hparams["augmentation"] = asdict(self.augmentation)
         _check_settings(self.hparams)
 
@@ -125,11 +121,11 @@ class Classification(BaseTask):
             )
         self.model.build(self.front_end.frames, self.front_end.n_mels, len(h["labels"]))
         if initialise:
-            self._load_pretrained(h["pretrained"])
+            _fill(self.model, h["pretrained"])
         if h["freeze"]:
             _freeze_encoder(self.model)
             self.model.eval()
-        # A run that goes on may get its pixel head from the checkpoint.
+        # A resumed run may get its pixel head from the checkpoint.
         if h["aux_loss_weight"] > 0 and (initialise or self.model.can_reconstruct):
             self.model.require_trainable_pixels()
         self.scores = ClipScores(h["multi_label"])
@@ -140,9 +136,6 @@ class Classification(BaseTask):
         self.train_loss.persistent(True)
         self.train_accuracy.persistent(True)
 
-    def _load_pretrained(self, path: str | None) -> None:
-        _fill(self.model, path)
-
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of training; a frozen encoder stays in that of evaluation."""
         super().train(mode)
@@ -150,10 +143,10 @@ class Classification(BaseTask):
             self.model.eval()
         return self
 
-    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
-        """Makes a decoder that is trained too, before the optimiser asks for its weights."""
-        told = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
-        self._require_channels_of_data(told)
+    def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
+        """Makes a decoder that is trained too, before the optimiser is made."""
+        channels = checkpoint["hyper_parameters"]["front_end"]["init_args"].get("channels")
+        self._require_channels_of_data(channels)
         if self.hparams["aux_loss_weight"] > 0:
             self.model.adopt_heads(checkpoint["state_dict"], "model.")
             self.model.require_trainable_pixels()
@@ -162,11 +155,11 @@ class Classification(BaseTask):
         """Refuses to score clips that are read in another way than those that trained."""
         if self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             return
-        heard = getattr(getattr(self.trainer, "datamodule", None), "heard_channels", None)
-        if saved is not None and heard is not None and heard != saved:
+        channels = getattr(getattr(self.trainer, "datamodule", None), "channel_mode", None)
+        if saved is not None and channels is not None and channels != saved:
             raise CheckpointError(
                 f"{self.trainer.ckpt_path} was trained on the {saved} of several channels, and the "
-                f"data gives their {heard}: set data.init_args.channels to {saved}"
+                f"data gives their {channels}: set data.init_args.channels to {saved}"
             )
 
     @property
@@ -176,9 +169,9 @@ class Classification(BaseTask):
 
     def metric_names(self) -> MetricNames:
         """What is logged of training, evaluation, and each step."""
-        one = set() if self.hparams["multi_label"] else {"accuracy"}
+        accuracy = set() if self.hparams["multi_label"] else {"accuracy"}
         auxiliary = {"aux_loss"} if self.hparams["aux_loss_weight"] > 0 else set()
-        return MetricNames({"loss"} | one | auxiliary, SCORES | one, {"loss"})
+        return MetricNames({"loss"} | accuracy | auxiliary, SCORES | accuracy, {"loss"})
 
     @staticmethod
     def monitor(multi_label: bool) -> tuple[str, Literal["min", "max"]]:
@@ -197,24 +190,24 @@ class Classification(BaseTask):
         self.prepare_reconstruction()
 
     def prepare_reconstruction(self) -> None:
-        """Fits the pixel probe, unless the run goes on and its checkpoint has brought it."""
+        """Fits the pixel probe, unless a resumed checkpoint has brought it."""
         if self.hparams["reconstruction"] == "probe" and self.model.pixel_probe is None:
             fit_pixel_probe(self)
 
-    def forward(self, log_mel: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits `[B, C]` of normalised log-mels `[B, T, F]`.
 
         Args:
             log_mel: `[B, T, F]`.
-            hidden: `[B, N]` bool, patches that do not reach the encoder, in the model's own order.
+            masked: `[B, N]` bool, patches that do not reach the encoder, in the model's own order.
         """
-        logits: Tensor = self.model(log_mel, hidden)
+        logits: Tensor = self.model(log_mel, masked)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Classifies the masked clips without their `hidden_patches`, and returns the loss."""
+        """Classifies the masked clips without their `dropped_patches`, and returns the loss."""
         log_mel = batch["masked_log_mel"] if "mask" in batch else batch["log_mel"]
-        logits = self(log_mel, batch.get("hidden_patches"))
+        logits = self(log_mel, batch.get("dropped_patches"))
         target = as_soft(batch["target"], logits.shape[-1])
         loss = classification_loss(
             logits, target, self.hparams["loss"], self.hparams["label_smoothing"]
@@ -282,9 +275,9 @@ class Classification(BaseTask):
         scores["loss"] = self.evaluation_loss.compute()
         self.scores.reset()
         self.evaluation_loss.reset()
-        shown = self.monitor(self.hparams["multi_label"])[0].removeprefix("val/")
+        main = self.monitor(self.hparams["multi_label"])[0].removeprefix("val/")
         for name, value in scores.items():
-            self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == main, sync_dist=False)
 
 
 def _check_settings(h: Mapping[str, Any]) -> None:
@@ -298,7 +291,7 @@ def _check_settings(h: Mapping[str, Any]) -> None:
     """
     key = "`model.init_args.{}`".format
     if h["labels"] is not None and not h["labels"]:
-        raise ConfigError(f"{key('labels')} is empty: 0 classes cannot be told apart")
+        raise ConfigError(f"{key('labels')} is empty: give at least one class")
     if not 0 <= h["label_smoothing"] < 1:
         raise ConfigError(
             f"{key('label_smoothing')} is {h['label_smoothing']}: give 0 or more, and less than 1"
@@ -319,7 +312,7 @@ def _check_settings(h: Mapping[str, Any]) -> None:
         )
     if h["freeze"] and h["aux_loss_weight"]:
         raise ConfigError(
-            f"{key('freeze')}: {h['freeze']} trains the classifier alone, so an auxiliary loss has "
+            f"{key('freeze')}: {h['freeze']} trains only the classifier, so an auxiliary loss has "
             f"nothing to do: set {key('aux_loss_weight')} to 0"
         )
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.models.patches import Grid
-from peas.models.pixel_probe import RIDGE, FittedProbe, ProbeSums
+from peas.models.reconstructor import RIDGE, FittedProbe, ProbeSums
 from peas.tasks.base import BaseTask
 from peas.training.distributed import are_several
 
@@ -20,7 +20,7 @@ CLIPS = 4096
 
 
 def fit_pixel_probe(task: BaseTask) -> None:
-    """Give a task's model a linear pixel head, and save that beside the run's checkpoints.
+    """Give a task's model a linear pixel head, and save it with the run's checkpoints.
 
     One pass over the training clips, whose labels are not read; processes share it. Patches are
     those of both grids that PEAS may ask for. The head stays as it is while the encoder is
@@ -30,7 +30,7 @@ def fit_pixel_probe(task: BaseTask) -> None:
         task: Built, with its weights loaded, and attached to a trainer with a data module.
 
     Raises:
-        ConfigError: No data module tells the training clips.
+        ConfigError: There is no data module with training clips.
     """
     trainer, model = task.trainer, task.model
     data = getattr(trainer, "datamodule", None)
@@ -48,7 +48,7 @@ def fit_pixel_probe(task: BaseTask) -> None:
     sums = ProbeSums(model.width, model.patch[0] * model.patch[1], device)
     training = model.training
     model.eval()
-    # Loaders draw a seed for their workers, which must not move the run's own draws.
+    # Loaders sample a seed for their workers, which must not change the run's random state.
     with torch.no_grad(), isolate_rng():
         for batch in data.loader(table.take(rows)):
             waveform, length = batch["waveform"].to(device), batch["length"].to(device)
@@ -78,7 +78,7 @@ def _save(run: Path, fitted: FittedProbe, clips: int, task: BaseTask) -> Path:
     while path.exists():
         count += 1
         path = folder / f"pixel_probe-v{count}.pt"
-    facts: dict[str, Any] = {
+    content: dict[str, Any] = {
         **fitted.probe.state_dict(),
         "pretrained": str(task.hparams["pretrained"]),
         "clips": clips,
@@ -88,6 +88,6 @@ def _save(run: Path, fitted: FittedProbe, clips: int, task: BaseTask) -> Path:
         "variance": fitted.variance,
     }
     partial = path.with_name(f".{path.name}")
-    torch.save(facts, partial)
+    torch.save(content, partial)
     partial.replace(path)
     return path

@@ -1,7 +1,6 @@
 """Pretraining of an encoder by any sum of objectives: SSAST, AudioMAE, MAM-CLAP, SupMAM-CLAP."""
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -10,21 +9,30 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from peas.audio.frontend import FrontEnd, KaldiLogMel
 from peas.data.batch import Batch
-from peas.errors import CheckpointError, ConfigError
+from peas.errors import ConfigError
 from peas.masking import PatchMasking, RandomPatches
 from peas.masking.patches import OWN
 from peas.models import AudioMAE, Encoder
 from peas.models.weights import load_pretrained
 from peas.objectives import Objective, Reconstruction
-from peas.objectives.base import BuildInfo, View
-from peas.objectives.composition import Losses, compose, encode
+from peas.objectives.base import (
+    BuildInfo,
+    Losses,
+    View,
+    check_objectives,
+    compose,
+    encode,
+    norm_pix,
+)
 from peas.parts import made
 from peas.recipes import AudioMAEPretrainingRecipe, Recipe
 from peas.tasks.base import BaseTask, MetricNames
-from peas.tasks.loss_meters import LossMeters
+from peas.tasks.restoring import agree_on_objectives, require_equal_teachers
+from peas.training.nonfinite import counted
 from peas.training.randomness import run_seed, uniform_by_name
 
 Stage = Literal["train", "val"]
@@ -42,12 +50,12 @@ class Pretraining(BaseTask):
     | SupMAM-CLAP | `AudioMAE`, 1 block | `RandomPatches(0.2)` | `FeatureDistillation`, \
 `LabelClassification` 0.0001 |
 
-    Masks depend on the seed and the place in training; in evaluation on the seed and the clip
-    alone. Evaluation logs each objective beside its baseline, the best constant prediction, over
-    patches of real sound that are not constant.
+    Masks depend on seed, epoch and step; in evaluation on seed and clip only. Evaluation logs each
+    objective beside its baseline, the best constant prediction, over patches of real sound that
+    are not constant.
 
     Args:
-        pretrained: File of weights to go on from: an official file of the encoder's family or a
+        pretrained: File of weights to start from: an official file of the encoder's family or a
             checkpoint of `peas`. Null starts from random weights.
         encoder: Such as `peas.models.AudioMAE` (default) or `peas.models.SSAST`.
         front_end: Such as `peas.audio.KaldiLogMel` (default).
@@ -73,6 +81,7 @@ class Pretraining(BaseTask):
         ConfigError: A value is impossible; the message names the key.
     """
 
+    purpose = "pretraining"
     own_keys = ("objectives",)
     part_bases: ClassVar[dict[str, type[Any]]] = {
         **BaseTask.part_bases,
@@ -87,7 +96,7 @@ class Pretraining(BaseTask):
         "recipe": AudioMAEPretrainingRecipe,
     }
     objectives: nn.ModuleDict
-    meters: LossMeters
+    meters: "LossMeters"
 
     def __init__(
         self,
@@ -113,16 +122,12 @@ class Pretraining(BaseTask):
             raise ConfigError(
                 f"`model.init_args.passes` is {passes!r}: choose one of shared, separate"
             )
-        self.adopt(
-            made(encoder, Encoder) or self.default_parts["encoder"](),
-            made(front_end, FrontEnd) or self.default_parts["front_end"](),
-            made(recipe, Recipe) or self.default_parts["recipe"](),
-        )
-        given = {"reconstruction": Reconstruction()} if objectives is None else objectives
-        named = {name: made(part, Objective) for name, part in given.items()}
+        self.adopt(encoder, front_end, recipe)
+        if objectives is None:
+            objectives = {"reconstruction": Reconstruction()}
+        named = {name: made(part, Objective) for name, part in objectives.items()}
         chosen = {name: part for name, part in named.items() if part is not None}
-        _require_possible(chosen, roll_gain, self.model)
-        _require_known(set(given) - set(chosen), chosen)
+        check_objectives(chosen, set(objectives) - set(chosen), roll_gain, self.model)
         self.patch_masking = made(masking, PatchMasking) or self.default_parts["masking"]()
         self.eval_patch_masking = made(eval_masking, PatchMasking) or self.patch_masking
         self.hparams["masking"] = self.patch_masking.spec()
@@ -149,7 +154,7 @@ class Pretraining(BaseTask):
         return str(self.hparams["roll_gain"])
 
     def setup(self, stage: str) -> None:
-        """Lets the objectives see the data, fills the facts and builds, before `fit`."""
+        """Prepares the objectives, fills open settings and builds, before `fit`."""
         if not self._prepared:
             self._prepare()
         super().setup(stage)
@@ -161,8 +166,8 @@ class Pretraining(BaseTask):
             if description := part.description():
                 rank_zero_info(f"{name}: {description}")
         prints = {name: part.fingerprint() for name, part in self.parts.items()}
-        found = {name: value for name, value in prints.items() if value}
-        _require_equal_teacher(self.hparams.setdefault("objective_fingerprints", found), found)
+        own = {name: value for name, value in prints.items() if value}
+        require_equal_teachers(self.hparams.setdefault("objective_fingerprints", own), own)
 
     def build(self, *, initialise: bool) -> None:
         """Makes encoder, heads and meters, and loads `pretrained`."""
@@ -180,7 +185,7 @@ class Pretraining(BaseTask):
             frames,
             self.front_end.n_mels,
             needs={need for part in self.parts.values() for need in part.needs},
-            norm_pix=all(map(_norm_pix, pixels)),
+            norm_pix=all(map(norm_pix, pixels)),
         )
         for key in ("masking", "eval_masking"):
             # Refuses a mask of all, or of nothing.
@@ -193,8 +198,8 @@ class Pretraining(BaseTask):
             rank_zero_info(str(load_pretrained(model, Path(h["pretrained"]))))
         # PEAS must not be given what a head predicts that was not trained with this encoder.
         model.reconstructs.fill_(self.needs("pixels"))
-        cells = patch[0] * patch[1]
-        info = BuildInfo(model.width, model.decoder_width, cells, len(h["labels"]), model)
+        bins = patch[0] * patch[1]
+        info = BuildInfo(model.width, model.decoder_width, bins, len(h["labels"]), model)
         for part in self.parts.values():
             part.build(info)
         metrics = [name for part in self.parts.values() for name in part.metrics]
@@ -214,32 +219,23 @@ class Pretraining(BaseTask):
             step=step,
         )
 
-    def _require_labels_of_data(self, saved: list[str], where: str) -> None:
+    def require_labels(self, saved: list[str], where: str) -> None:
         """Any data will do, unless an objective knows the classes."""
         if self.needs("labels"):
-            super()._require_labels_of_data(saved, where)
+            super().require_labels(saved, where)
 
-    def load_own(self, checkpoint: dict[str, Any], goes_on: bool) -> None:
+    def load_own(self, checkpoint: dict[str, Any], resuming: bool) -> None:
         """Refuses other objectives, or the features of another teacher."""
         saved = checkpoint.get("hyper_parameters") or {}
-        known = self.hparams.setdefault(
-            "objective_fingerprints", saved.get("objective_fingerprints", {})
-        )
-        _require_equal_teacher(saved.get("objective_fingerprints", {}), known)
+        fingerprints = saved.get("objective_fingerprints", {})
+        own = self.hparams.setdefault("objective_fingerprints", fingerprints)
+        require_equal_teachers(fingerprints, own)
         self.recipe.load_state_dict(checkpoint.get("recipe") or {})
-        if not goes_on:
+        if not resuming:
             return
         before, now = saved.get("objectives", {}), self.hparams["objectives"]
-        for name in sorted(before.keys() ^ now.keys()):
-            raise CheckpointError(_changed(name, before.get(name), now.get(name)))
-        for name, part in self.parts.items():
-            if before[name]["class_path"] != now[name]["class_path"]:
-                raise CheckpointError(_changed(name, before[name], now[name]))
-            for key in part.fixed:
-                theirs, ours = (spec[name]["init_args"].get(key) for spec in (before, now))
-                if theirs != ours:
-                    raise CheckpointError(_changed(f"{name}.init_args.{key}", theirs, ours))
-        # The optimiser's moments lie in the order of the weights.
+        agree_on_objectives(self.parts, before, now)
+        # The optimiser's moments have the order of the weights.
         self.objectives = nn.ModuleDict({name: self.objectives[name] for name in before})
         self.hparams["objectives"] = {name: now[name] for name in before}
 
@@ -256,22 +252,22 @@ class Pretraining(BaseTask):
             part.read(batch)
         return batch
 
-    def mask_draws(self, batch: Batch, stage: Stage, stream: str, count: int) -> Tensor:
+    def mask_random_numbers(self, batch: Batch, stage: Stage, stream: str, count: int) -> Tensor:
         """Uniform random numbers `[B, count]` for the masks of a batch, on the CPU.
 
-        In training they depend on the seed and the place in training, in evaluation on the seed
-        and the clip alone, so that figures of two evaluations compare.
+        In training they depend on the seed and epoch and step, in evaluation on seed
+        and clip only, so that two evaluations can be compared.
         """
         if stage == "train":
-            return self.draws(batch, stream, (count,))
+            return self.random_numbers(batch, stream, (count,))
         return uniform_by_name(batch["id"], run_seed(), stream, (count,))
 
     def masked_patches(self, batch: Batch, stage: Stage, own: str | None = None) -> Tensor:
         """Patches to mask, `[B, N]` bool, in the order of the encoder's tokens.
 
         Args:
-            batch: With `log_mel`, and the clips' names or their place in training.
-            stage: Whose masking; `val` depends on seed and clip alone.
+            batch: With `log_mel`, and the clips' names or their epoch and step.
+            stage: Whose masking; `val` depends on seed and clip only.
             own: `Objective.stream` of the objective whose own pass it is; None = it is shared.
         """
         masking = self.patch_masking if stage == "train" else self.eval_patch_masking
@@ -283,7 +279,7 @@ class Pretraining(BaseTask):
             return own if name == OWN else f"{own}_{name}"
 
         rand = {
-            name: self.mask_draws(batch, stage, stream(name), count)
+            name: self.mask_random_numbers(batch, stage, stream(name), count)
             for name, count in masking.random_numbers(grid).items()
         }
         masked = masking.mask(rand, grid, batch["log_mel"])
@@ -305,7 +301,7 @@ class Pretraining(BaseTask):
             self.model,
             batch,
             self.masked_patches(batch, stage, own),
-            rand=lambda name, count: self.mask_draws(batch, stage, name, count),
+            rand=lambda name, count: self.mask_random_numbers(batch, stage, name, count),
             total=self._all_processes,
             processes=self.trainer.world_size if self.trainer.training else 1,
         )
@@ -320,7 +316,7 @@ class Pretraining(BaseTask):
     # --- training ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Moves what is beside the model, and prints the settings that decide a result."""
+        """Moves teachers to the device and checks the batch size."""
         super().on_fit_start()
         self._move()
         clips = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
@@ -358,8 +354,8 @@ class Pretraining(BaseTask):
             for name, value in losses.gradient_norms().items():
                 self.log(f"grad/{name}", value, batch_size=clips)
         for name, mean, value in self.meters.count(losses, clips, first=batch_idx == 0):
-            shown = name == "loss" or name in losses.terms
-            self.log(name, value, prog_bar=shown, on_step=True, batch_size=clips)
+            main = name == "loss" or name in losses.terms
+            self.log(name, value, prog_bar=main, on_step=True, batch_size=clips)
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=clips)
         for term in losses.terms.values():
             for name, value in term.sums.items():
@@ -381,7 +377,7 @@ class Pretraining(BaseTask):
     # --- evaluation -------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Checks that there are weights, and moves what is beside the model."""
+        """Checks that there are weights, and moves teachers to the device."""
         super().on_validation_start()
         self._move()
 
@@ -402,11 +398,11 @@ class Pretraining(BaseTask):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means and the baselines, and lets the recipe see them."""
-        found = self._log_evaluation("val")
+        """Logs means and baselines, and passes them to the recipe."""
+        metrics = self._log_evaluation("val")
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.recipe.observe(
-                {name: float(value) for name, value in found.items()}, self.trainer.global_step
+                {name: float(value) for name, value in metrics.items()}, self.trainer.global_step
             )
 
     def on_test_epoch_end(self) -> None:
@@ -414,13 +410,13 @@ class Pretraining(BaseTask):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> Mapping[str, Tensor]:
-        found = self.meters.compute()
+        metrics = self.meters.compute()
         for part in self.parts.values():
-            found |= part.baseline()
-        shown = self.monitor(False)[0].removeprefix("val/")
-        for name, value in found.items():
-            self.log(f"{stage}/{name}", value.float(), prog_bar=name == shown, sync_dist=False)
-        return found
+            metrics |= part.baseline()
+        main = self.monitor(False)[0].removeprefix("val/")
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == main, sync_dist=False)
+        return metrics
 
     def require_maskable(self, key: str) -> None:
         """Refuses the masks of fine-tuning.
@@ -429,8 +425,8 @@ class Pretraining(BaseTask):
             ConfigError: Always.
         """
         raise ConfigError(
-            f"`{key}` holds masks of fine-tuning, which have no place in pretraining: leave them "
-            "out; here `model.init_args.masking` says what is masked"
+            f"`{key}` holds masks of fine-tuning, which pretraining does not use: leave them "
+            "out; here `model.init_args.masking` chooses the masked patches"
         )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
@@ -445,77 +441,53 @@ class Pretraining(BaseTask):
         )
 
 
-def _require_known(left_out: set[str], parts: dict[str, Objective]) -> None:
-    """Refuses to leave out an objective whose name is a slip of another's, which would stay."""
-    for name in sorted(left_out):
-        if meant := difflib.get_close_matches(name, parts, n=1, cutoff=0.8):
-            raise ConfigError(
-                f"`model.init_args.objectives.{name}` is null, and there is no such objective: is "
-                f"`{meant[0]}` meant?"
-            )
+class LossMeters(nn.Module):
+    """Means of the total loss, of each objective and of its metrics.
+
+    Args:
+        names: Of objectives and metrics.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        names = ["loss", *names]
+        self.training_means = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.evaluation_means = nn.ModuleDict({name: MeanMetric() for name in names})
+        for mean in self.training_means.values():
+            # Saved with the weights: a run resumed inside an epoch logs that epoch's true mean.
+            cast(MeanMetric, mean).persistent(True)
+
+    def count(
+        self, losses: Losses, clips: int, *, first: bool
+    ) -> Iterator[tuple[str, MeanMetric, Tensor]]:
+        """Counts a training batch; yields each loss's name, running mean and value."""
+        for name, value, weight in _values(losses, clips):
+            mean = cast(MeanMetric, self.training_means[name])
+            if first:
+                mean.reset()
+            mean.update(*counted(value.detach(), weight))
+            yield name, mean, value.detach()
+
+    def evaluate(self, losses: Losses, clips: int) -> None:
+        """Counts a batch of evaluation."""
+        for name, value, weight in _values(losses, clips):
+            if weight:
+                cast(MeanMetric, self.evaluation_means[name]).update(value, weight)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means of the evaluation by name, and resets."""
+        metrics: dict[str, Tensor] = {}
+        for name, mean in self.evaluation_means.items():
+            metrics[name] = cast(MeanMetric, mean).compute()
+            cast(MeanMetric, mean).reset()
+        return metrics
 
 
-def _require_possible(parts: dict[str, Objective], roll_gain: str, encoder: Encoder) -> None:
-    key = "`model.init_args.objectives`"
-    if not parts:
-        raise ConfigError(f"{key} is empty: give one objective at least")
-    figures = [one for part in parts.values() for one in _logged(part)]
-    if twice := sorted({one for one in figures if figures.count(one) > 1}):
-        raise ConfigError(
-            f"{key} has two objectives that log {twice[0]}, which would be one figure: keep one of "
-            "them, or give a subclass with another name for it"
-        )
-    taken = {"loss", *figures}
-    for name, part in parts.items():
-        # Logs and weights are called by it. ModuleDict refuses names of its own attributes.
-        if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-            raise ConfigError(
-                f"{key} has the name {name!r}, which torch cannot take: give a word of letters, "
-                "digits and underscores that is no method of torch.nn.ModuleDict"
-            )
-        if name in taken:
-            raise ConfigError(
-                f"{key} has the name {name!r}, which the log has for another figure: give another "
-                "name"
-            )
-        if not part.weight > 0:
-            raise ConfigError(
-                f"`model.init_args.objectives.{name}.init_args.weight` is {part.weight}: give a "
-                "number above 0, or null in the place of the objective to leave it out"
-            )
-        if "pixels" in part.needs and not encoder.normalises_pixels and _norm_pix(part):
-            raise ConfigError(
-                f"`model.init_args.objectives.{name}.init_args.norm_pix` is true, and the head of "
-                f"{type(encoder).__name__} predicts log-mels as they are: set norm_pix to false"
-            )
-        if "clips" in part.needs and roll_gain != "none":
-            raise ConfigError(
-                f"`model.init_args.roll_gain` is {roll_gain}, and the targets of "
-                f"`model.init_args.objectives.{name}` belong to the clip as it is: set roll_gain "
-                "to none"
-            )
-
-
-def _norm_pix(part: Objective) -> bool:
-    return bool(getattr(part, "norm_pix", True))
-
-
-def _logged(part: Objective) -> tuple[str, ...]:
-    return (*part.metrics, *part.baselines, *part.sums)
-
-
-def _require_equal_teacher(saved: dict[str, Any], found: dict[str, Any]) -> None:
-    for name in saved.keys() & found.keys():
-        if saved[name] != found[name]:
-            raise CheckpointError(
-                f"`model.init_args.objectives.{name}`: the run was trained with {saved[name]}, "
-                f"and this teacher gives {found[name]}: use the same teacher or cache"
-            )
-
-
-def _changed(key: str, before: Any, now: Any) -> str:
-    return (
-        f"`model.init_args.objectives.{key}` is {now}, but the run had {before}: this cannot "
-        "change in a run. Use its own config.yaml with its checkpoint. To start a new run from "
-        "these weights use `--model.init_args.pretrained`."
-    )
+def _values(losses: Losses, clips: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, value and number of clips of the sum, of each objective and of its metrics."""
+    yield "loss", losses.total, clips
+    for name, term in losses.terms.items():
+        counted = clips if term.clips is None else term.clips
+        yield name, term.loss, counted
+        for metric, value in term.metrics.items():
+            yield metric, value, counted

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peas.errors import CheckpointError, ConfigError
-from peas.models.weights.clap import ClapWeights, read_clap
-from peas.models.weights.clap_keys import PROJECTION
+from peas.models.weights.clap import PROJECTION, ClapWeights, read_clap
 from peas.teachers import htsat
 from peas.teachers.base import Teacher
 from peas.teachers.htsat import JOINT, SHAPES, Arch, Fill, Space, clap_log_mel, windows

@@ -12,9 +12,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from peas.errors import ConfigError
-from peas.models.weights import clap_keys
-from peas.models.weights.clap import ClapWeights
-from peas.models.weights.clap_keys import PROJECTION, TOWER
+from peas.models.weights import clap as clap_keys
+from peas.models.weights.clap import PROJECTION, TOWER, ClapWeights
 from peas.teachers.clap import ClapTeacher
 from peas.teachers.htsat import JOINT, SETTINGS, SHAPES, Arch, Fill, Space
 

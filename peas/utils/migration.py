@@ -1,8 +1,9 @@
-"""Settings of release 0.1, told in the words of this one.
+"""Configs, checkpoints and command lines of earlier releases, translated to this one.
 
-A config file and a checkpoint's hyperparameters hold the same keys below `model.init_args`, so one
-rule serves both, and the words of a command line follow it. What 0.1 wrote is read; nothing is
-written in its form again.
+Two steps: the flat keys of release 0.1 move into parts (encoder, recipe, masking, …), then keys,
+values and class paths that were renamed since get their names of today. A config file and a
+checkpoint's hyperparameters have the same keys below `model.init_args`, so one set of rules serves
+both, and command-line options follow it. Nothing is written in an old form again.
 """
 
 import re
@@ -11,14 +12,35 @@ from typing import Any
 
 from peas.errors import ConfigError
 
+# --- renamed since: old -> new ----------------------------------------------------------------
+
+CLASS_PATHS: dict[str, str] = {}
+PACKAGES = {"peas.models.clap.": "peas.teachers."}
+"""Prefixes of class paths."""
+CALLBACKS: dict[str, str] = {}
+"""Keys of a checkpoint's `callbacks`."""
+KEYS = {
+    "model.recipe.lr_rule": "base_batch_size",
+    "model.recipe.head_lr_factor": "head_lr_mult",
+    **{f"model.{masking}.count": "num_masked" for masking in ("masking", "eval_masking")},
+    **{f"model.{masking}.law": "sampler" for masking in ("masking", "eval_masking")},
+}
+"""Settings of parts of `peas`, without `init_args`."""
+VALUES: dict[str, dict[Any, Any]] = {
+    "model.recipe.base_batch_size": {"absolute": None, "batch256": 256},
+    "paper.preset": {"likely": "reference_code", "literal": "paper_literal"},
+    "paper.requires.paper.preset": {"likely": "reference_code", "literal": "paper_literal"},
+}
+METRIC = re.compile(r"^((?:\w+/)?)trivial_")
+"""Of a `monitor`."""
+
+# --- flat keys of 0.1 ---------------------------------------------------------------------------
+
 CLASSIFICATION = ("peas.tasks.Classification", "peas.tasks.classification.Classification")
 MAE = ("peas.tasks.MaskedAudioModeling", "peas.tasks.mae.MaskedAudioModeling")
 SSAST = ("peas.tasks.SSASTPretraining", "peas.tasks.ssast.SSASTPretraining")
 NEW = "peas.tasks.Pretraining"
 FRONT_END = "peas.audio.KaldiLogMel"
-
-RENAMED = {"peas.models.clap.": "peas.teachers."}
-"""Beginnings of class paths of 0.1."""
 
 _DECODER = ("width", "depth", "heads", "window", "first_shift")
 _MOVED: dict[str, tuple[str, ...]] = {
@@ -35,9 +57,8 @@ _MOVED: dict[str, tuple[str, ...]] = {
     ),
     "augmentation": ("noise_roll", "fill"),
 }
-"""Where flat keys went."""
-PLACES = {key: place for place, keys in _MOVED.items() for key in keys}
-_COSINE = ("lr", "lr_rule", "layer_decay", "weight_decay", "betas", "warmup_epochs", "min_lr")
+"""Tables that flat keys moved to."""
+PART_OF = {key: part for part, keys in _MOVED.items() for key in keys}
 _COSINE_ONLY = ("layer_decay", "warmup_epochs", "min_lr")
 _STAIRS_ONLY = ("head_lr_factor", "warmup_steps", "decay_start", "decay_factor", "decay_every")
 _OLD_DEFAULTS: dict[str, Any] = {
@@ -51,13 +72,13 @@ _OLD_DEFAULTS: dict[str, Any] = {
 }
 """Of `Classification` in 0.1, where AudioMAERecipe has others."""
 
-_HALF = (
+_INCOMPLETE = (
     "`model.init_args.optimizer` and `schedule` of 0.1 are one part now, with defaults of its own: "
     "give `model.init_args.recipe`, such as peas.recipes.AudioMAERecipe, with its init_args"
 )
-"""Where a word or an overlay chose one, other defaults than those of 0.1 would follow unseen."""
+"""If an option or an overlay chose one, the defaults would silently differ from those of 0.1."""
 
-_OF = {
+_OBJECTIVE_OF = {
     "reconstruction": ("Reconstruction", {"norm_pix": "norm_pix"}),
     "distillation": (
         "FeatureDistillation",
@@ -92,8 +113,8 @@ _MASKING = {
     ),
 }
 _FLAT_OBJECTIVES = {
-    *_OF,
-    *(key for _, keys in (*_OF.values(), *_MASKING.values()) for key in keys),
+    *_OBJECTIVE_OF,
+    *(key for _, keys in (*_OBJECTIVE_OF.values(), *_MASKING.values()) for key in keys),
 }
 _SSAST_KEYS = ("masked", "eval_masked", "sampler", "sides", "objective", "mse_weight", "nce_axis")
 
@@ -102,215 +123,238 @@ def _part(path: str, **settings: Any) -> dict[str, Any]:
     return {"class_path": path, "init_args": settings}
 
 
-def _move(settings: dict[str, Any], *, whole: bool) -> None:
-    """Moves flat keys to the tables of their parts."""
-    for key in [key for key in settings if key in PLACES]:
+def _move(settings: dict[str, Any], *, complete: bool) -> None:
+    """Move flat keys into the tables of their parts."""
+    for key in [key for key in settings if key in PART_OF]:
         if isinstance(settings[key], dict):
             continue
-        room = settings
-        for name in PLACES[key].split("."):
-            # Null is a part of its defaults, and a text its class path.
-            below = room.get(name) or {}
+        table = settings
+        for name in PART_OF[key].split("."):
+            # Null is a part with its defaults, and a text its class path.
+            below = table.get(name) or {}
             below = {"class_path": below} if isinstance(below, str) else below
             if not isinstance(below, Mapping):
                 raise ConfigError(
-                    f"`model.init_args.{PLACES[key]}` is no table, and {key!r} of 0.1 belongs into "
-                    "it: give that part's class_path and init_args"
+                    f"`model.init_args.{PART_OF[key]}` is no table, and {key!r} of 0.1 belongs "
+                    "into it: give that part's class_path and init_args"
                 )
-            room[name] = dict(below)
-            room = room[name]
-        room[key] = settings.pop(key)
-    if whole and "front_end" in settings:
+            table[name] = dict(below)
+            table = table[name]
+        table[key] = settings.pop(key)
+    if complete and "front_end" in settings:
         settings["front_end"] = {"class_path": FRONT_END, **settings["front_end"]}
 
 
-def classification(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+def classification(settings: Mapping[str, Any], *, complete: bool = True) -> dict[str, Any]:
     """Settings of `Classification`, whose parts were flat keys in 0.1.
 
     Args:
         settings: `model.init_args`, or a checkpoint's hyperparameters.
-        whole: Whether keys that are not there had their default, as in a config that names its
-            class; else they are left alone.
+        complete: Whether absent keys had their defaults, as in a config that names its class. If
+            not, as in an overlay, they are left alone.
 
     Raises:
-        ConfigError: They ask for an optimiser with the other one's schedule, or choose one
-            without being whole; or a part is no table.
+        ConfigError: They combine an optimiser with the other one's schedule, or choose one without
+            being complete; or a part is no table.
     """
     flat = dict(settings)
     kind = flat.pop("encoder", None)
     optimizer, schedule = flat.pop("optimizer", None), flat.pop("schedule", None)
-    if not whole and (optimizer or schedule):
-        raise ConfigError(_HALF)
+    if not complete and (optimizer or schedule):
+        raise ConfigError(_INCOMPLETE)
     cosine = optimizer == "adamw"
     if (optimizer or schedule) and cosine != (schedule == "cosine"):
         raise ConfigError(
             f"`model.init_args` has `optimizer: {optimizer or 'adam'}` and `schedule: "
-            f"{schedule or 'staircase'}` of 0.1, which no recipe of peas.recipes has together: "
+            f"{schedule or 'staircase'}` of 0.1, which no recipe of peas.recipes combines: "
             "set `model.init_args.recipe` to one, or to a recipe of your own"
         )
     if isinstance(kind, dict):
         flat["encoder"] = kind
     elif isinstance(kind, str) and "." in kind:
         flat["encoder"] = {"class_path": kind}
-    elif whole or kind:
+    elif complete or kind:
         name = "AudioMAE" if kind == "audiomae" else "SSAST"
         flat["encoder"] = {"class_path": f"peas.models.{name}", "init_args": {}}
         if name == "SSAST":
             flat.pop("positions", None)
-    known = isinstance(flat.get("recipe"), dict) and "class_path" in flat["recipe"]
-    if whole and not known:
+    recipe = flat.get("recipe") if isinstance(flat.get("recipe"), dict) else {}
+    if complete and "class_path" not in (recipe or {}):
         for key in _STAIRS_ONLY if cosine else _COSINE_ONLY:
             flat.pop(key, None)
-        name = "AudioMAERecipe" if cosine else "SSASTRecipe"
-        settled = dict(_OLD_DEFAULTS) if cosine else {}
-        given = flat.get("recipe")
-        given = given.get("init_args") if isinstance(given, dict) else None
+        defaults = _OLD_DEFAULTS if cosine else {}
         flat["recipe"] = {
-            "class_path": f"peas.recipes.{name}",
-            "init_args": {**settled, **(given or {})},
+            "class_path": "peas.recipes." + ("AudioMAERecipe" if cosine else "SSASTRecipe"),
+            "init_args": {**defaults, **((recipe or {}).get("init_args") or {})},
         }
     if "roll_gain" in flat:
         flat.setdefault("augmentation", {})["roll_gain"] = flat.pop("roll_gain")
-    _move(flat, whole=whole)
+    _move(flat, complete=complete)
     return flat
 
 
-def pretraining(settings: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+def pretraining(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `MaskedAudioModeling`, whose parts were flat keys in 0.1.
 
     Args:
         settings: As in `classification`.
-        whole: As in `classification`.
     """
     flat = dict(settings)
     if any(key in _FLAT_OBJECTIVES for key in flat) or isinstance(flat.get("masking"), str):
-        flat = _objectives(flat, whole=whole)
-    if whole:
-        flat.setdefault("encoder", {"class_path": "peas.models.AudioMAE", "init_args": {}})
-        known = flat.get("recipe", {})
-        flat["recipe"] = {"class_path": "peas.recipes.AudioMAEPretrainingRecipe", **known}
-        flat["recipe"].setdefault("init_args", {})
-    _move(flat, whole=whole)
+        flat = _objectives(flat)
+    flat.setdefault("encoder", {"class_path": "peas.models.AudioMAE", "init_args": {}})
+    recipe = flat.get("recipe", {})
+    flat["recipe"] = {"class_path": "peas.recipes.AudioMAEPretrainingRecipe", **recipe}
+    flat["recipe"].setdefault("init_args", {})
+    _move(flat, complete=True)
     return flat
 
 
-def _objectives(settings: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+def _objectives(settings: dict[str, Any]) -> dict[str, Any]:
     moved = {key: value for key, value in settings.items() if key not in _FLAT_OBJECTIVES}
     objectives: dict[str, Any] = {}
-    for name, (cls, keys) in _OF.items():
-        weight = settings.get(name, float(whole and name == "reconstruction"))
+    for name, (cls, keys) in _OBJECTIVE_OF.items():
+        weight = settings.get(name, float(name == "reconstruction"))
         if weight != 0:
-            given = {new: settings[old] for old, new in keys.items() if old in settings}
-            objectives[name] = _part(f"peas.objectives.{cls}", weight=weight, **given)
+            init_args = {new: settings[old] for old, new in keys.items() if old in settings}
+            objectives[name] = _part(f"peas.objectives.{cls}", weight=weight, **init_args)
     if objectives:
         moved["objectives"] = objectives
     kind = settings.get("masking", "random")
     if isinstance(kind, str):
         cls, keys = _MASKING[kind]
-        given = {new: settings[old] for old, new in keys.items() if old in settings}
-        moved["masking"] = _part(f"peas.masking.{cls}", **given)
-    facts = {
+        init_args = {new: settings[old] for old, new in keys.items() if old in settings}
+        moved["masking"] = _part(f"peas.masking.{cls}", **init_args)
+    fingerprint = {
         new: moved.pop(old)
         for old, new in (("feature_width", "width"), ("teacher_fingerprint", "fingerprint"))
         if old in moved
     }
-    if facts and "distillation" in objectives:
-        moved["objective_fingerprints"] = {"distillation": facts}
+    if fingerprint and "distillation" in objectives:
+        moved["objective_fingerprints"] = {"distillation": fingerprint}
     return moved
 
 
 def ssast(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `SSASTPretraining`, of which there was one kind of objectives and masks.
+    """Settings of `SSASTPretraining`, which had one kind of objectives and masks.
 
     Args:
         settings: As in `classification`.
     """
     flat = {key: value for key, value in settings.items() if key not in _SSAST_KEYS}
-    given = {key: settings[key] for key in _SSAST_KEYS if key in settings}
-    objective = given.get("objective", "joint")
-    clusters: dict[str, Any] = {"law": given.get("sampler", "batched")}
-    if "sides" in given:
-        clusters["sides"] = given["sides"]
-    masked, evaluated = given.get("masked", 400), given.get("eval_masked", 400)
-    flat["masking"] = _part("peas.masking.ClusteredPatches", count=masked, **clusters)
-    if evaluated is not None:
-        flat["eval_masking"] = _part("peas.masking.ClusteredPatches", count=evaluated, **clusters)
+    old = {key: settings[key] for key in _SSAST_KEYS if key in settings}
+    objective = old.get("objective", "joint")
+    clusters: dict[str, Any] = {"sampler": old.get("sampler", "batched")}
+    if "sides" in old:
+        clusters["sides"] = old["sides"]
+    for name, key in (("masking", "masked"), ("eval_masking", "eval_masked")):
+        count = old.get(key, 400)
+        if count is not None:
+            flat[name] = _part("peas.masking.ClusteredPatches", num_masked=count, **clusters)
     objectives = {}
     if objective != "generative":
-        axis = given.get("nce_axis", "code")
+        axis = old.get("nce_axis", "code")
         objectives["nce"] = _part("peas.objectives.PatchContrast", weight=1.0, axis=axis)
     if objective != "discriminative":
-        weight = given.get("mse_weight", 10.0) if objective == "joint" else 1.0
+        weight = old.get("mse_weight", 10.0) if objective == "joint" else 1.0
         objectives["mse"] = _part("peas.objectives.Reconstruction", weight=weight, norm_pix=False)
     flat["objectives"] = objectives
-    # By its own name's random numbers, which one pass shares under the other's.
+    # With one pass both objectives would share the random numbers of the other's name.
     alone = objective == "discriminative"
     flat["passes"] = "separate" if alone or flat.pop("passes", 2) == 2 else "shared"
     flat.setdefault("grad_norm_every", 0)
     flat["encoder"] = {"class_path": "peas.models.SSAST", "init_args": {}}
     monitor = {"monitor": "mse"} if objective == "generative" else {}
     flat["recipe"] = _part("peas.recipes.SSASTPretrainingRecipe", **monitor)
-    _move(flat, whole=True)
+    _move(flat, complete=True)
     return flat
 
 
-def is_old(settings: Mapping[str, Any]) -> bool:
+def is_flat(settings: Mapping[str, Any]) -> bool:
     """Whether settings of a task are those of 0.1: some part is a flat key."""
-    flat = (*PLACES, "optimizer", "schedule", *_FLAT_OBJECTIVES, *_SSAST_KEYS)
+    flat = (*PART_OF, "optimizer", "schedule", *_FLAT_OBJECTIVES, *_SSAST_KEYS)
     # These are keys of this release too.
-    now = ("reconstruction", "encoder", "masking")
-    found = any(key in settings and key not in now for key in flat)
-    return found or any(isinstance(settings.get(key), str) for key in ("encoder", "masking"))
+    both = ("reconstruction", "encoder", "masking")
+    return any(key in settings and key not in both for key in flat) or any(
+        isinstance(settings.get(key), str) for key in ("encoder", "masking")
+    )
 
 
 def task(path: str | None, settings: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Class path and settings of a task, as this release has them.
+    """Class path and settings of a task in this release.
 
     Args:
-        path: Its class path; None where a file leaves the class to another one.
+        path: Its class path; None where another file names the class.
         settings: `model.init_args`, or a checkpoint's hyperparameters.
     """
     if path in SSAST:
-        return NEW, ssast(settings)
-    if path in MAE:
-        return NEW, pretraining(settings)
-    if not is_old(settings):
-        return path, dict(settings)
-    if path in CLASSIFICATION:
-        return path, classification(settings)
-    if path is None:
-        return path, classification(settings, whole=False)
-    return path, dict(settings)
+        path, settings = NEW, ssast(settings)
+    elif path in MAE:
+        path, settings = NEW, pretraining(settings)
+    elif is_flat(settings) and (path is None or path in CLASSIFICATION):
+        settings = classification(settings, complete=path is not None)
+    translated: dict[str, Any] = _renamed(dict(settings), "model")
+    return path, translated
 
 
-def _renamed(value: Any) -> Any:
-    """A config whose class paths are those of today."""
+def _renamed(value: Any, path: str) -> Any:
+    """A part of a config with the keys, values and class paths of this release.
+
+    Args:
+        value: The part.
+        path: Dotted key of it, without `init_args`.
+    """
     if isinstance(value, list):
-        return [_renamed(item) for item in value]
+        return [_renamed(item, path) for item in value]
     if not isinstance(value, dict):
+        return _value(path, value)
+    class_path = value.get("class_path")
+    foreign = isinstance(class_path, str) and not class_path.startswith("peas.")
+    renamed: dict[str, Any] = {}
+    for key, item in value.items():
+        if key == "class_path" and isinstance(item, str):
+            renamed[key] = _class_path(item)
+        elif key == "init_args":
+            # A part of the user's own may have any keys.
+            renamed[key] = item if foreign else _renamed(item, path)
+        else:
+            new: Any = KEYS.get(f"{path}.{key}", key)
+            renamed[new] = _renamed(item, f"{path}.{new}".lstrip("."))
+    return renamed
+
+
+def _class_path(path: str) -> str:
+    for old, new in PACKAGES.items():
+        if path.startswith(old):
+            return new + path.rpartition(".")[2]
+    return CLASS_PATHS.get(path, path)
+
+
+def _value(path: str, value: Any) -> Any:
+    """A setting's value in this release."""
+    if not isinstance(value, str):
         return value
-    told = {key: _renamed(item) for key, item in value.items()}
-    path = told.get("class_path")
-    for old, new in RENAMED.items():
-        if isinstance(path, str) and path.startswith(old):
-            told["class_path"] = new + path.rpartition(".")[2]
-    return told
+    if path.rpartition(".")[2] == "monitor":
+        return METRIC.sub(r"\1baseline_", value)
+    return VALUES.get(path, {}).get(value, value)
 
 
 def config(content: Any) -> Any:
-    """A config file's content; other values are given back as they are."""
-    content = _renamed(content)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    """A config file's content in this release; what is no config is returned as it is."""
+    if not isinstance(content, dict):
         return content
-    model = content["model"]
+    model = content.get("model")
+    rest = _renamed({key: value for key, value in content.items() if key != "model"}, "")
+    if not isinstance(model, dict):
+        return {**content, **rest}
     settings = model.get("init_args", {})
     if not isinstance(settings, dict) or not isinstance(model.get("class_path", ""), str):
-        return content
+        return {**content, **rest}
     path, moved = task(model.get("class_path"), settings)
-    told: dict[str, Any] = {} if path is None else {"class_path": path}
+    task_of: dict[str, Any] = {} if path is None else {"class_path": path}
     if moved:
-        told["init_args"] = moved
-    return {**content, "model": {**model, **told}}
+        task_of["init_args"] = moved
+    return {**content, **rest, "model": {**model, **task_of}}
 
 
 def checkpoint(content: dict[str, Any]) -> None:
@@ -319,10 +363,11 @@ def checkpoint(content: dict[str, Any]) -> None:
     if not isinstance(settings, dict):
         return
     path = settings.get("_class_path") or _guess(settings)
-    if not isinstance(path, str):
+    if path is not None and not isinstance(path, str):
         return
-    new, moved = task(path, settings)
-    if path in CLASSIFICATION and "augmentation" in moved:
+    flat = is_flat(settings)
+    new, moved = task(path, settings) if path else (None, _renamed(dict(settings), "model"))
+    if path in CLASSIFICATION and flat and "augmentation" in moved:
         moved["front_end"]["init_args"].setdefault("channels", None)
         moved.setdefault("reconstruction", "head")
     if path in MAE or path in SSAST:
@@ -332,20 +377,30 @@ def checkpoint(content: dict[str, Any]) -> None:
     content["hyper_parameters"] = moved
     if "plateau" in content:
         content["recipe"] = content.pop("plateau")
+    if isinstance(content.get("callbacks"), dict):
+        content["callbacks"] = {_callback(k): v for k, v in content["callbacks"].items()}
     if isinstance(content.get("settings"), dict):
         content["settings"] = config(content["settings"])
 
 
+def _callback(key: Any) -> Any:
+    """Key of a callback's state, which names its class and, of a checkpoint, its metric."""
+    if not isinstance(key, str):
+        return key
+    name, brace, rest = key.partition("{")
+    return CALLBACKS.get(name, name) + brace + rest.replace("/trivial_", "/baseline_")
+
+
 def _guess(settings: Mapping[str, Any]) -> str | None:
     """Class of a task that was not made by the command line."""
-    if not is_old(settings):
+    if not is_flat(settings):
         return None
     if "eval_masked" in settings:
         return SSAST[0]
     return MAE[0] if "decoder_depth" in settings else CLASSIFICATION[0]
 
 
-_NAMES = (
+_WEIGHTS = (
     (re.compile(r"^heads\.feature\."), "objectives.distillation.head."),
     (re.compile(r"^heads\.label\."), "objectives.classification.branch."),
     (re.compile(r"^heads\.contrastive\."), "objectives.contrastive.head."),
@@ -355,56 +410,81 @@ _NAMES = (
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of a pretraining, under the names that they have now."""
-    found = {}
+    """Tensors of a pretraining run of 0.1 under their names of today."""
+    renamed = {}
     for key, value in state.items():
-        name = key
-        for pattern, new in _NAMES:
-            name = pattern.sub(new, name)
-        found[name] = value
-    return found
+        for pattern, new in _WEIGHTS:
+            key = pattern.sub(new, key)
+        renamed[key] = value
+    return renamed
 
+
+# --- command lines --------------------------------------------------------------------------------
 
 KEY, SHORT = "--model.init_args.", "--model."
-_WORDS = {
-    **{key: f"{place}.{key}" for key, place in PLACES.items()},
-    "masked": "masking.init_args.count",
-    "eval_masked": "eval_masking.init_args.count",
-    "sampler": "masking.init_args.law",
+_OPTIONS = {
+    **{key: f"{part}.{key}" for key, part in PART_OF.items()},
+    "masked": "masking.init_args.num_masked",
+    "eval_masked": "eval_masking.init_args.num_masked",
+    "sampler": "masking.init_args.sampler",
     "sides": "masking.init_args.sides",
     "mask_ratio": "masking.init_args.ratio",
     "time_ratio": "masking.init_args.time_ratio",
     "freq_ratio": "masking.init_args.freq_ratio",
     "mse_weight": "objectives.mse.init_args.weight",
 }
-_CLASSES = {
-    "encoder": {"ssast": "peas.models.SSAST", "audiomae": "peas.models.AudioMAE"},
-}
+_ENCODERS = {"ssast": "peas.models.SSAST", "audiomae": "peas.models.AudioMAE"}
 
 
 def words(argv: Sequence[str]) -> list[str]:
-    """Words of a command line, whose keys of 0.1 become those of today.
+    """A command line with the options and values of this release.
 
     Raises:
-        ConfigError: They choose an optimiser or a schedule by itself.
+        ConfigError: It chooses an optimiser or a schedule by itself.
     """
-    told: list[str] = []
-    following: dict[str, str] | None = None
+    translated: list[str] = []
+    path = ""
     for word in argv:
-        if following is not None:
-            told.append(following.get(word, word))
-            following = None
+        if path:
+            translated.append(_option_value(path, word))
+            path = ""
             continue
-        # The parser takes `--model.lr` for `--model.init_args.lr`.
-        start = KEY if word.startswith(KEY) else SHORT
-        name, sign, value = word.removeprefix(start).partition("=")
-        if word.startswith(start) and name in ("optimizer", "schedule"):
-            raise ConfigError(_HALF)
-        if not word.startswith(start) or name not in (*_WORDS, *_CLASSES):
-            told.append(word)
-            continue
-        key = _WORDS.get(name, name)
-        classes = _CLASSES.get(name, {})
-        told.append(KEY + key + sign + classes.get(value, value))
-        following = None if sign else classes
-    return told
+        option, sign, value = word.partition("=")
+        option, path = _option(option, argv)
+        if sign:
+            value, path = _option_value(path, value) if path else value, ""
+        translated.append(option + sign + value)
+    return translated
+
+
+def _option(option: str, argv: Sequence[str]) -> tuple[str, str]:
+    """An option of this release, and its dotted key if its value may need translation."""
+    # The parser takes `--model.lr` for `--model.init_args.lr`.
+    start = KEY if option.startswith(KEY) else SHORT
+    name = option.removeprefix(start)
+    if option.startswith(start):
+        if name in ("optimizer", "schedule"):
+            raise ConfigError(_INCOMPLETE)
+        option = KEY + _OPTIONS[name] if name in _OPTIONS else option
+        option = KEY + name if name == "encoder" else option
+    path = option.removeprefix("--").replace(".init_args", "")
+    if path in KEYS and not _foreign(path, argv):
+        option = option.removesuffix(path.rpartition(".")[2]) + KEYS[path]
+        path = path.rpartition(".")[0] + "." + KEYS[path]
+    values = path in VALUES or path == "model.encoder" or path.endswith(".monitor")
+    return option, path if values else ""
+
+
+def _option_value(path: str, value: str) -> str:
+    if path == "model.encoder":
+        return _ENCODERS.get(value, value)
+    new = _value(path, value)
+    return "null" if new is None else str(new)
+
+
+def _foreign(path: str, argv: Sequence[str]) -> bool:
+    """Whether the command line sets the part at a path to a class that is not of `peas`."""
+    part = re.escape(path.rpartition(".")[0].removeprefix("model."))
+    text = "\n".join(argv)
+    chosen = re.search(rf"--model\.(?:init_args\.)?{part}(?:\.class_path)?[=\n](\S+)", text)
+    return chosen is not None and not chosen[1].startswith("peas.")

@@ -138,7 +138,7 @@ SSAST: dict[str, Any] = {
     "class_path": "peas.tasks.Pretraining",
     "init_args": {
         "encoder": part("models.SSAST", size="mini"),
-        "masking": part("masking.ClusteredPatches", count=16),
+        "masking": part("masking.ClusteredPatches", num_masked=16),
         "objectives": {
             "nce": part("objectives.PatchContrast", weight=1.0),
             "mse": part("objectives.Reconstruction", weight=10.0, norm_pix=False),

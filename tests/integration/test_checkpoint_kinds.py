@@ -15,7 +15,7 @@ from made import built_ssast
 from test_stepping import SUPMAM
 
 from peas.errors import CheckpointError
-from peas.models.weights import ssast
+from peas.models.weights import SSAST
 from peas.models.weights.checking import check_run
 
 State = dict[str, Any]
@@ -46,7 +46,7 @@ def kinds(folder: Path, trained: Run, mae: Path) -> dict[str, Path]:
     """A file of each kind."""
     folder.mkdir()
     torch.save(
-        ssast.to_official(built_ssast("mini", frames=64).state_dict()), folder / "official.pth"
+        SSAST.to_official(built_ssast("mini", frames=64).state_dict()), folder / "official.pth"
     )
     clap = {"audio_branch.patch_embed.proj.weight": torch.zeros(96, 1, 4, 4)}
     torch.save({"state_dict": clap}, folder / "clap.pt")

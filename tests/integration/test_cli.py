@@ -308,7 +308,12 @@ SMALL = {"trainer.limit_train_batches": 1, "trainer.max_epochs": 2, "masking": N
 
 
 def test_kfold_of_two_folds(write: Write, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    paper = {"table": "PEAS II", "row": "Conventional (1, 1)", "accuracy": 88.8, "preset": "likely"}
+    paper = {
+        "table": "PEAS II",
+        "row": "Conventional (1, 1)",
+        "accuracy": 88.8,
+        "preset": "reference_code",
+    }
     config = write(changes={**SMALL, "paper": paper})
     argv = ["kfold", "--config", config, "--out", tmp_path / "folds"]
     # The first fold in a process of its own, as always; a second call adds the other one.

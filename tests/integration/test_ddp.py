@@ -31,7 +31,7 @@ MAE: dict[str, Any] = {
         "objectives": objectives(reconstruction={}),
         "grad_norm_every": 3,
         "recipe": part(
-            "recipes.AudioMAEPretrainingRecipe", lr=1.0e-3, lr_rule="absolute", warmup_epochs=1
+            "recipes.AudioMAEPretrainingRecipe", lr=1.0e-3, base_batch_size=None, warmup_epochs=1
         ),
     },
 }
@@ -40,7 +40,7 @@ BRANCH = {"weight": 0.1, "hidden": 32, "norm": "none"}
 SYSTEMS: dict[str, Mapping[str, Any]] = {
     "ssast": changed(
         SSAST,
-        {"init_args.masking.init_args.count": 8, "init_args.recipe.init_args.lr": 1.0e-3},
+        {"init_args.masking.init_args.num_masked": 8, "init_args.recipe.init_args.lr": 1.0e-3},
     ),
     "audiomae": MAE,
     "mam_teacher": changed(

@@ -55,7 +55,7 @@ def pretraining(tmp_path: Path, sounds: Path, **changes: Any) -> Path:
                     "recipe": part(
                         "recipes.AudioMAEPretrainingRecipe",
                         lr=1.0e-3,
-                        lr_rule="absolute",
+                        base_batch_size=None,
                         warmup_epochs=0,
                     ),
                 },

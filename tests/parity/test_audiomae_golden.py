@@ -9,10 +9,8 @@ import torch
 from made import built_audiomae
 from test_ssast_golden import rule, sound
 
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.positions import position_table, raster_of
-from peas.models.weights import load_pretrained, read_state
-from peas.models.weights.audiomae import to_official
+from peas.models.audiomae_layers import DecoderShape, position_table, raster_of
+from peas.models.weights import AUDIOMAE, load_pretrained, read_state
 from peas.objectives import masked_patch_error
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
@@ -104,7 +102,7 @@ def test_official_files_come_back_whole(official, name, layout):
     decoder = None if classes else DecoderShape()
     model = built_audiomae("base", num_classes=classes, decoder=decoder)
     load_pretrained(model, official / f"{name}.pth")
-    ours = to_official(model.state_dict(), layout)
+    ours = AUDIOMAE.to_official(model.state_dict(), layout)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 

@@ -10,7 +10,7 @@ from made import built_ssast
 from torch.nn import functional
 
 from peas.models.patches import patchify
-from peas.models.weights.ssast import load_pretrained, to_official
+from peas.models.weights import SSAST, load_pretrained
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 SHAPES = {"patch": (16, 16), "frame": (128, 2)}
@@ -155,7 +155,7 @@ def test_file_written_as_the_official_one(official, kind):
     wanted = torch.load(official / f"{kind}.pth", weights_only=True)
     model = built_ssast("tiny", num_classes=5, frames=512, patch=SHAPES[kind])
     load_pretrained(model, official / f"{kind}.pth")
-    found = to_official(model.state_dict())
+    found = SSAST.to_official(model.state_dict())
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert found[key].dtype == value.dtype, key

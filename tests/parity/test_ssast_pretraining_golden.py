@@ -10,9 +10,9 @@ import torch
 from made import built_ssast, ssast_task
 from test_ssast_golden import SHAPES, TOLERANCE, rule, sound
 
-from peas.masking.sampling import official_clusters, official_frames
-from peas.models.weights.ssast import load_pretrained, to_official
-from peas.objectives import masked_mse
+from peas.masking.clusters import official_clusters, official_frames
+from peas.models.weights import SSAST, load_pretrained
+from peas.objectives import patch_errors
 
 GRADIENTS = sorted(
     ["mask_embed", "v.pos_embed", "v.patch_embed.proj.weight", "v.patch_embed.proj.bias"]
@@ -40,7 +40,7 @@ def official(tmp_path_factory):
     """Official files whose weights come from the rule."""
     folder = tmp_path_factory.mktemp("official")
     for kind, patch in SHAPES.items():
-        layout = to_official(built_ssast("tiny", patch=patch).state_dict())
+        layout = SSAST.to_official(built_ssast("tiny", patch=patch).state_dict())
         state = {key: rule(key, value.shape) for key, value in layout.items()}
         state["module.p_input_fdim"] = torch.tensor(128)
         state["module.p_input_tdim"] = torch.tensor(1024)
@@ -97,7 +97,7 @@ def mask(rng, kind, clips=2):
 
 def named(model, tensors):
     """Tensors by the official names, without the unused heads and the stored numbers."""
-    found = to_official(model.state_dict() | tensors)
+    found = SSAST.to_official(model.state_dict() | tensors)
     short = {name.removeprefix("module."): value for name, value in found.items()}
     return {k: short[k] for k in sorted(short) if not k.startswith(("p_input", "v.head"))}
 
@@ -186,4 +186,4 @@ def test_three_steps_are_the_official_ones(golden, official, kind):
 def test_mse_is_the_mean_over_all():
     guess, target = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     wanted = torch.nn.functional.mse_loss(guess, target)
-    torch.testing.assert_close(masked_mse(guess, target), wanted)
+    torch.testing.assert_close(patch_errors(guess, target).mean(), wanted)

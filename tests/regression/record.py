@@ -43,7 +43,7 @@ MAE_FINETUNE = {
     "model.init_args.recipe": part(
         "recipes.AudioMAERecipe",
         lr=5.0e-4,
-        lr_rule="absolute",
+        base_batch_size=None,
         layer_decay=0.75,
         weight_decay=5e-7,
         betas=[0.9, 0.95],

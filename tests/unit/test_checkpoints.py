@@ -10,8 +10,7 @@ from torch import nn
 
 from peas.errors import CheckpointError, NoReconstruction
 from peas.models.patches import resize_positions
-from peas.models.weights import ImportReport, read_state
-from peas.models.weights.ssast import describe, load_pretrained, to_official, to_ours
+from peas.models.weights import SSAST, ImportReport, load_pretrained, read_state
 
 FRAMES = 64
 
@@ -24,7 +23,7 @@ def pretraining():
 
 @pytest.fixture(scope="module")
 def official(pretraining):
-    return to_official(pretraining.state_dict())
+    return SSAST.to_official(pretraining.state_dict())
 
 
 def save(folder, state, name="weights.pth", **options):
@@ -126,7 +125,6 @@ def test_no_dictionary(tmp_path):
 @pytest.mark.parametrize(
     "state",
     [
-        {"model": {"cls_token": torch.zeros(1), "decoder_embed.weight": torch.zeros(1)}},
         {"encoder.weight": torch.zeros(1), "lstm.bias": torch.zeros(1)},
         {"state_dict": {"model.encoder.pos_embed": "text"}},
         {},
@@ -134,7 +132,7 @@ def test_no_dictionary(tmp_path):
 )
 def test_another_kind(tmp_path, state):
     path = save(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"no SSAST checkpoint.*v\.pos_embed") as caught:
+    with pytest.raises(CheckpointError, match=r"weights\.pth.*SSAST.*v\.pos_embed") as caught:
         load_pretrained(classifier(), path)
     for key in list(state.get("state_dict", state))[:1]:
         assert key.removeprefix("module.") in str(caught.value)
@@ -156,17 +154,17 @@ def test_round_trip_of_official_files(shared, kind):
         torch.tensor(128),
         torch.tensor(1024),
     )
-    facts = describe(state)
+    facts = SSAST.describe(state)
     patch = (128, 2) if kind.endswith("frame") else (16, 16)
     assert (facts.size, facts.patch, facts.kind) == (kind.split("_")[0], patch, "pretrained")
     assert (facts.frames, facts.mels, facts.num_classes) == (1024, 128, 0)
-    ours = to_ours(state)
+    ours = SSAST.to_ours(state)
     with torch.device("meta"):
         model = built_ssast(facts.size, patch=patch)
     assert {key: value.shape for key, value in ours.items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
-    again = to_official(ours)
+    again = SSAST.to_official(ours)
     assert {key: list(value.shape) for key, value in again.items()} == shapes
     for key, value in state.items():
         if not key.startswith(("module.v.head.", "module.v.head_dist.")):
@@ -177,17 +175,17 @@ def test_round_trip_of_official_files(shared, kind):
 def test_fine_tuned_layout():
     """159 tensors, as the official fine-tuning saves; the positions are the fine-tuning ones."""
     model = classifier()
-    state = to_official(model.state_dict(), "fine-tuned")
+    state = SSAST.to_official(model.state_dict(), "fine-tuned")
     assert len(state) == 159
     assert torch.equal(state["module.mlp_head.1.weight"], model.head.weight)
     assert torch.equal(state["module.v.pos_embed"], model.encoder.pos_embed)
-    facts = describe(state)
+    facts = SSAST.describe(state)
     assert (facts.layout, facts.kind, facts.num_classes) == ("official", "fine-tuned", 5)
 
 
 def test_pretrained_layout_of_a_fine_tuned_model():
     model = classifier(pretrain=(256, 128))
-    state = to_official(model.state_dict())
+    state = SSAST.to_official(model.state_dict())
     assert len(state) == 166
     assert torch.equal(state["module.v.pos_embed"], model.pretrain_pos_embed)
     assert state["module.p_input_tdim"] == 256
@@ -195,12 +193,12 @@ def test_pretrained_layout_of_a_fine_tuned_model():
 
 
 def test_export_refuses_what_was_never_trained(pretraining):
-    with pytest.raises(CheckpointError, match="no classifier"):
-        to_official(pretraining.state_dict(), "fine-tuned")
+    with pytest.raises(CheckpointError, match="fine-tuned"):
+        SSAST.to_official(pretraining.state_dict(), "fine-tuned")
     model = classifier()
     model.reconstructs.fill_(False)
     with pytest.raises(NoReconstruction, match="generative head"):
-        to_official(model.state_dict())
+        SSAST.to_official(model.state_dict())
 
 
 # Filling a model
@@ -233,7 +231,7 @@ def test_official_pretrained(tmp_path, pretraining, official, prefix):
 
 def test_official_fine_tuned(tmp_path):
     source = classifier()
-    path = save(tmp_path, to_official(source.state_dict(), "fine-tuned"))
+    path = save(tmp_path, SSAST.to_official(source.state_dict(), "fine-tuned"))
     model = classifier()
     report = load_pretrained(model, path)
     x = torch.randn(1, FRAMES, 128)
@@ -249,9 +247,7 @@ def test_official_fine_tuned(tmp_path):
     report = load_pretrained(other, path)
     assert report.ignored["mlp_head.1.weight"] == "the file has 5 classes and the model 3"
     assert "head.weight" in report.missing
-    with pytest.raises(
-        CheckpointError, match=r"v\.pos_embed has shape.*set frames, mels and stride"
-    ):
+    with pytest.raises(CheckpointError, match=r"v\.pos_embed has shape.*stride"):
         load_pretrained(classifier(frames=128), path)
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from peas.errors import CheckpointError, ConfigError, DataError
-from peas.models.weights.clap import ClapWeights, read_clap
-from peas.models.weights.clap_keys import to_hub, to_laion
+from peas.models.weights.clap import ClapWeights, read_clap, to_hub, to_laion
 from peas.teachers import LaionClapTeacher, Teacher, TransformersClapTeacher, htsat
 from peas.teachers.grid import target_matrix
 from peas.teachers.htsat import clap_log_mel, window_count, windows

@@ -11,6 +11,7 @@ from toys import FACTS, LABELS, Run, StandIn, clips, data, fit, heard, make_task
 
 from peas.data.esc50 import ESC50
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
+from peas.models import Encoder
 from peas.tasks import Classification
 
 
@@ -89,10 +90,10 @@ def test_half_weights_are_refused_with_advice(precision: str, sounds: Path, tmp_
 
 
 def test_auxiliary_loss_needs_a_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fine_tuned_file(task: Classification, path: object) -> None:
-        task.model.reconstructs.fill_(False)
+    def fine_tuned_file(model: Encoder, path: object) -> None:
+        model.reconstructs.fill_(False)
 
-    monkeypatch.setattr(Classification, "_load_pretrained", fine_tuned_file)
+    monkeypatch.setattr("peas.tasks.classification._fill", fine_tuned_file)
     small(**FACTS).build(initialise=True)
     with pytest.raises(NoReconstruction, match="no trained pixel head"):
         small(**FACTS, aux_loss_weight=0.1).build(initialise=True)
@@ -172,7 +173,7 @@ def test_a_run_goes_on_with_changed_settings_and_says_so(
 ) -> None:
     task = small(lr=5e-4)
     trainer = quiet_trainer(tmp_path, max_epochs=2)
-    with pytest.warns(UserWarning, match=r"than before: recipe\.init_args\.lr: 0\.001 → 0\.0005$"):
+    with pytest.warns(UserWarning, match=r"recipe\.init_args\.lr: 0\.001 → 0\.0005$"):
         trainer.fit(task, datamodule=data(sounds), ckpt_path=peas_run.checkpoint, weights_only=True)
     assert all(
         torch.equal(value, task.state_dict()[name])
@@ -196,7 +197,7 @@ def test_training_is_the_same_again_and_learns(sounds: Path, tmp_path: Path) -> 
 
 
 def test_head_rate_scales_the_head_group(sounds: Path, tmp_path: Path) -> None:
-    run = fit(sounds, tmp_path, lr=1e-4, head_lr_factor=10.0, decay_start=0)
+    run = fit(sounds, tmp_path, lr=1e-4, head_lr_mult=10.0, decay_start=0)
     rates = {g["name"]: g["lr"] for g in run.trainer.optimizers[0].param_groups}
     assert rates == pytest.approx({"encoder": 0.85e-4, "head": 0.85e-3})
 

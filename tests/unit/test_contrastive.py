@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peas.objectives import info_nce, masked_mse, patch_errors, take_patches
+from peas.objectives import info_nce, patch_errors
 
 SOURCE = torch.Generator().manual_seed(0)
 GUESS, TARGET = (torch.randn(3, 7, 5, generator=SOURCE) for _ in range(2))
@@ -47,7 +47,7 @@ def test_patches_that_are_known_are_told() -> None:
 
 def test_predictions_learn_and_patches_do_not() -> None:
     guess, target = GUESS.clone().requires_grad_(), TARGET.clone().requires_grad_()
-    (info_nce(guess, target).loss + masked_mse(guess, target)).backward()
+    (info_nce(guess, target).loss + patch_errors(guess, target).mean()).backward()
     assert guess.grad is not None
     assert target.grad is None
 
@@ -56,20 +56,12 @@ def test_scores_are_made_in_float32() -> None:
     half = GUESS.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = info_nce(half, TARGET)
-        error = masked_mse(half, TARGET)
+        error = patch_errors(half, TARGET).mean()
     assert torch.equal(found.loss, info_nce(half.float(), TARGET).loss)
-    assert torch.equal(error, masked_mse(half.float(), TARGET))
+    assert torch.equal(error, patch_errors(half.float(), TARGET).mean())
     assert found.loss.dtype == error.dtype == torch.float32
 
 
 def test_errors_of_patches() -> None:
     errors = patch_errors(GUESS, TARGET)
     assert float(errors[1, 2]) == pytest.approx(float((GUESS - TARGET)[1, 2].square().mean()))
-    assert float(masked_mse(GUESS, TARGET)) == pytest.approx(float(errors.mean()))
-
-
-def test_rows_are_taken_clip_by_clip() -> None:
-    ids = torch.tensor([[6, 0], [1, 1], [2, 5]])
-    found = take_patches(GUESS, ids)
-    for b in range(3):
-        assert torch.equal(found[b], GUESS[b, ids[b]])

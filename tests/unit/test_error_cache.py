@@ -9,12 +9,12 @@ from torch import Tensor
 from toys import clips, heard, make_task, masked
 from two_processes import lines, share_scores
 
-from peas.augment.spectrogram import roll_time
 from peas.callbacks.peas import PEAS
 from peas.data.batch import Batch
 from peas.masking.peas.error_cache import ErrorCache, due
 from peas.masking.peas.selector import Marginals
 from peas.tasks import Classification
+from peas.tasks.augmentation import roll_time
 
 SHARED: dict[str, Any] = {"n_time": 2, "n_freq": 1, "max_time": 32, "max_freq": 24, "ramp": "off"}
 

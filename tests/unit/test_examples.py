@@ -245,7 +245,7 @@ def _metrics(run, name, rows):
     folder.mkdir(parents=True)
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", "step", "val/valid_mse", "val/trivial_mse"])
+        writer.writerow(["epoch", "step", "val/valid_mse", "val/baseline_mse"])
         writer.writerows(rows)
 
 

@@ -13,7 +13,7 @@ from toys import FACTS, Run, StandIn, clips, data, fit, quiet_trainer
 
 from peas.callbacks import PEAS, PatchDropping, RandomMasking, SpecAugment
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
-from peas.models.audiomae_decoder import DecoderShape
+from peas.models.audiomae_layers import DecoderShape
 from peas.recipes import AudioMAERecipe, SSASTRecipe
 from peas.tasks import Classification
 
@@ -23,7 +23,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": "adamw",
     "schedule": "cosine",
     "lr": 0.1,
-    "lr_rule": "batch256",
+    "base_batch_size": 256,
     "layer_decay": 0.75,
     "weight_decay": 5e-4,
     "betas": (0.9, 0.999),
@@ -107,7 +107,7 @@ def test_processes_and_accumulation_count_for_the_rate() -> None:
 
 
 def test_a_cosine_needs_its_end_and_a_rate_above_the_least() -> None:
-    task = small(**{**FACTS, **RECIPE, "lr_rule": "absolute", "lr": 1e-6})
+    task = small(**{**FACTS, **RECIPE, "base_batch_size": None, "lr": 1e-6})
     task.build(initialise=False)
     task._trainer = StandIn(max_epochs=-1)  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=r"trainer\.max_epochs` is not set"):
@@ -140,7 +140,7 @@ def test_settings_that_contradict_are_refused(settings: dict[str, Any], message:
     [
         (SSASTRecipe, "layer_decay"),
         (SSASTRecipe, "warmup_epochs"),
-        (AudioMAERecipe, "head_lr_factor"),
+        (AudioMAERecipe, "head_lr_mult"),
         (AudioMAERecipe, "warmup_steps"),
     ],
 )
@@ -277,7 +277,7 @@ def test_checkpoint_of_before_there_were_families_is_ssasts(ssast_run: Run) -> N
     for name in ("encoder", "front_end", "recipe"):
         flat |= settings[name]["init_args"]
     flat |= settings["augmentation"]
-    for key in ("freeze", "roll_gain", "lr_rule", "channels", "reconstruction"):
+    for key in ("freeze", "roll_gain", "base_batch_size", "channels", "reconstruction"):
         del flat[key]
     content["hyper_parameters"] = dict(flat)
     task = small()

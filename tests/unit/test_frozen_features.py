@@ -14,7 +14,7 @@ from made import built_audiomae, built_ssast
 
 from peas.audio.frontend import KaldiLogMel
 from peas.errors import CheckpointError, DataError
-from peas.models.audiomae_decoder import DecoderShape
+from peas.models.audiomae_layers import DecoderShape
 from peas.objectives import Reconstruction
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

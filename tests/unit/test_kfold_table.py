@@ -96,12 +96,17 @@ def test_folds_without_a_common_epoch() -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    paper = {"table": "PEAS III", "row": "PEAS (2, 2)", "accuracy": 90.7, "preset": "likely"}
+    paper = {
+        "table": "PEAS III",
+        "row": "PEAS (2, 2)",
+        "accuracy": 90.7,
+        "preset": "reference_code",
+    }
     results = [
         result(2, 0, 0.2, 0.4, masked=0.3, adaptive=0.5),
         result(1, 0, 0.4, 0.2, masked=0.1, adaptive=0.7),
     ]
-    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "likely"}}}
+    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "reference_code"}}}
     text = write_tables(tmp_path, "a_config", config, results)
     assert text == (tmp_path / "results.md").read_text().strip()
     with (tmp_path / "results.csv").open(newline="") as file:
@@ -109,7 +114,7 @@ def test_tables(tmp_path: Path) -> None:
     assert row["config"] == "a_config"
     assert row["paper row"] == "PEAS III PEAS (2, 2)"
     assert row["paper"] == "90.70%"
-    assert row["reading"] == "likely"
+    assert row["reading"] == "reference_code"
     assert row["clips"] == "800"
     assert row["folds"] == "1, 2"
     assert row["last epoch"] == "30.00%"
@@ -134,7 +139,7 @@ OTHER_WORK = {
     "trainer.max_epochs": 2,
     "trainer.limit_train_batches": 1,
     "data.init_args.label_fraction": 0.1,
-    "paper.preset": "literal",
+    "paper.preset": "paper_literal",
     "paper.requires": None,
     "clips": 400,
 }

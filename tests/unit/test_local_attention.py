@@ -171,9 +171,9 @@ def test_shift_mask_of_ten_seconds():
 def test_every_token_lies_in_one_cell_and_comes_back(grid, window, shift):
     windows = WindowMap(grid, window, shift)
     count = grid[0] * grid[1]
-    real = windows.places[windows.places < count]
+    real = windows.index[windows.index < count]
     assert torch.equal(real.sort().values, torch.arange(count))
-    assert torch.equal(windows.places.flatten()[windows.back], torch.arange(count))
+    assert torch.equal(windows.index.flatten()[windows.back], torch.arange(count))
     if grid[0] <= window:
         # A window as long as the grid has nothing to be shifted against.
         assert windows.mask is None
@@ -191,7 +191,7 @@ def test_fillers_of_a_grid_that_does_not_divide_are_attended_by_nobody(grid):
     moved = tokens.clone()
     moved[:, -1] += 10
     changed = ((one(moved, grid) - one(tokens, grid)).abs().amax(dim=2) > 1e-7)[0].nonzero()
-    in_window = one.placed(grid, False, tokens.device).places
+    in_window = one.placed(grid, False, tokens.device).index
     mates = next(row for row in in_window if (row == tokens.shape[1] - 1).any())
     assert set(changed.flatten().tolist()) <= set(mates.tolist())
 

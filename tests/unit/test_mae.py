@@ -7,10 +7,10 @@ from made import built_audiomae
 from torch.nn import functional
 
 from peas.errors import ConfigError, NoReconstruction
-from peas.masking.sampling import random_patches, times_and_bands
+from peas.masking.patches import random_patches, time_freq_mask
 from peas.models.audiomae import decoder_of, normalised
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.patches import visible_places
+from peas.models.audiomae_layers import DecoderShape
+from peas.models.patches import visible_indices
 from peas.objectives import masked_patch_error
 
 LOCAL, GLOBAL = DecoderShape("local", 32, 2, 2), DecoderShape("global", 32, 2, 2)
@@ -44,11 +44,11 @@ def test_numbers_of_weights_are_the_official_ones():
 def test_counts_of_ten_seconds(ratio, visible):
     hidden = random_patches(torch.rand(3, 512), int(512 * (1 - ratio)))
     assert hidden.sum(dim=1).tolist() == [512 - visible] * 3
-    assert visible_places(hidden).shape == (3, visible)
+    assert visible_indices(hidden).shape == (3, visible)
 
 
 def test_fine_tuning_keeps_306_of_512():
-    hidden = times_and_bands(torch.rand(2, 64), torch.rand(2, 8), int(64 * 0.8), int(8 * 0.8))
+    hidden = time_freq_mask(torch.rand(2, 64), torch.rand(2, 8), int(64 * 0.8), int(8 * 0.8))
     assert (~hidden).flatten(1).sum(dim=1).tolist() == [306, 306]
 
 
@@ -99,7 +99,7 @@ def test_every_length_and_variant_trains(frames, stride, decoder, grid):
     count = grid[0] * grid[1]
     x = torch.randn(2, frames, 128)
     hidden = random_patches(torch.rand(2, count), max(1, int(count * 0.2)))
-    visible = visible_places(hidden)
+    visible = visible_indices(hidden)
     patches = model.encoder.patches(x)
     tokens = model.encoder.norm(model.encoder(patches, visible))
     assert tokens.shape == (2, 1 + visible.shape[1], 32)
@@ -123,7 +123,7 @@ def test_hidden_patches_leave_no_trace_in_the_prediction(decoder):
     other = torch.where(
         hidden.view(2, 8, 1, 8, 1).expand(2, 8, 16, 8, 16).reshape(2, 128, 128), 9.0, x
     )
-    visible = visible_places(hidden)
+    visible = visible_indices(hidden)
 
     def drawn(log_mel):
         tokens = model.encoder.norm(model.encoder(model.encoder.patches(log_mel), visible))
@@ -159,7 +159,7 @@ def test_gradients_are_those_of_a_model_written_without_tricks():
     model = build(decoder=LOCAL).double().eval()
     x = torch.randn(2, 128, 128, dtype=torch.float64)
     hidden = random_patches(torch.rand(2, 64), 30)
-    visible = visible_places(hidden)
+    visible = visible_indices(hidden)
 
     def loss_ours():
         patches = model.encoder.patches(x)

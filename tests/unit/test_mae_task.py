@@ -88,7 +88,7 @@ class ToyTeacher(Teacher):
 
 def small(**settings: Any) -> Pretraining:
     torch.manual_seed(0)
-    given = {"size": "toy", **DECODER, "lr": 3e-3, "lr_rule": "absolute", "warmup_epochs": 0}
+    given = {"size": "toy", **DECODER, "lr": 3e-3, "base_batch_size": None, "warmup_epochs": 0}
     return masked_task(**{**given, **settings})
 
 
@@ -164,7 +164,7 @@ def heard(task: Pretraining, count: int = 6, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_every_system_learns_and_tells_of_its_trivial_predictor(
+def test_every_system_learns_more_than_its_baseline(
     name: str, sounds: Path, tmp_path: Path
 ) -> None:
     task = system(name, size="mini", grad_norm_every=1)
@@ -178,11 +178,11 @@ def test_every_system_learns_and_tells_of_its_trivial_predictor(
         assert metrics[f"val/{objective}"] > 0
     assert logged(tmp_path, "train/loss")[-1] < logged(tmp_path, "train/loss")[0]
     if "reconstruction" in weights:
-        assert 0 < metrics["val/valid_mse"] < 1.2 * metrics["val/trivial_mse"]
+        assert 0 < metrics["val/valid_mse"] < 1.2 * metrics["val/baseline_mse"]
     if "distillation" in weights:
-        assert metrics["val/feature_mse"] < 3 * metrics["val/trivial_feature_mse"]
+        assert metrics["val/feature_mse"] < 3 * metrics["val/baseline_feature_mse"]
     if "classification" in weights:
-        assert metrics["val/trivial_classification"] == pytest.approx(np.log(4), abs=1e-6)
+        assert metrics["val/baseline_classification"] == pytest.approx(np.log(4), abs=1e-6)
     norms = {objective: logged(tmp_path, f"grad/{objective}") for objective in weights}
     if len(weights) == 1:
         assert not any(norms.values())
@@ -329,9 +329,9 @@ def test_a_share_of_the_visible_patches_is_pooled() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, r"masking\.init_args\.ratio` is 0\.0"),
-        ({"mask_ratio": 1.0}, r"masking\.init_args\.ratio` is 1\.0"),
-        ({"mask_ratio": float("nan")}, r"masking\.init_args\.ratio` is nan"),
+        ({"mask_ratio": 0.0}, r"RandomPatches\.init_args\.ratio` is 0\.0"),
+        ({"mask_ratio": 1.0}, r"RandomPatches\.init_args\.ratio` is 1\.0"),
+        ({"mask_ratio": float("nan")}, r"RandomPatches\.init_args\.ratio` is nan"),
         ({"masking": "structured", "time_ratio": 1.0}, r"init_args\.time_ratio` is 1\.0"),
         ({"masking": "structured", "freq_ratio": 0.0}, r"init_args\.freq_ratio` is 0\.0"),
         ({"objectives": {"a": None}}, r"objectives` is empty"),
@@ -362,10 +362,10 @@ def test_an_objective_is_not_called_what_torch_or_the_log_has(name: str) -> None
     ("settings", "message"),
     [
         ({"frames": 70}, "`frames` is 70, which is no multiple of the patch's 16 frames"),
-        ({"mask_ratio": 0.99}, r"masking\.init_args\.ratio` leave 0 of 32 patches visible"),
+        ({"mask_ratio": 0.99}, r"init_args\.masking`.*ratio.*0 of 32"),
         (
             {"masking": "structured", "time_ratio": 0.9},
-            r"time_ratio and freq_ratio` leave 0 of 32",
+            r"init_args\.masking`.*time_ratio and freq_ratio.*0 of 32",
         ),
         ({"classification": 1.0, "labels": []}, "LabelClassification, and the data has no"),
         ({"decoder_heads": 5}, "decoder_width is 32: it must be a multiple of 4 and of"),
@@ -849,7 +849,7 @@ def test_gradients_are_let_go_after_a_step_and_kept_while_they_gather(
 
 
 def test_rate_is_a_cosine_of_the_fraction_of_the_epoch(sounds: Path, tmp_path: Path) -> None:
-    task = small(lr=0.02, lr_rule="batch256", warmup_epochs=1, min_lr=1e-5)
+    task = small(lr=0.02, base_batch_size=256, warmup_epochs=1, min_lr=1e-5)
     train(task, sounds, tmp_path, epochs=3)
     rates, top = steps(tmp_path, "lr"), 0.02 * 8 / 256
     assert len(rates) == 12

@@ -1,15 +1,18 @@
 """Losses of masked audio modelling against loops, and their trivial predictors by brute force."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 from two_processes import SHARES, branch_on, pooled_rows, share_norm
 
-from peas.evaluation.baselines import AgainstTrivial, LabelPrior, valid_patches
-from peas.models.heads import FeatureHead, LabelBranch, LabelNorm
+from peas.evaluation.baselines import BaselineError, LabelPrior
 from peas.objectives import feature_loss, feature_targets, label_loss, masked_patch_error
+from peas.objectives.base import sound_patches
+from peas.objectives.feature_distillation import FeatureHead
+from peas.objectives.label_classification import LabelBranch, LabelNorm
 
 
 def drawn(batch=4, count=12, width=6, seed=0):
@@ -179,7 +182,7 @@ def test_no_constant_patch_beats_the_trivial_one():
     targets[1, 2] = 0.25  # Constant: is not scored.
     valid = torch.rand(3, 8) < 0.8
     predictions = torch.randn(3, 8, 5)
-    against = AgainstTrivial(5)
+    against = BaselineError(5)
     errors = (predictions - targets).square().mean(dim=2)
     for rows in ([0], [1, 2]):
         against.update(errors[rows], targets[rows], valid[rows])
@@ -192,17 +195,25 @@ def test_no_constant_patch_beats_the_trivial_one():
     ]
     rows = torch.stack([targets[b, n] for b, n in kept])
     best = (rows - rows.mean(dim=0)).square().mean()
-    assert found["trivial_mse"].item() == pytest.approx(best.item(), rel=1e-6)
+    assert found["baseline_mse"].item() == pytest.approx(best.item(), rel=1e-6)
     mine = torch.stack([errors[b, n] for b, n in kept]).mean()
     assert found["valid_mse"].item() == pytest.approx(mine.item(), rel=1e-6)
 
 
-def test_valid_patches_of_both_orders():
-    valid = torch.ones(1, 32, dtype=torch.bool)
-    valid[0, 20] = False
-    time_major = valid_patches(valid, (3, 2), time_major=True)
-    assert time_major.tolist() == [[True] * 3 + [False] * 3]
-    assert valid_patches(valid, (3, 2)).tolist() == [[True, False] * 3]
+@pytest.mark.parametrize("stride", [16, 10])
+def test_a_patch_is_sound_if_all_its_frames_are(stride):
+    valid = torch.ones(2, 32, dtype=torch.bool)
+    valid[0, 31] = False
+    columns = 1 + (32 - 16) // stride
+    for time_major in (True, False):
+        model = SimpleNamespace(
+            grid=(3, columns), patch=(16, 16), stride=(stride, stride), time_major=time_major
+        )
+        found = sound_patches(model, valid)
+        found = found.view(2, columns, 3).mT if time_major else found.view(2, 3, columns)
+        ends = [n * stride + 16 <= 31 for n in range(columns)]
+        assert found[0].tolist() == [ends] * 3
+        assert found[1].all()
 
 
 def test_head_begins_at_the_length_of_unit_targets():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from toys import StandIn, clips, heard, make_task, masked, part
 
-from peas.augment.spectrogram import roll_time
 from peas.callbacks.peas import PEAS
 from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
 from peas.errors import ConfigError, NoReconstruction
+from peas.tasks.augmentation import roll_time
 
 
 def start(strategy: BlockMasking, trainer: StandIn, **settings: object) -> None:
@@ -30,7 +30,7 @@ def test_conventional_masks_are_torchaudios_intervals() -> None:
     strategy = SpecAugment(max_time=40, max_freq=30)
     batch = masked(strategy, task, heard(task, clips()))
     for axis, max_width, size in (("time", 40, 128), ("freq", 30, 128)):
-        u = task.draws(batch, f"mask_{axis}", (1, 3))[:, 0].double()
+        u = task.random_numbers(batch, f"mask_{axis}", (1, 3))[:, 0].double()
         width, start = u[:, 0] * max_width, 0
         start = (u[:, 1] * (size - width)).floor()
         line = batch["mask"].all(2) if axis == "time" else batch["mask"].all(1)
@@ -53,8 +53,8 @@ def test_conventional_order_is_the_official_loaders() -> None:
     mean, std = (task.front_end.setting(key) for key in ("mean", "std"))
     raw = plain.log_mel * (2 * std) + mean
     time, freq = batch["mask_plan"]
-    u_noise = task.draws(loaded, "noise", (128, 128))
-    u_clip = task.draws(loaded, "noise_roll", (2,))
+    u_noise = task.random_numbers(loaded, "noise", (128, 128))
+    u_clip = task.random_numbers(loaded, "noise_roll", (2,))
     for b in range(8):
         one = raw[b].clone()
         for plan, cells in ((time, one), (freq, one.T)):

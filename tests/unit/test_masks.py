@@ -12,11 +12,11 @@ from peas.masking.blocks import (
     cross,
     fill_masked,
     keep_best,
-    law_widths,
     masked_fraction,
     pick_uniform,
     random_blocks,
     random_start,
+    random_widths,
     window_sums,
 )
 
@@ -52,7 +52,7 @@ def test_widths_are_flat_below_the_parameter() -> None:
 def test_width_never_reaches_the_parameter_at_the_largest_draw() -> None:
     largest = torch.tensor([[1 - 2**-24]])
     for param in range(1, 513):
-        assert law_widths(largest, param).long().item() == param - 1
+        assert random_widths(largest, param).long().item() == param - 1
 
 
 def test_fixed_width_replaces_the_law_and_stays_inside() -> None:

@@ -14,7 +14,7 @@ from peas.utils import migration
 CONFIGS = Path(__file__).parents[2] / "configs"
 OLD_DEFAULTS = {
     "lr": 1e-4,
-    "lr_rule": "absolute",
+    "base_batch_size": None,
     "layer_decay": 1.0,
     "weight_decay": 5e-7,
     "betas": [0.95, 0.999],
@@ -176,8 +176,10 @@ def test_pretraining_of_ssast(
     found = moved("SSASTPretraining", size="tiny", lr=5e-4, plateau_every=800, **masks, **old)
     assert found == {
         "encoder": part("models.SSAST", size="tiny"),
-        "masking": part("masking.ClusteredPatches", count=100, law="unbiased", sides=[3]),
-        "eval_masking": part("masking.ClusteredPatches", count=400, law="unbiased", sides=[3]),
+        "masking": part("masking.ClusteredPatches", num_masked=100, sampler="unbiased", sides=[3]),
+        "eval_masking": part(
+            "masking.ClusteredPatches", num_masked=400, sampler="unbiased", sides=[3]
+        ),
         "objectives": objectives,
         "passes": passes,
         "recipe": part("recipes.SSASTPretrainingRecipe", **monitor, lr=5e-4, plateau_every=800),
@@ -242,11 +244,11 @@ WORDS = {
     "size": ("encoder.init_args.size", "mini", "mini"),
     "noise_roll": ("augmentation.noise_roll", "false", "false"),
     "frames": ("front_end.init_args.frames", "64", "64"),
-    "masked": ("masking.init_args.count", "8", "8"),
-    "sampler": ("masking.init_args.law", "official", "official"),
+    "masked": ("masking.init_args.num_masked", "8", "8"),
+    "sampler": ("masking.init_args.sampler", "official", "official"),
     "mask_ratio": ("masking.init_args.ratio", "0.4", "0.4"),
     "mse_weight": ("objectives.mse.init_args.weight", "5", "5"),
-    "eval_masked": ("eval_masking.init_args.count", "8", "8"),
+    "eval_masked": ("eval_masking.init_args.num_masked", "8", "8"),
     "encoder": ("encoder", "audiomae", "peas.models.AudioMAE"),
 }
 
@@ -334,3 +336,68 @@ def test_a_checkpoint_of_something_else_stays(settings: Any) -> None:
     state = {"hyper_parameters": settings, "x": 1}
     migration.checkpoint(state)
     assert state == {"hyper_parameters": settings, "x": 1}
+
+
+def test_keys_and_values_that_were_renamed_since() -> None:
+    recipe = {"init_args": {"lr_rule": "batch256", "head_lr_factor": 10}}
+    masking = part("masking.ClusteredPatches", count=8, law="official")
+    content = {
+        "paper": {"preset": "literal", "requires": {"paper.preset": "likely"}},
+        "trainer": {"callbacks": [part("callbacks.Best", monitor="val/trivial_mse")]},
+        "model": {"init_args": {"recipe": recipe, "masking": masking, "eval_masking": masking}},
+    }
+    new_masking = part("masking.ClusteredPatches", num_masked=8, sampler="official")
+    assert migration.config(content) == {
+        "paper": {"preset": "paper_literal", "requires": {"paper.preset": "reference_code"}},
+        "trainer": {"callbacks": [part("callbacks.Best", monitor="val/baseline_mse")]},
+        "model": {
+            "init_args": {
+                "recipe": {"init_args": {"base_batch_size": 256, "head_lr_mult": 10}},
+                "masking": new_masking,
+                "eval_masking": new_masking,
+            }
+        },
+    }
+
+
+def test_a_foreign_part_keeps_its_keys() -> None:
+    masking = {"class_path": "my.Masking", "init_args": {"count": 3, "law": "x"}}
+    content = {"model": {"init_args": {"masking": masking}}}
+    assert migration.config(copy.deepcopy(content)) == content
+    option = "--model.init_args.masking.init_args.count"
+    chosen = ["--model.init_args.masking", "my.Masking"]
+    assert migration.words([*chosen, option, "3"]) == [*chosen, option, "3"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--model.init_args.lr_rule=absolute", "--{}base_batch_size=null"),
+        ("--model.recipe.lr_rule=batch256", "--model.recipe.base_batch_size=256"),
+        ("--model.init_args.recipe.init_args.lr_rule=batch256", "--{}base_batch_size=256"),
+        ("--model.init_args.recipe.init_args.head_lr_factor=2", "--{}head_lr_mult=2"),
+        ("--model.init_args.recipe.init_args.monitor=trivial_mse", "--{}monitor=baseline_mse"),
+        ("--paper.preset=likely", "--paper.preset=reference_code"),
+    ],
+)
+def test_options_that_were_renamed_since(old: str, new: str) -> None:
+    new = new.format("model.init_args.recipe.init_args.")
+    assert migration.words([old, "x"]) == [new, "x"]
+    assert migration.words([*old.split("="), "x"]) == [*new.split("="), "x"]
+
+
+def test_a_checkpoint_of_today_whose_names_changed() -> None:
+    settings = {
+        "_class_path": "peas.tasks.Classification",
+        "recipe": part("recipes.SSASTRecipe", lr_rule="absolute", head_lr_factor=10.0),
+    }
+    state: dict[str, Any] = {
+        "hyper_parameters": settings,
+        "callbacks": {"ModelCheckpoint{'monitor': 'val/trivial_mse', 'mode': 'min'}": 1},
+    }
+    migration.checkpoint(state)
+    recipe = part("recipes.SSASTRecipe", base_batch_size=None, head_lr_mult=10.0)
+    assert state["hyper_parameters"] == {**settings, "recipe": recipe}
+    assert list(state["callbacks"]) == [
+        "ModelCheckpoint{'monitor': 'val/baseline_mse', 'mode': 'min'}"
+    ]

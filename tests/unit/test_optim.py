@@ -9,11 +9,17 @@ from torch.optim.lr_scheduler import MultiStepLR
 from toys import StandIn, make_task
 
 from peas.errors import ConfigError
+from peas.models.encoder import Encoder
 from peas.models.vit import SpectrogramTransformer
-from peas.recipes.audiomae import cosine_factor
+from peas.recipes import (
+    AudioMAEPretrainingRecipe,
+    SSASTPretrainingRecipe,
+)
+from peas.recipes.audiomae import AudioMAERecipe, cosine_factor
 from peas.recipes.base import global_lr
 from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
-from peas.recipes.ssast import staircase_warmup, step_decay
+from peas.recipes.ssast import SSASTRecipe, staircase_warmup, step_decay
+from peas.tasks import Classification, Pretraining
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(6, 50), (5, 30), (0, 4)])
@@ -58,7 +64,7 @@ def test_warm_up_is_the_official_staircase() -> None:
 
 def test_task_sets_both_groups_from_step_and_epoch_alone() -> None:
     trainer = StandIn(global_step=120, current_epoch=7)
-    task = make_task(trainer, lr=1e-3, head_lr_factor=10.0, warmup_steps=1000, decay_start=6)
+    task = make_task(trainer, lr=1e-3, head_lr_mult=10.0, warmup_steps=1000, decay_start=6)
     optimizer = task.configure_optimizers()
     task.optimizers = lambda **_: optimizer  # type: ignore[method-assign, assignment]
     task.on_train_batch_start({"id": ["a"], "step": 0}, 0)  # type: ignore[arg-type]
@@ -90,17 +96,17 @@ def test_head_group_holds_the_classifier_and_nothing_else() -> None:
 
 
 def test_rate_of_the_global_batch() -> None:
-    assert global_lr(1e-3, "batch256", 32) == pytest.approx(1.25e-4, rel=1e-12)
-    assert global_lr(2e-4, "batch256", 512) == pytest.approx(4e-4, rel=1e-12)
-    assert global_lr(1e-4, "absolute", 32) == global_lr(1e-4, "absolute", None) == 1e-4
-    with pytest.raises(ConfigError, match=r"lr_rule: batch256.*batch size.*absolute"):
-        global_lr(1e-4, "batch256", None)
-    with pytest.raises(ConfigError, match=r"lr_rule` is 'batch'.*absolute, batch256"):
-        global_lr(1e-4, "batch", 32)  # type: ignore[arg-type]
+    assert global_lr(1e-3, 256, 32) == pytest.approx(1.25e-4, rel=1e-12)
+    assert global_lr(2e-4, 256, 512) == pytest.approx(4e-4, rel=1e-12)
+    assert global_lr(1e-4, None, 32) == global_lr(1e-4, None, None) == 1e-4
+    with pytest.raises(ConfigError, match="base_batch_size"):
+        global_lr(1e-4, 256, None)
+    with pytest.raises(ConfigError, match="base_batch_size"):
+        SSASTRecipe(base_batch_size=0)
 
 
 def test_cosine_of_audioset_20k() -> None:
-    lr = global_lr(1e-3, "batch256", 32)
+    lr = global_lr(1e-3, 256, 32)
     rates = [lr * cosine_factor(at, 4, 60, 1e-6 / lr) for at in (0, 2, 4, 32, 60)]
     assert rates == pytest.approx([0.0, 6.25e-5, 1.25e-4, 6.3e-5, 1e-6], rel=1e-12)
 
@@ -128,8 +134,11 @@ def test_cosine_without_warm_up_and_past_its_end() -> None:
 class Toy(nn.Module):
     """What groups ask of a model: a base encoder's blocks under `encoder.`, and a classifier."""
 
+    layer_of = Encoder.layer_of
+
     def __init__(self, depth: int = 12) -> None:
         super().__init__()
+        self.depth = depth
         self.encoder = SpectrogramTransformer("toy", frames=32, mels=32)
         self.encoder.blocks = nn.ModuleList(
             nn.ModuleDict({"norm1": nn.LayerNorm(4), "attn": nn.Linear(4, 4)}) for _ in range(depth)
@@ -141,7 +150,7 @@ class Toy(nn.Module):
 def test_layers_of_a_base_model() -> None:
     model = Toy()
     model.decoder.requires_grad_(False)
-    groups = layer_groups(model, 12, 1e-3, 5e-4, 0.75)
+    groups = layer_groups(model, 1e-3, 5e-4, 0.75)  # type: ignore[arg-type]
     assert len(groups) == 28
     rates = sorted({group["base_lr"] for group in groups})
     assert rates == pytest.approx([1e-3 * 0.75 ** (13 - i) for i in range(14)], rel=1e-12)
@@ -171,15 +180,15 @@ def test_layers_of_a_base_model() -> None:
 
 
 def test_layers_of_a_trained_decoder_are_none_of_the_encoders() -> None:
-    groups = layer_groups(Toy(), 12, 1.0, 0.1, 0.5)
+    groups = layer_groups(Toy(), 1.0, 0.1, 0.5)  # type: ignore[arg-type]
     weight = next(group for group in groups if group["name"] == "layer_13_decay")["params"]
     assert {tuple(p.shape) for p in weight} == {(3, 4), (4, 4)}
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, -0.5, 1.01, float("nan")])
 def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"recipe\.init_args\.layer_decay` is .*above 0"):
-        layer_groups(Toy(), 12, 1.0, 0.1, layer_decay)
+    with pytest.raises(ConfigError, match=r"recipe\.init_args\.layer_decay"):
+        AudioMAERecipe(layer_decay=layer_decay)
 
 
 def test_vectors_and_biases_are_not_decayed_in_pretraining() -> None:
@@ -194,3 +203,17 @@ def test_vectors_and_biases_are_not_decayed_in_pretraining() -> None:
     assert all(name.endswith("bias") or "norm" in name for name in kept)
     assert not any(name.endswith("bias") or "norm" in name for name in decayed)
     assert not any(name.startswith("head") for name in decayed | kept)
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        (Pretraining, SSASTRecipe),
+        (Pretraining, AudioMAERecipe),
+        (Classification, SSASTPretrainingRecipe),
+        (Classification, AudioMAEPretrainingRecipe),
+    ],
+)
+def test_a_recipe_for_the_other_task_is_refused(task: type, recipe: type) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe.*{recipe.__name__}.*{task.__name__}"):
+        task(recipe=recipe())

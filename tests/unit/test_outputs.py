@@ -13,7 +13,6 @@ from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from toys import Run, StandIn, clips, data, fit, heard, make_task, masked, quiet_trainer
 
-from peas.augment.spectrogram import roll_time
 from peas.callbacks import progress
 from peas.callbacks.figure import draw
 from peas.callbacks.outputs import ClipOutputs
@@ -25,6 +24,7 @@ from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
 from peas.errors import ConfigError
 from peas.masking.peas.error_cache import due
 from peas.tasks import Classification
+from peas.tasks.augmentation import roll_time
 
 # --- evaluation ----------------------------------------------------------------------------
 

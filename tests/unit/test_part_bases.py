@@ -11,8 +11,9 @@ from peas.audio.frontend import FrontEnd, KaldiLogMel, Spectrogram
 from peas.errors import ConfigError
 from peas.models import Encoder
 from peas.models.weights.checking import check_moments
-from peas.objectives.teacher_targets import FeatureTargets
+from peas.objectives.feature_distillation import FeatureTargets
 from peas.tasks import Pretraining
+from peas.tasks.restoring import agree_on_part
 from peas.teachers import Teacher
 from peas.teachers.grid import Extent
 
@@ -112,7 +113,7 @@ def test_a_setting_that_is_null_here_and_in_the_checkpoint_stays_the_parts_own()
     task = Pretraining(encoder=Sized(), labels=["a"], multi_label=False)
     saved = {"encoder": {**task.hparams["encoder"]}}
     saved["encoder"]["init_args"] = {"width": None, "depth": 7, "decoder_width": 3}
-    task._agree_on_part("encoder", task.model, saved, "x.ckpt", True)
+    agree_on_part(task, "encoder", task.model, saved, "x.ckpt", True)
     assert (task.model.width, task.model.depth) == (8, 7)
     assert task.model.setting("depth") == 7
 

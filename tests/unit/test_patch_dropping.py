@@ -64,7 +64,7 @@ def test_numbers_that_stay_are_audiomaes(
     callback = PatchDropping(*shares)
     assert callback.kept(task.model) == kept
     batch = heard(task, clips(2))
-    hidden = dropped(callback, task, batch)["hidden_patches"]
+    hidden = dropped(callback, task, batch)["dropped_patches"]
     assert hidden.shape == (2, frames // 16 * 8)
     assert (~hidden).sum(1).tolist() == [kept[0] * kept[1]] * 2
     if frames == 1024 and shares == (0.2, 0.2):
@@ -82,7 +82,7 @@ def test_no_gradient_reaches_a_dropped_patch_and_every_other_gets_one(encoder: s
     assert gradient is not None
     # Mean absolute gradient of each patch, (clip, time, band).
     reached = gradient.view(3, 12, 16, 8, 16).abs().mean((2, 4)) > 0
-    hidden = batch["hidden_patches"]
+    hidden = batch["dropped_patches"]
     by_place = hidden.view(3, 12, 8) if encoder == "audiomae" else hidden.view(3, 8, 12).mT
     assert torch.equal(reached, ~by_place)
     # Whole times and whole bands.
@@ -95,14 +95,14 @@ def test_no_gradient_reaches_a_dropped_patch_and_every_other_gets_one(encoder: s
 def test_both_families_drop_the_same_places_and_every_process_its_own_rows() -> None:
     tasks = [make(encoder) for encoder in FAMILIES]
     hidden = [
-        dropped(PatchDropping(), task, heard(task, clips()))["hidden_patches"] for task in tasks
+        dropped(PatchDropping(), task, heard(task, clips()))["dropped_patches"] for task in tasks
     ]
     assert torch.equal(hidden[0].view(8, 8, 8).mT.flatten(1), hidden[1])
     task = tasks[1]
     for rank in (0, 1):
         rows = list(range(rank, 8, 2))
         some = dropped(PatchDropping(), task, part(heard(task, clips()), rows))
-        assert torch.equal(some["hidden_patches"], hidden[1][rows])
+        assert torch.equal(some["dropped_patches"], hidden[1][rows])
 
 
 @pytest.mark.parametrize("encoder", FAMILIES)

@@ -1,29 +1,34 @@
 """Masks of pretraining: AudioMAE's two rules, and SSAST's clusters against loops and a table."""
 
+import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from peas.errors import ConfigError
-from peas.masking.sampling import (
+from peas.masking.clusters import (
     SIDES,
-    PatchSampler,
+    ClusteredPatches,
     clusters,
-    clusters_draws,
-    hidden_ids,
+    clusters_numbers,
     official_clusters,
-    official_frames,
-    random_patches,
-    times_and_bands,
     unbiased_clusters,
-    unbiased_draws,
+    unbiased_numbers,
+)
+from peas.masking.patches import (
+    RandomPatches,
+    StructuredPatches,
+    masked_ids,
+    random_patches,
+    time_freq_mask,
 )
 
 GRID = (8, 64)
-# Share of hidden patches in each row of mel bins, low to high, measured of the official code.
+# Share of masked patches in each row of mel bins, low to high, measured of the official code.
 ROWS = {
     400: [0.415, 0.669, 0.813, 0.873, 0.888, 0.887, 0.885, 0.820],
     250: [0.197, 0.365, 0.497, 0.568, 0.595, 0.594, 0.591, 0.499],
@@ -37,7 +42,7 @@ def uniform(clips: int, count: int, seed: int = 0) -> Tensor:
 # --- AudioMAE's rules ----------------------------------------------------------------------
 
 
-def test_the_smallest_draws_stay() -> None:
+def test_the_smallest_numbers_stay() -> None:
     u = torch.tensor([[0.5, 0.1, 0.9, 0.3], [0.0, 0.2, 0.1, 0.3]])
     assert random_patches(u, 2).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
     assert not random_patches(u, 4).any()
@@ -46,50 +51,50 @@ def test_the_smallest_draws_stay() -> None:
             random_patches(u, visible)
 
 
-def test_a_patch_is_seen_where_its_time_and_its_band_are() -> None:
+def test_a_patch_is_visible_if_its_time_and_band_are() -> None:
     u_time, u_freq = uniform(5, 6), uniform(5, 4, seed=1)
-    hidden = times_and_bands(u_time, u_freq, 3, 2)
-    assert hidden.shape == (5, 6, 4)
-    assert ((~hidden).sum((1, 2)) == 6).all()
+    masked = time_freq_mask(u_time, u_freq, 3, 2)
+    assert masked.shape == (5, 6, 4)
+    assert ((~masked).sum((1, 2)) == 6).all()
     for clip in range(5):
         times = set(u_time[clip].argsort()[:3].tolist())
         bands = set(u_freq[clip].argsort()[:2].tolist())
         for t in range(6):
             for f in range(4):
-                assert bool(hidden[clip, t, f]) == (t not in times or f not in bands)
+                assert bool(masked[clip, t, f]) == (t not in times or f not in bands)
     with pytest.raises(ConfigError, match="7 of 6"):
-        times_and_bands(u_time, u_freq, 7, 2)
+        time_freq_mask(u_time, u_freq, 7, 2)
 
 
 def test_ids_are_ascending() -> None:
-    hidden = torch.tensor([[True, False, True], [False, True, True]])
-    assert hidden_ids(hidden).tolist() == [[0, 2], [1, 2]]
+    masked = torch.tensor([[True, False, True], [False, True, True]])
+    assert masked_ids(masked).tolist() == [[0, 2], [1, 2]]
 
 
 # --- SSAST's clusters ----------------------------------------------------------------------
 
 
-def frequencies(hidden: Tensor) -> Tensor:
-    return hidden.float().mean(0)
+def frequencies(masked: Tensor) -> Tensor:
+    return masked.float().mean(0)
 
 
 def of_the_loop(count: int, clips: int) -> Tensor:
     rng = random.Random(0)
-    hidden = torch.zeros(clips, 512, dtype=torch.bool)
-    for row in hidden:
+    masked = torch.zeros(clips, 512, dtype=torch.bool)
+    for row in masked:
         row[official_clusters(rng, GRID, count)] = True
-    return hidden
+    return masked
 
 
 @pytest.mark.parametrize("count", ROWS)
 @pytest.mark.parametrize("kind", ["loop", "batch"])
-def test_the_law_of_the_clusters(count: int, kind: str) -> None:
+def test_the_distribution_of_the_clusters(count: int, kind: str) -> None:
     if kind == "loop":
-        hidden = of_the_loop(count, 1500)
+        masked = of_the_loop(count, 1500)
     else:
-        hidden = clusters(uniform(4000, clusters_draws(GRID)), GRID, count)
-    assert (hidden.sum(1) == count).all()
-    found = frequencies(hidden)
+        masked = clusters(uniform(4000, clusters_numbers(GRID)), GRID, count)
+    assert (masked.sum(1) == count).all()
+    found = frequencies(masked)
     rows = found.view(GRID).mean(1)
     torch.testing.assert_close(rows, torch.tensor(ROWS[count]), rtol=0, atol=0.02)
     assert found[0] == 0
@@ -124,11 +129,11 @@ def added(starts: list[int], side: int, enough: int, place: Callable[..., int | 
 def test_the_batch_is_the_loop_over_the_same_starts(grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     for count in {1, patches // 2, patches - 2}:
-        u = uniform(40, clusters_draws(grid), seed=count)
-        hidden = clusters(u, grid, count)
-        for row, draws in zip(hidden, u, strict=True):
-            side = SIDES[int(draws[0] * 3)]
-            starts = draws[1:].argsort().tolist()
+        u = uniform(40, clusters_numbers(grid), seed=count)
+        masked = clusters(u, grid, count)
+        for row, numbers in zip(masked, u, strict=True):
+            side = SIDES[int(numbers[0] * 3)]
+            starts = numbers[1:].argsort().tolist()
             chosen = added(starts, side, count + 1, lambda start, i, j: wrapped(start, i, j, grid))
             assert row.nonzero().flatten().tolist() == sorted(chosen)[:count]
 
@@ -137,20 +142,20 @@ def test_the_batch_is_the_loop_over_the_same_starts(grid: tuple[int, int]) -> No
 def test_unbiased_clusters_end_at_the_borders(grid: tuple[int, int]) -> None:
     patches, margin = grid[0] * grid[1], max(SIDES) - 1
     for count in {1, patches // 2, patches - 1}:
-        u = uniform(40, unbiased_draws(grid), seed=count)
-        hidden = unbiased_clusters(u, grid, count)
-        assert (hidden.sum(1) == count).all()
-        for row, draws in zip(hidden, u, strict=True):
-            side = SIDES[int(draws[0] * 3)]
-            starts = draws[1:-patches].argsort().tolist()
+        u = uniform(40, unbiased_numbers(grid), seed=count)
+        masked = unbiased_clusters(u, grid, count)
+        assert (masked.sum(1) == count).all()
+        for row, numbers in zip(masked, u, strict=True):
+            side = SIDES[int(numbers[0] * 3)]
+            starts = numbers[1:-patches].argsort().tolist()
             chosen = added(starts, side, count, lambda start, i, j: cut(start, i, j, grid, margin))
-            kept = sorted(chosen, key=lambda index: float(draws[index - patches]))[:count]
+            kept = sorted(chosen, key=lambda index: float(numbers[index - patches]))[:count]
             assert row.nonzero().flatten().tolist() == sorted(kept)
 
 
 @pytest.mark.parametrize("count", [400, 250, 100])
-def test_unbiased_clusters_favour_no_place(count: int) -> None:
-    found = frequencies(unbiased_clusters(uniform(4000, unbiased_draws(GRID)), GRID, count))
+def test_unbiased_clusters_are_uniform(count: int) -> None:
+    found = frequencies(unbiased_clusters(uniform(4000, unbiased_numbers(GRID)), GRID, count))
     share = count / 512
     rows, corners = found.view(GRID).mean(1), found[[0, 63, 448, 511]]
     torch.testing.assert_close(rows, torch.full((8,), share), rtol=0, atol=0.02)
@@ -158,8 +163,8 @@ def test_unbiased_clusters_favour_no_place(count: int) -> None:
 
 
 def test_clusters_are_clusters() -> None:
-    def neighbours(hidden: Tensor) -> float:
-        field = hidden.view(-1, *GRID)
+    def neighbours(masked: Tensor) -> float:
+        field = masked.view(-1, *GRID)
         return float((field[:, :, 1:] & field[:, :, :-1]).float().mean())
 
     scattered = neighbours(random_patches(uniform(500, 512), 412))
@@ -168,57 +173,51 @@ def test_clusters_are_clusters() -> None:
     assert neighbours(unbiased_clusters(uniform(500, 1329), GRID, 100)) > 2.5 * scattered
 
 
-def test_counts_that_do_not_fit_are_refused() -> None:
-    for count in (0, 511, 512):
-        with pytest.raises(ConfigError, match=rf"{count} of 512.*1 to 510"):
-            clusters(uniform(1, 513), GRID, count)
-        with pytest.raises(ConfigError, match="1 to 510"):
-            official_clusters(random.Random(0), GRID, count)
-    with pytest.raises(ConfigError, match="1 to 511"):
-        official_frames(random.Random(0), 512, 512)
-    for sides in ((), (0, 3)):
-        with pytest.raises(ConfigError, match="sides of clusters"):
-            clusters(uniform(1, 513), GRID, 100, sides)
-
-
-# --- the sampler of a run ------------------------------------------------------------------
+# --- the masking of a run ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["batched", "official", "unbiased"])
 @pytest.mark.parametrize("grid", [(8, 64), (1, 32), (2, 3)])
-def test_a_sampler_hides_what_it_is_asked_to(name: str, grid: tuple[int, int]) -> None:
-    for count in (1, grid[0] * grid[1] // 2):
-        sampler = PatchSampler(grid, count, name)  # type: ignore[arg-type]
-        u = uniform(6, sampler.draws)
-        hidden = sampler(u)
-        assert hidden.shape == (6, grid[0] * grid[1])
-        assert (hidden.sum(1) == count).all()
-        # A clip's draws decide its mask, whoever shares its batch.
-        assert torch.equal(sampler(u[2:4]), hidden[2:4])
-    assert PatchSampler(grid, sampler.most, name)(u).sum() == 6 * sampler.most  # type: ignore[arg-type]
-    for count in (0, sampler.most + 1):
-        with pytest.raises(ConfigError, match=rf"{count} patches.*1 to {sampler.most}"):
-            PatchSampler(grid, count, name)  # type: ignore[arg-type]
+def test_equally_many_are_masked_in_every_clip(name: Any, grid: tuple[int, int]) -> None:
+    most = ClusteredPatches(1, name).max_masked(grid)
+    for count in (1, math.prod(grid) // 2, most):
+        masking = ClusteredPatches(count, name)
+        (needed,) = masking.random_numbers(grid).values()
+        u = uniform(6, needed)
+        masked = masking.sample(u, grid)
+        assert masked.shape == (6, math.prod(grid))
+        assert (masked.sum(1) == count).all()
+        assert masking.visible(grid) == math.prod(grid) - count
+        # The mask of a clip depends on its own random numbers only.
+        assert torch.equal(masking.sample(u[2:4], grid), masked[2:4])
+    for count in (0, most + 1):
+        with pytest.raises(ConfigError, match=rf"num_masked` is {count}.*1 to {most}"):
+            ClusteredPatches(count, name).sample(u, grid)
 
 
 def test_the_official_sampler_is_the_loop() -> None:
     u = uniform(3, 2)
-    hidden = PatchSampler(GRID, 400, "official")(u)
-    for row, (high, low) in zip(hidden, (u.double() * 2**24).long().tolist(), strict=True):
+    masked = ClusteredPatches(400, "official").sample(u, GRID)
+    for row, (high, low) in zip(masked, (u.double() * 2**24).long().tolist(), strict=True):
         ids = official_clusters(random.Random(high * 2**24 + low), GRID, 400)
         assert row.nonzero().flatten().tolist() == ids
 
 
-def test_frame_models_hide_at_random() -> None:
-    for name in ("batched", "unbiased", "official"):
-        sampler = PatchSampler((1, 512), 400, name)  # type: ignore[arg-type]
-        assert not sampler.clustered
-        found = frequencies(sampler(uniform(600, sampler.draws)))
-        assert float((found - 400 / 512).abs().max()) < 0.09
+@pytest.mark.parametrize("name", ["batched", "unbiased", "official"])
+def test_frame_models_mask_at_random(name: Any) -> None:
+    masking = ClusteredPatches(400, name)
+    (needed,) = masking.random_numbers((1, 512)).values()
+    share = frequencies(masking.sample(uniform(600, needed), (1, 512)))
+    assert float((share - 400 / 512).abs().max()) < 0.09
 
 
-def test_settings_of_a_sampler_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"unknown sampler 'some'.*batched"):
-        PatchSampler(GRID, 400, "some")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="sides of clusters"):
-        PatchSampler(GRID, 400, sides=(0,))
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="sampler"):
+        ClusteredPatches(400, "some")  # type: ignore[arg-type]
+    for sides in ((), (0, 3)):
+        with pytest.raises(ConfigError, match="sides"):
+            ClusteredPatches(400, sides=sides)
+    for make in (RandomPatches, StructuredPatches):
+        for ratio in (0.0, 1.0):
+            with pytest.raises(ConfigError, match=make.__name__):
+                make(ratio)

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.masking.blocks import blocks_to_mask, random_blocks, window_sums
-from peas.masking.peas.diagnostics import spearman, touching
 from peas.masking.peas.schedule import adaptive_count, adaptive_level, final_phase
 from peas.masking.peas.scores import (
     complementary,
     complementary_groups,
     error_maps,
-    patches_to_cells,
+    patches_to_bins,
     standardise,
 )
 from peas.masking.peas.selector import (
@@ -25,6 +24,8 @@ from peas.masking.peas.selector import (
     marginals,
     place_blocks,
     random_plan,
+    spearman,
+    touching,
     window_scores,
 )
 
@@ -194,7 +195,7 @@ def test_each_patch_is_hidden_once_in_groups_of_equal_size(patches: int, passes:
 def test_patches_to_cells_against_a_loop() -> None:
     patch, grid, frames, mels = (2, 3), (2, 3), 8, 4
     values = torch.arange(6)[None]
-    cells = patches_to_cells(values, patch, grid, frames, mels)
+    cells = patches_to_bins(values, patch, grid, frames, mels)
     for t, f in itertools.product(range(frames), range(mels)):
         assert cells[0, t, f] == values[0, (f // 2) * 3 + t // 3]
 
@@ -207,12 +208,12 @@ def test_complementary_takes_each_cell_from_the_pass_that_hid_it() -> None:
     def reconstruct(log_mel: Tensor, hidden: Tensor) -> Tensor:
         # 1 where hidden, NaN where visible: a visible cell in the result would show.
         seen.append(hidden)
-        cells = patches_to_cells(hidden, patch, grid, 15, 8)
+        cells = patches_to_bins(hidden, patch, grid, 15, 8)
         return torch.where(cells, torch.full_like(log_mel, float(len(seen))), torch.nan)
 
     stitched = complementary(reconstruct, u, 4, patch=patch, grid=grid)
     error = error_maps(stitched, x, score="rec").score
-    number = patches_to_cells(complementary_groups(u, 4) + 1, patch, grid, 15, 8)
+    number = patches_to_bins(complementary_groups(u, 4) + 1, patch, grid, 15, 8)
     torch.testing.assert_close(error, (number - x) ** 2)
     assert torch.stack(seen).sum(0).eq(1).all()
 
@@ -223,10 +224,10 @@ def test_complementary_refuses_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match="complementary"):
         complementary_groups(draws(1, 4), 1)
     with pytest.raises(ConfigError, match="tile 8 mel bins x 9 frames"):
-        patches_to_cells(draws(1, 4), (4, 4), (2, 2), 9, 8)
+        patches_to_bins(draws(1, 4), (4, 4), (2, 2), 9, 8)
     # Overlapping patches: a cell would be taken from a pass that showed it.
     with pytest.raises(ConfigError, match="aux_grid: nonoverlap"):
-        patches_to_cells(draws(1, 9), (4, 4), (3, 3), 8, 8)
+        patches_to_bins(draws(1, 9), (4, 4), (3, 3), 8, 8)
 
 
 # --- window scores --------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from toys import StandIn, clips, heard, make_task, masked
 
-from peas.augment.spectrogram import noise_and_roll, roll_time
 from peas.callbacks.peas import PEAS
 from peas.callbacks.spec_augment import RandomMasking, SpecAugment
 from peas.data.batch import Batch
 from peas.masking.peas.scores import error_maps
 from peas.masking.peas.selector import marginals, window_scores
 from peas.tasks import Classification
+from peas.tasks.augmentation import noise_and_roll, roll_time
 
 SHARED: dict[str, Any] = {"n_time": 2, "n_freq": 2, "max_time": 32, "max_freq": 24, "ramp": "off"}
 
@@ -67,7 +67,10 @@ def test_gradients_are_those_of_the_same_mask_made_by_hand(strategy: PEAS) -> No
     got = gradients(task, with_peas)
     through_peas, clean.grad = clean.grad, None
 
-    u_noise, u_clip = task.draws(plain, "noise", (128, 128)), task.draws(plain, "noise_roll", (2,))
+    u_noise, u_clip = (
+        task.random_numbers(plain, "noise", (128, 128)),
+        task.random_numbers(plain, "noise_roll", (2,)),
+    )
     x, roll = noise_and_roll(clean, u_noise, u_clip)
     noise, _ = noise_and_roll(torch.zeros_like(clean), u_noise, u_clip)
     over = noise if strategy.stage == "before_noise" else torch.zeros_like(noise)
@@ -226,7 +229,7 @@ def test_stochastic_rounding_is_drawn_clip_by_clip(task: Classification, batch: 
     task.trainer.current_epoch = 5
     strategy = PEAS(**{**SHARED, "ramp": "absolute", "rounding": "stochastic"})
     time, freq = masked(strategy, task, batch)["mask_plan"]
-    u = task.draws(batch, "adaptive_count", (2,))
+    u = task.random_numbers(batch, "adaptive_count", (2,))
     task.trainer.current_epoch = 0
     # Equation 3 gives 0.5 blocks in epoch 5.
     assert torch.equal(time.adaptive.sum(1), (u[:, 0] < 0.5).long())

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from peas.errors import CheckpointError
+from peas.recipes import SSASTPretrainingRecipe
 from peas.recipes.ssast import Plateau, next_plateau
 
 RISING = [0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.3, 0.1, 0.30001, 0.29, 0.28, 0.4, 0.4, 0.4, 0.4, 0.4]
@@ -39,3 +41,11 @@ def test_evaluations_between_the_multiples_do_not_count() -> None:
 def test_one_evaluation_counts_once() -> None:
     state = next_plateau(Plateau(), 0.5, 100, factor=0.5, patience=0, every=100)
     assert next_plateau(state, 0.1, 100, factor=0.5, patience=0, every=100) == state
+
+
+@pytest.mark.parametrize(
+    "state", [{"best": "x"}, {"factor": None}, {"bad": True}, {"best": 1.0, "other": 2.0}]
+)
+def test_a_damaged_state_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match="recipe"):
+        SSASTPretrainingRecipe().load_state_dict(state)

@@ -7,9 +7,13 @@ import torch
 from made import built_audiomae, classification, masked_task
 
 from peas.errors import ConfigError
-from peas.models.audiomae_decoder import DecoderShape
-from peas.models.audiomae_encoder import fitted
-from peas.models.positions import official_raster, position_table, raster_of
+from peas.models.audiomae_layers import (
+    DecoderShape,
+    fitted,
+    official_raster,
+    position_table,
+    raster_of,
+)
 
 
 def naive(width, row, column):

@@ -70,11 +70,11 @@ def groups(trainer: Any, *keys: str) -> list[tuple[Any, ...]]:
     ("kind", "settings"),
     [
         ("adam", {"lr": 5e-3}),
-        ("adam", {"head_lr_factor": 10.0}),
+        ("adam", {"head_lr_mult": 10.0}),
         ("adam", {"weight_decay": 0.3}),
         ("adam", {"betas": (0.5, 0.6)}),
         ("adamw", {"layer_decay": 0.9}),
-        ("adamw", {"lr": 5e-3, "lr_rule": "batch256", "weight_decay": 0.2}),
+        ("adamw", {"lr": 5e-3, "base_batch_size": 256, "weight_decay": 0.2}),
         ("ssast", {"lr": 5e-3, "weight_decay": 0.3, "betas": (0.5, 0.6)}),
         ("mae", {"lr": 5e-3, "weight_decay": 0.3, "betas": (0.5, 0.6)}),
     ],
@@ -95,6 +95,16 @@ def test_the_optimiser_has_what_a_new_run_would_have(
     # And it is trained with them.
     ours, theirs = task.state_dict(), same.lightning_module.state_dict()
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours if key.startswith("model."))
+
+
+def test_a_checkpoint_without_the_optimisers_state_is_not_resumed(
+    sounds: Path, starts: dict[str, Path], tmp_path: Path
+) -> None:
+    content = torch.load(starts["adam"], weights_only=True)
+    content["optimizer_states"] = []
+    torch.save(content, tmp_path / "empty.ckpt")
+    with pytest.raises(CheckpointError, match=r"empty\.ckpt.*optimizer_states"):
+        run("adam", sounds, tmp_path, tmp_path / "empty.ckpt", 2)
 
 
 def test_a_new_rate_is_lowered_by_the_plateaus_so_far(
@@ -170,7 +180,7 @@ def test_settings_that_decide_nothing_of_a_score_are_no_matter_to_a_test(
 def test_a_warm_up_longer_than_a_third_of_the_run_is_warned_of(
     sounds: Path, tmp_path: Path, kind: str, settings: dict[str, Any], key: str
 ) -> None:
-    with pytest.warns(UserWarning, match=rf"recipe\.init_args\.{key}` lets .* whole run has 1"):
+    with pytest.warns(UserWarning, match=rf"recipe\.init_args\.{key}`.*the run has 1"):
         run(kind, sounds, tmp_path, None, 1, **settings)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from peas.augment.spectrogram import noise_and_roll, roll_time
+from peas.tasks.augmentation import noise_and_roll, roll_time
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from toys import clips, heard, make_task, part
 
-from peas.augment.mixup import ROLL_GAIN_DRAWS, roll_and_gain
+from peas.augment.mixup import ROLL_GAIN_NUMBERS, roll_and_gain
 
 
 def test_roll_is_cyclic_within_each_clips_own_samples() -> None:
     waveform = torch.arange(1.0, 15.0).reshape(2, 7)
     waveform[1, 4:] = 0
-    u = torch.full((2, ROLL_GAIN_DRAWS), 0.5)
+    u = torch.full((2, ROLL_GAIN_NUMBERS), 0.5)
     u[:, 0] = torch.tensor([3.5 / 7, 1.5 / 4])
     rolled = roll_and_gain(waveform, torch.tensor([7, 4]), u, roll=True)
     # A gain of 0.5 + 0.5.
@@ -23,7 +23,7 @@ def test_shift_is_uniform_over_the_clip() -> None:
     clips_, samples = 4000, 10
     impulse = torch.zeros(clips_, samples)
     impulse[:, 0] = 1
-    u = torch.rand((clips_, ROLL_GAIN_DRAWS), generator=torch.Generator().manual_seed(0))
+    u = torch.rand((clips_, ROLL_GAIN_NUMBERS), generator=torch.Generator().manual_seed(0))
     rolled = roll_and_gain(impulse, torch.full((clips_,), samples), u, roll=True)
     counts = (rolled > 0).sum(0)
     assert counts.sum() == clips_
@@ -35,13 +35,13 @@ def test_a_draw_close_to_one_stays_inside_a_long_clip() -> None:
     samples = 2**22 + 3
     waveform = torch.zeros(1, samples)
     waveform[0, 0] = 1
-    u = torch.full((1, ROLL_GAIN_DRAWS), 1 - 2**-24)
+    u = torch.full((1, ROLL_GAIN_NUMBERS), 1 - 2**-24)
     rolled = roll_and_gain(waveform, torch.tensor([samples]), u, roll=True)
     assert rolled.argmax() == samples - 1
 
 
 def test_gain_has_the_law_of_beta() -> None:
-    u = torch.rand((20_000, ROLL_GAIN_DRAWS), generator=torch.Generator().manual_seed(1))
+    u = torch.rand((20_000, ROLL_GAIN_NUMBERS), generator=torch.Generator().manual_seed(1))
     ones = torch.ones(len(u), 1)
     gain = roll_and_gain(ones, torch.ones(len(u), dtype=torch.long), u, roll=False)[:, 0]
     wanted = np.random.default_rng(0).beta(10, 10, 20_000) + 0.5
@@ -52,7 +52,7 @@ def test_gain_has_the_law_of_beta() -> None:
 
 
 def test_silence_and_an_empty_clip_stay() -> None:
-    u = torch.rand((2, ROLL_GAIN_DRAWS))
+    u = torch.rand((2, ROLL_GAIN_NUMBERS))
     out = roll_and_gain(torch.zeros(2, 5), torch.tensor([5, 0]), u, roll=True)
     assert torch.equal(out, torch.zeros(2, 5))
 
@@ -64,7 +64,7 @@ def test_gain_moves_the_log_mel_and_the_roll_moves_the_sound() -> None:
     plain = heard(make_task(noise_roll=False), clips())
     gain = heard(make_task(noise_roll=False, roll_gain="official"), clips())
     paper = heard(make_task(noise_roll=False, roll_gain="paper"), clips())
-    u = make_task().draws(clips(), "roll_gain", (ROLL_GAIN_DRAWS,))
+    u = make_task().random_numbers(clips(), "roll_gain", (ROLL_GAIN_NUMBERS,))
     step = 2 * (u[:, 1:].median(1).values + 0.5).log() / (2 * 4.1377)
     # Cells far above the floor of the logarithm.
     loud = (plain["log_mel"] > 0) & plain["valid"][:, :, None]

@@ -4,7 +4,7 @@ import torch
 
 from peas.masking.peas.error_cache import ErrorCache
 from peas.masking.peas.selector import Marginals
-from peas.models.heads import LabelBranch, LabelNorm
+from peas.objectives.label_classification import LabelBranch, LabelNorm
 
 
 def lines(count: int, seed: int = 0, frames: int = 20) -> Marginals:

@@ -13,7 +13,7 @@ from peas.training.randomness import stable_hash
 class ErrorCache:
     """Two float16 marginals per clip: mean error of every frame and of every mel bin, up to scale.
 
-    About 1.3 kB a clip for 5 s, where a map would take 130 kB. Entries live on the CPU, in the
+    About 1.3 kB a clip for 5 s, where a map would take 130 kB. Entries are on the CPU, in the
     clip's own time (a roll is undone before they are stored).
     """
 
@@ -31,7 +31,7 @@ class ErrorCache:
         return torch.tensor([clip not in self._rows for clip in ids])
 
     def store(self, ids: list[str], errors: Marginals) -> None:
-        """Keeps the marginals `[B, T]` and `[B, F]` of clips."""
+        """Stores the marginals `[B, T]` and `[B, F]` of clips."""
         if not ids:
             return
         for clip in ids:
@@ -49,11 +49,11 @@ class ErrorCache:
         return Marginals(self._time[rows].float(), self._freq[rows].float())
 
     def gather(self) -> None:
-        """Takes over what the other processes stored since the last call."""
-        mine = sorted(self._new)
-        rows = torch.tensor([self._rows[clip] for clip in mine], dtype=torch.long)
-        own = Marginals(self._time[rows], self._freq[rows]) if mine else None
-        for ids, errors in gather((mine, own)):
+        """Adds what the other processes stored since the last call."""
+        new_ids = sorted(self._new)
+        rows = torch.tensor([self._rows[clip] for clip in new_ids], dtype=torch.long)
+        own = Marginals(self._time[rows], self._freq[rows]) if new_ids else None
+        for ids, errors in gather((new_ids, own)):
             if errors is not None:
                 self.store(ids, errors)
         self._new.clear()
@@ -68,21 +68,21 @@ class ErrorCache:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with saved entries."""
+        """Restores saved entries."""
         self._rows = {clip: row for row, clip in enumerate(state["ids"])}
         self._time, self._freq = state["time"], state["freq"]
         self._new.clear()
 
 
 def due(ids: list[str], epoch: int, every: int) -> Tensor:
-    """`[B]` bool, clips whose turn it is: an equal share of all clips in each epoch."""
+    """`[B]` bool, clips to score in this epoch: an equal share of all clips in each epoch."""
     return torch.tensor([(stable_hash(clip) + epoch) % every == 0 for clip in ids])
 
 
 def _half(values: Tensor) -> Tensor:
     """Float16 on the CPU, each line divided by its largest value.
 
-    Squared errors of squared errors soon leave float16's range at either end, and windows are
+    Squared errors of squared errors exceed float16's range at either end, and windows are
     ranked within a line only, where a common factor does not matter.
     """
     values = values.detach().float().cpu()

@@ -20,7 +20,7 @@ Ramp = Literal["absolute", "relative", "off"]
 
 
 def final_phase(epoch: int, epochs: int, share: float = 0.2) -> bool:
-    """Whether a 0-based epoch lies in the last `share` of training, in exact arithmetic.
+    """Whether a 0-based epoch is in the last `share` of training, in exact arithmetic.
 
     In this phase PEAS's masks have the fixed width `max_width // 2`. A share of 0 turns it off.
     """
@@ -63,7 +63,7 @@ def adaptive_count(
     progressive_single: bool = False,
     u: Tensor | None = None,
 ) -> Tensor:
-    """Number of adaptive blocks of each clip, equation 3 made whole.
+    """Number of adaptive blocks of each clip, equation 3 rounded.
 
     Args:
         n_total: Blocks of the axis, n_t.
@@ -73,21 +73,21 @@ def adaptive_count(
             more with the probability of the fraction, for each clip by itself.
         ramp: See `adaptive_level`.
         progressive_single: See `adaptive_level`.
-        u: `[B]` draws for `stochastic`; otherwise only their number and device matter.
+        u: `[B]` random numbers for `stochastic`; otherwise only their number and device matter.
 
     Returns:
-        `[B]` int64, or `[1]` for the whole batch without draws.
+        `[B]` int64, or `[1]` for the batch without `u`.
 
     Raises:
-        ConfigError: `stochastic` without draws.
+        ConfigError: `stochastic` without `u`.
     """
     level = adaptive_level(n_total, epoch, epochs, ramp=ramp, progressive_single=progressive_single)
     if rounding == "stochastic":
         if u is None:
-            raise ConfigError("rounding: stochastic needs one draw a clip")
+            raise ConfigError("rounding: stochastic needs one random number a clip")
         return math.floor(level) + (u < float(level % 1)).long()
     if rounding == "round":
-        whole = round(level)
+        count = round(level)
     else:
-        whole = math.ceil(level) if rounding == "ceil" else math.floor(level)
-    return torch.full((1 if u is None else len(u),), whole, device=None if u is None else u.device)
+        count = math.ceil(level) if rounding == "ceil" else math.floor(level)
+    return torch.full((1 if u is None else len(u),), count, device=None if u is None else u.device)

@@ -101,11 +101,11 @@ def complementary_groups(u: Tensor, passes: int) -> Tensor:
     """Split each clip's patches at random into equal groups.
 
     Args:
-        u: `[B, N]` draws, one a patch.
+        u: `[B, N]` random numbers, one a patch.
         passes: Number of groups K, 2 .. N.
 
     Returns:
-        `[B, N]` int64, the pass (0 .. K - 1) in which each patch is hidden.
+        `[B, N]` int64, the pass (0 .. K - 1) in which each patch is masked.
 
     Raises:
         ConfigError: K is outside 2 .. N.
@@ -120,16 +120,16 @@ def complementary_groups(u: Tensor, passes: int) -> Tensor:
     return rank * passes // patches
 
 
-def patches_to_cells(
+def patches_to_bins(
     values: Tensor, patch: tuple[int, int], grid: tuple[int, int], frames: int, mels: int
 ) -> Tensor:
-    """Spread one value a patch over the patch's cells.
+    """Spread one value a patch over the patch's bins.
 
     Args:
         values: `[B, N]`, frequency-major (patch = f_index * t_count + t_index).
-        patch: Cells of a patch, (frequency, time).
+        patch: Bins of a patch, (frequency, time).
         grid: Patches, (frequency, time).
-        frames: T; cells of the last patch beyond it are cut.
+        frames: T; bins of the last patch beyond it are cut.
         mels: F.
 
     Returns:
@@ -144,9 +144,9 @@ def patches_to_cells(
             f"{frames} frames, and a grid of {grid} patches of {patch} does not; "
             "use aux_grid: nonoverlap"
         )
-    cells = values.reshape(-1, *grid)
-    cells = cells.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
-    return cells[:, :mels, :frames].transpose(1, 2)
+    bins = values.reshape(-1, *grid)
+    bins = bins.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+    return bins[:, :mels, :frames].transpose(1, 2)
 
 
 def complementary(
@@ -157,17 +157,17 @@ def complementary(
     patch: tuple[int, int],
     grid: tuple[int, int],
 ) -> Callable[[Tensor], Tensor]:
-    """Make a reconstruction in which every cell was hidden when it was reconstructed.
+    """Make a reconstruction in which every bin was masked when it was reconstructed.
 
-    The patches are hidden in K complementary random groups, one pass each, and each cell is
-    taken from the pass that hid it: the position of training of a masked model's generation
-    head, which equation 1 taken literally (nothing hidden) leaves.
+    The patches are masked in K complementary random groups, one pass each, and each bin is
+    taken from the pass that masked it: the training condition of a masked model's generation
+    head, which equation 1 taken literally (nothing masked) leaves.
 
     Args:
-        reconstruct: `(log_mel [B, T, F], hidden [B, N] bool) -> [B, T, F]`.
-        u: `[B, N]` draws, one a patch.
+        reconstruct: `(log_mel [B, T, F], masked [B, N] bool) -> [B, T, F]`.
+        u: `[B, N]` random numbers, one a patch.
         passes: K, 2 .. N.
-        patch: Cells of a patch, (frequency, time).
+        patch: Bins of a patch, (frequency, time).
         grid: Patches, (frequency, time).
 
     Returns:
@@ -179,11 +179,11 @@ def complementary(
     groups = complementary_groups(u, passes)
 
     def stitched(log_mel: Tensor) -> Tensor:
-        cell_group = patches_to_cells(groups, patch, grid, log_mel.shape[1], log_mel.shape[2])
+        bin_group = patches_to_bins(groups, patch, grid, log_mel.shape[1], log_mel.shape[2])
         result = torch.zeros_like(log_mel, dtype=torch.float32)
         for k in range(passes):
             output = reconstruct(log_mel, groups == k).float()
-            result = torch.where(cell_group == k, output, result)
+            result = torch.where(bin_group == k, output, result)
         return result
 
     return stitched

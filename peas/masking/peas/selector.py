@@ -16,10 +16,10 @@ from peas.masking.blocks import (
     fitting_starts,
     interval,
     keep_best,
-    law_widths,
     pick_uniform,
     random_blocks,
     random_start,
+    random_widths,
     window_sums,
 )
 
@@ -41,7 +41,7 @@ class Marginals(NamedTuple):
 def marginals(
     score: Tensor, time_ok: Tensor | None = None, freq_ok: Tensor | None = None
 ) -> Marginals:
-    """Mean score of each frame and of each mel bin, over the cells that count.
+    """Mean score of each frame and of each mel bin, over the bins that count.
 
     Args:
         score: `[B, T, F]`.
@@ -50,7 +50,7 @@ def marginals(
         freq_ok: `[B, F]` (or `[1, F]`) bool, likewise for mel bins.
 
     Returns:
-        The means; 0 on a line without a cell that counts.
+        The means; 0 on a line without a bin that counts.
     """
     score = score.float()
     frames, mels = score.shape[1:]
@@ -66,15 +66,15 @@ def marginals(
 
 
 def window_means(marginal: Tensor, width: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean over the window at every start, and how many cells that count it holds.
+    """Mean over the window at every start, and how many bins that count it holds.
 
     Args:
         marginal: `[B, L]`.
         width: `[B]` int64, 1 or more.
-        ok: `[B, L]` bool, cells that count; None = all.
+        ok: `[B, L]` bool, bins that count; None = all.
 
     Returns:
-        Means `[B, L]` float32 over the cells that count, and their number `[B, L]` int64, -1
+        Means `[B, L]` float32 over the bins that count, and their number `[B, L]` int64, -1
         where the window does not fit.
     """
     # Cumulative sums lose digits; MPS has no float64.
@@ -94,7 +94,7 @@ def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Ten
     Args:
         marginal: `[B, L]`.
         width: Window width.
-        ok: `[B, L]` (or `[1, L]`) bool, cells that count. Only the windows that hold most of them
+        ok: `[B, L]` (or `[1, L]`) bool, bins that count. Only the windows that hold most of them
             compete, the others have -inf; in a clip without any all windows are equal.
 
     Returns:
@@ -112,13 +112,13 @@ def window_scores(marginal: Tensor, width: int, ok: Tensor | None = None) -> Ten
 
 
 def pick_window(means: Tensor, held: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
-    """Start `[B]` of the best window: least penalty, most cells that count, highest mean, draw."""
+    """Start `[B]` of the best window: least penalty, most valid bins, highest mean, at random."""
     allowed = keep_best(held >= 0, -penalty)
     return pick_uniform(keep_best(keep_best(allowed, held), means), u)
 
 
 def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) -> Tensor:
-    """`[B, L]` what speaks against a start: it is `used`, or cells shared with `taken`."""
+    """`[B, L]` penalty of each start: whether it is `used`, or its bins shared with `taken`."""
     return used.long() if select == "topk" else window_sums(taken.long(), width)
 
 
@@ -126,7 +126,7 @@ BlockWidth = Literal["max", "expected", "sampled"]
 Placement = Literal["uniform", "start", "centre", "best"]
 
 DRAWS = 3
-"""Draws of one block: width, position, choice among equal windows."""
+"""Random numbers of one block: width, position, choice among equal windows."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class Selection:
     Attributes:
         max_width: Mask parameter M; widths are uniform on 0 .. M - 1.
         block_width: Unit of the window: `max` M, `expected` M // 2, `sampled` the mask's own.
-        placement: Place of a narrower mask in its window; `best` is the hardest part of it.
-        select: `nms` windows that share no cell while there is room; `topk` the plain ranking,
+        placement: Position of a narrower mask in its window; `best` is the hardest part of it.
+        select: `nms` windows that share no bin while there is room; `topk` the plain ranking,
             whose windows are mostly neighbours.
         overlap: One rule for adaptive and random masks.
-        fixed_width: Width of every mask instead of the law (last epochs), usually M // 2.
+        fixed_width: Width of every mask instead of a random one (last epochs), usually M // 2.
     """
 
     max_width: int
@@ -151,7 +151,7 @@ class Selection:
     fixed_width: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown words, which the functions would otherwise take for another one."""
+        """Refuse unknown words, which would otherwise act as another one."""
         for key, kind in (
             ("block_width", BlockWidth),
             ("placement", Placement),
@@ -208,24 +208,24 @@ def place_blocks(
 ) -> Blocks:
     """Put a mask into each window.
 
-    A mask at most as wide as its window lies inside it. A wider one (windows of the expected
+    A mask at most as wide as its window stays inside it. A wider one (windows of the expected
     width) is centred on its window and moved into the axis.
 
     Args:
         starts: `[B, n]` window starts.
         unit_width: Window width, one for all or `[B, n]`.
-        u: `[B, n, 2 or more]` draws: width, position.
+        u: `[B, n, 2 or more]` random numbers: width, position.
         max_width: Mask parameter; widths are uniform on 0 .. max_width - 1.
-        size: Cells of the axis.
-        fixed_width: Width of every mask instead of the law.
+        size: Bins of the axis.
+        fixed_width: Width of every mask instead of a random one.
         placement: `uniform`, `start`, `centre`, or `best`: the part of highest mean marginal.
         marginal: `[B, size]`, for `best`.
-        ok: `[B, size]` bool, cells that count, for `best`.
+        ok: `[B, size]` bool, bins that count, for `best`.
 
     Raises:
         ConfigError: `best` without a marginal.
     """
-    width = law_widths(u[..., 0], max_width, fixed_width).long()
+    width = random_widths(u[..., 0], max_width, fixed_width).long()
     slack = unit_width - width
     centred = starts + slack.div(2, rounding_mode="floor")
     if placement == "uniform":
@@ -245,7 +245,7 @@ def place_blocks(
 def _settle(
     start: Tensor, width: Tensor, window: Tensor, window_width: Tensor, taken: Tensor
 ) -> Tensor:
-    """Move a mask off the taken cells: inside its window where possible, else the nearest place.
+    """Move a mask off the taken bins: within its window if possible, else to the nearest start.
 
     Windows are disjoint under `nms` while there is room, and then nothing moves.
     """
@@ -260,9 +260,9 @@ def random_plan(u: Tensor, settings: Selection, size: int, *, key: str = "max_wi
     """A plan of random blocks only; `adaptive_blocks` with no adaptive block gives the same.
 
     Args:
-        u: `[B, n, DRAWS]` draws.
+        u: `[B, n, DRAWS]` random numbers.
         settings: Of which `max_width`, `fixed_width` and `overlap` matter here.
-        size: Cells of the axis.
+        size: Bins of the axis.
         key: Name of the mask parameter, for messages.
     """
     blocks = random_blocks(
@@ -289,11 +289,11 @@ def adaptive_blocks(
     """Masks of one axis: the first `n_adaptive` of each clip on its hardest windows, then random.
 
     Args:
-        marginal: `[B, L]` mean score of each cell of the axis.
+        marginal: `[B, L]` mean score of each bin of the axis.
         n_adaptive: `[B]` (or `[1]`) int64, adaptive blocks of each clip, 0 .. n.
-        u: `[B, n, DRAWS]` draws of n blocks: width, position, choice among equal windows.
+        u: `[B, n, DRAWS]` random numbers of n blocks: width, position, choice among equal windows.
         settings: How blocks are chosen.
-        ok: `[B, L]` (or `[1, L]`) bool, cells that count; None = all.
+        ok: `[B, L]` (or `[1, L]`) bool, bins that count; None = all.
         key: Name of the mask parameter, for messages.
 
     Raises:
@@ -305,8 +305,8 @@ def adaptive_blocks(
     check_width("fixed_width", settings.fixed_width or 0, size)
     if ok is not None:
         ok = ok.expand(batch, size)
-    drawn = law_widths(u[..., 0], settings.max_width, settings.fixed_width)
-    width = drawn.long()
+    unfloored = random_widths(u[..., 0], settings.max_width, settings.fixed_width)
+    width = unfloored.long()
     unit = {
         "max": torch.full_like(width, settings.max_width),
         "expected": torch.full_like(width, settings.max_width // 2),
@@ -341,7 +341,7 @@ def adaptive_blocks(
         chosen = placed[:, i]
         if settings.overlap == "forbid":
             chosen = _settle(chosen, width[:, i], window[:, i], unit[:, i], taken)
-        free = random_start(u[:, i, 1], drawn[:, i], taken, settings.overlap)
+        free = random_start(u[:, i, 1], unfloored[:, i], taken, settings.overlap)
         start[:, i] = torch.where(adaptive[:, i], chosen, free)
         taken = taken | interval(start[:, i], width[:, i], size)
     return AxisPlan(
@@ -350,3 +350,48 @@ def adaptive_blocks(
         torch.where(adaptive, unit, 0),
         adaptive,
     )
+
+
+# --- diagnostics ---
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Rank of each value in its row, equal values sharing their mean rank: `[B, K]` float64."""
+    ordered = values.sort(1).values
+    values = values.contiguous()
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return (below + up_to - 1).double() / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation of two sets of scores, clip by clip.
+
+    Args:
+        a: `[B, K]`.
+        b: `[B, K]`.
+
+    Returns:
+        `[B]` float32 in -1 .. 1; 0 where one of them is constant.
+    """
+    x, y = (ranks - ranks.mean(1, keepdim=True) for ranks in (_ranks(a), _ranks(b)))
+    scale = (x.square().sum(1) * y.square().sum(1)).sqrt()
+    return torch.where(scale > 0, (x * y).sum(1) / scale.clamp(min=1e-12), 0.0).float()
+
+
+def touching(start: Tensor, width: Tensor, ok: Tensor) -> Tensor:
+    """Whether each window holds a bin that is not ok (padding, silence, an empty mel bin).
+
+    Args:
+        start: `[B, n]` int64.
+        width: `[B, n]` int64; a window of width 0 touches nothing.
+        ok: `[B, L]` (or `[1, L]`) bool.
+
+    Returns:
+        `[B, n]` bool.
+    """
+    size = ok.shape[1]
+    bad = torch.nn.functional.pad((~ok).long().cumsum(1), (1, 0)).expand(len(start), -1)
+    first = start.clamp(0, size)
+    last = (start + width).clamp(0, size)
+    return bad.gather(1, last) > bad.gather(1, first)

@@ -1,8 +1,7 @@
-"""What a checkpoint says is checked here, before anything is built or restored from it.
+"""Types, ranges and shapes of a checkpoint's fields, checked before anything is built from it.
 
-A file from elsewhere may hold whatever its writer liked. `reading` executes nothing in it; here its
-fields get their types, ranges and shapes, so that no number in a file makes a later room ask for
-gigabytes, fail with a traceback or write beyond a buffer.
+A file of unknown origin may hold anything. `reading` executes nothing in it; these checks keep its
+numbers from allocating gigabytes, ending in a traceback or writing beyond a buffer.
 """
 
 from __future__ import annotations
@@ -32,59 +31,58 @@ _Rule = tuple[Callable[[Any], bool], str]
 
 def _one_of(*values: object) -> _Rule:
     return (
-        lambda found: isinstance(found, type(values[0])) and found in values,
+        lambda value: isinstance(value, type(values[0])) and value in values,
         f"one of {', '.join(map(str, values))}",
     )
 
 
-def _whole(found: Any, least: int = 1, most: int = MOST) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and least <= found <= most
+def _integer(value: Any, least: int = 1, most: int = MOST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _number(found: Any) -> bool:
+def _number(value: Any) -> bool:
     # An integer of 400 digits is no float.
-    plain = isinstance(found, int | float) and not isinstance(found, bool)
-    return plain and -1e300 < found < 1e300
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and -1e300 < value < 1e300
 
 
-def _pair(found: Any) -> bool:
-    return isinstance(found, list | tuple) and len(found) == 2 and all(map(_whole, found))
+def _pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_integer, value))
 
 
-def _names(found: Any) -> bool:
-    return isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
-def _spec(found: Any) -> bool:
+def _spec(value: Any) -> bool:
     return (
-        isinstance(found, Mapping)
-        and isinstance(found.get("class_path"), str)
-        and isinstance(found.get("init_args"), Mapping)
+        isinstance(value, Mapping)
+        and isinstance(value.get("class_path"), str)
+        and isinstance(value.get("init_args"), Mapping)
     )
 
 
-def _specs(found: Any) -> bool:
-    return isinstance(found, Mapping) and all(
-        isinstance(name, str) and _spec(part) for name, part in found.items()
+def _specs(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _spec(part) for name, part in value.items()
     )
 
 
-_TOLD = "a class_path and init_args"
+_PART_SPEC = "a class_path and init_args"
 HYPER_PARAMETERS: dict[str, _Rule] = {
     "labels": (_names, "a list of names"),
-    "multi_label": (lambda found: isinstance(found, bool), "true or false"),
+    "multi_label": (lambda value: isinstance(value, bool), "true or false"),
     "loss": _one_of("ce", "bce"),
-    "encoder": (_spec, _TOLD),
-    "front_end": (_spec, _TOLD),
-    "recipe": (_spec, _TOLD),
-    "masking": (_spec, _TOLD),
-    "eval_masking": (_spec, _TOLD),
-    "augmentation": (lambda found: isinstance(found, Mapping), "a table"),
-    "objectives": (_specs, f"names, each with {_TOLD}"),
+    "encoder": (_spec, _PART_SPEC),
+    "front_end": (_spec, _PART_SPEC),
+    "recipe": (_spec, _PART_SPEC),
+    "masking": (_spec, _PART_SPEC),
+    "eval_masking": (_spec, _PART_SPEC),
+    "augmentation": (lambda value: isinstance(value, Mapping), "a table"),
+    "objectives": (_specs, f"names, each with {_PART_SPEC}"),
     "objective_fingerprints": (
-        lambda found: (
-            isinstance(found, Mapping)
-            and all(isinstance(facts, Mapping) for facts in found.values())
+        lambda value: (
+            isinstance(value, Mapping) and all(isinstance(part, Mapping) for part in value.values())
         ),
         "a table of tables",
     ),
@@ -93,19 +91,19 @@ HYPER_PARAMETERS: dict[str, _Rule] = {
 
 PARTS: dict[str, dict[str, _Rule]] = {
     "encoder": {
-        "size": (lambda found: isinstance(found, str) and found in SIZES, "the name of a size"),
+        "size": (lambda value: isinstance(value, str) and value in SIZES, "the name of a size"),
         "patch": (_pair, "two positive integers"),
         "stride": (_pair, "two positive integers"),
         "pooling": _one_of("mean", "cls"),
-        "drop_path": (lambda found: _number(found) and 0 <= found < 1, "a number from 0 to 1"),
+        "drop_path": (lambda value: _number(value) and 0 <= value < 1, "a number from 0 to 1"),
     },
     "front_end": {
         "mean": (_number, "a finite number"),
-        "std": (lambda found: _number(found) and found > 0, "a finite number above 0"),
-        "frames": (_whole, f"an integer from 1 to {MOST}"),
+        "std": (lambda value: _number(value) and value > 0, "a finite number above 0"),
+        "frames": (_integer, f"an integer from 1 to {MOST}"),
         "channels": _one_of("mean", "first"),
-        "rate": (lambda found: _whole(found, 1, 10**6), "an integer from 1 to 1000000"),
-        "n_mels": (lambda found: _whole(found, 1, 4096), "an integer from 1 to 4096"),
+        "rate": (lambda value: _integer(value, 1, 10**6), "an integer from 1 to 1000000"),
+        "n_mels": (lambda value: _integer(value, 1, 4096), "an integer from 1 to 4096"),
     },
     "recipe": {"lr": (_number, "a finite number")},
 }
@@ -115,7 +113,7 @@ _COUNTS = ("epoch", "global_step", "skipped_steps")
 _ADAM_KINDS = {"amsgrad", "maximize", "differentiable"}
 """Options of Adam that no recipe of `peas` sets, and that need other moments."""
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
-"""Of Adam; a recipe of the user's own may have another optimiser, which knows its own."""
+"""Of Adam; a recipe of the user's own may have another optimiser, with its own moments."""
 _TABLES: dict[str, type] = {
     "hyper_parameters": Mapping,
     "loops": Mapping,
@@ -126,11 +124,10 @@ _TABLES: dict[str, type] = {
 
 
 def check_run(content: dict[str, Any], where: str) -> None:
-    """Refuse a run's checkpoint with a field that is not what it should be.
+    """Refuse a run's checkpoint with a field of the wrong type, range or shape.
 
-    Settings of 0.1 become those of this release first.
-
-    Fields that are absent are not missed here: each verb knows what it needs.
+    Settings of earlier releases are migrated first. Absent fields are no error here: each command
+    checks what it needs.
 
     Args:
         content: From `read_state`.
@@ -141,10 +138,10 @@ def check_run(content: dict[str, Any], where: str) -> None:
     """
     for key, kind in _TABLES.items():
         if key in content and not isinstance(content[key], kind):
-            raise _wrong(where, key, content[key], "a list" if kind is list else "a table")
+            raise _invalid(where, key, content[key], "a list" if kind is list else "a table")
     for key in _COUNTS:
-        if key in content and not _whole(content[key], 0, 2**53):
-            raise _wrong(where, key, content[key], "a count")
+        if key in content and not _integer(content[key], 0, 2**53):
+            raise _invalid(where, key, content[key], "a count")
     try:
         with malformed(where):
             migration.checkpoint(content)
@@ -155,20 +152,20 @@ def check_run(content: dict[str, Any], where: str) -> None:
     try:
         Version(version)
     except (InvalidVersion, TypeError):
-        raise _wrong(where, "pytorch-lightning_version", version, "a version") from None
+        raise _invalid(where, "pytorch-lightning_version", version, "a version") from None
     settings = content.get("hyper_parameters", {})
     for key, (fits, words) in HYPER_PARAMETERS.items():
-        found = settings.get(key)
-        if found is not None and not fits(found):
-            raise _wrong(where, f"hyper_parameters: {key}", found, words)
+        value = settings.get(key)
+        if value is not None and not fits(value):
+            raise _invalid(where, f"hyper_parameters: {key}", value, words)
     for name, rules in PARTS.items():
         spec = settings.get(name) or {}
         if not str(spec.get("class_path", "")).startswith("peas."):
             continue
         for key, (fits, words) in rules.items():
-            found = spec["init_args"].get(key)
-            if found is not None and not fits(found):
-                raise _wrong(where, f"hyper_parameters: {name}.init_args.{key}", found, words)
+            value = spec["init_args"].get(key)
+            if value is not None and not fits(value):
+                raise _invalid(where, f"hyper_parameters: {name}.init_args.{key}", value, words)
     for part in ("state_dict", "current_model_state"):
         if part in content:
             check_weights(content[part], f"{where}: {part}", named=True)
@@ -179,10 +176,10 @@ def check_run(content: dict[str, Any], where: str) -> None:
 
 
 def check_weights(state: object, where: str, *, named: bool = False) -> None:
-    """Refuse tensors whose numbers cannot be weights.
+    """Refuse tensors that cannot be weights.
 
     Args:
-        state: Values by name; those that are no tensors are let pass, unless `named`.
+        state: Values by name; those that are no tensors are accepted, unless `named`.
         where: The file and the part of it, for errors.
         named: Whether there must be nothing but tensors with text keys.
 
@@ -196,7 +193,7 @@ def check_weights(state: object, where: str, *, named: bool = False) -> None:
             require_stored(value, f"{where}: {key}")
             if value.is_floating_point() and not _finite(value):
                 raise CheckpointError(
-                    f"{where}: {key} holds NaN or infinity, so the model could score nothing: "
+                    f"{where}: {key} holds NaN or infinity, so the model cannot be used: "
                     "take an earlier checkpoint, or get the file again"
                 )
         elif named:
@@ -205,14 +202,14 @@ def check_weights(state: object, where: str, *, named: bool = False) -> None:
 
 def _finite(tensor: Tensor) -> bool:
     try:
-        # Types of eight bits have no such test of their own, and some types no numbers at all.
+        # Eight-bit types have no such test, and some types no numbers.
         return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
     except (NotImplementedError, RuntimeError):
         return False
 
 
 def require_stored(tensor: Tensor, where: str) -> None:
-    """Refuse a tensor that is larger than its bytes, which any use would blow up.
+    """Refuse a tensor that is larger than its storage, which any use would allocate.
 
     Raises:
         CheckpointError: It is, or is of a layout that no weights have.
@@ -237,25 +234,29 @@ def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = No
         CheckpointError: It does.
     """
     for root in ("decoder.blocks.", "decoder_blocks."):
-        found = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
-        if found != {str(number) for number in range(len(found))}:
+        indices = {key[len(root) :].split(".")[0] for key in state if key.startswith(root)}
+        if indices != {str(index) for index in range(len(indices))}:
             raise CheckpointError(f"{where}: the numbers of {root}* have gaps; {AGAIN}")
-    facts = state.get("geometry")
-    if facts is None:
+    geometry = state.get("geometry")
+    if geometry is None:
         return
     table, kernel = state.get("encoder.pos_embed"), state.get("encoder.patch_embed.proj.weight")
     is_mae = "encoder.dist_token" not in state
-    wanted = 9 if is_mae else 6
-    numbers = facts.tolist() if isinstance(facts, Tensor) and facts.shape == (wanted,) else None
-    if numbers is None or facts.dtype != torch.int64:
-        raise _wrong(where, "geometry", facts, f"{wanted} integers")
+    expected = 9 if is_mae else 6
+    numbers = (
+        geometry.tolist()
+        if isinstance(geometry, Tensor) and geometry.shape == (expected,)
+        else None
+    )
+    if numbers is None or geometry.dtype != torch.int64:
+        raise _invalid(where, "geometry", geometry, f"{expected} integers")
     least = [1] * 4 + ([0] * 5 if is_mae else [1] * 2)
-    if not all(low <= found <= MOST for low, found in zip(least, numbers, strict=True)):
-        raise _wrong(where, "geometry", numbers, f"positive, and at most {MOST}")
+    if not all(low <= value <= MOST for low, value in zip(least, numbers, strict=True)):
+        raise _invalid(where, "geometry", numbers, f"positive, and at most {MOST}")
     if table is None or kernel is None:
         return
     if table.ndim != 3 or kernel.ndim != 4:
-        raise _wrong(where, "encoder.pos_embed", list(table.shape), "[1, N, D]")
+        raise _invalid(where, "encoder.pos_embed", list(table.shape), "[1, N, D]")
     high, wide = kernel.shape[2:]
     patch = patch or ((wide, high) if is_mae else (high, wide))
     special = 1 if is_mae else 2
@@ -278,7 +279,7 @@ def check_geometry(state: Mapping[str, Any], where: str, patch: Pair | None = No
 def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
     """Refuse an optimizer whose restored moments have not the shapes of their weights.
 
-    A fused step would read and write beyond them; others look at the shapes themselves.
+    A fused step would read and write beyond them; other optimisers check shapes themselves.
 
     Raises:
         CheckpointError: One has another shape, or is missing.
@@ -290,7 +291,7 @@ def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
         for group in optimizer.param_groups:
             for key in _ADAM_KINDS & set(optimizer.defaults) if adam else ():
                 if group.get(key) != optimizer.defaults[key]:
-                    raise _wrong(
+                    raise _invalid(
                         f"{where}: optimizer_states",
                         key,
                         group.get(key),
@@ -303,7 +304,7 @@ def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
                 )
             for key, moment in moments.items():
                 tensor = isinstance(moment, Tensor)
-                # Only the number of steps is one of no dimension.
+                # Only the number of steps is a scalar.
                 shape = torch.Size([]) if key == "step" else weight.shape
                 if tensor and moment.shape != shape:
                     raise CheckpointError(
@@ -314,7 +315,7 @@ def check_moments(optimizers: Iterable[Optimizer], where: str) -> None:
 
 @contextmanager
 def malformed(where: str) -> Iterator[None]:
-    """Turn whatever a malformed file makes fail into one message.
+    """Turn any failure on a malformed file into one error.
 
     Args:
         where: The file.
@@ -336,9 +337,9 @@ def malformed(where: str) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()
+        lines = (str(error).strip() or type(error).__name__).splitlines()
         # torch's first line names the class of the module alone.
-        text = " ".join(line.strip() for line in said[:2])[:300]
+        text = " ".join(line.strip() for line in lines[:2])[:300]
         raise CheckpointError(
             f"{where}: its parts do not fit together ({text}); use the file of the run that the "
             "settings belong to, or get it again"
@@ -352,7 +353,7 @@ def _check_optimizer(state: object, where: str) -> None:
         raise CheckpointError(f"{where} is no optimizer's state; {AGAIN}")
     for group in groups:
         numbers = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(numbers, list) or not all(_whole(n, 0) for n in numbers):
+        if not isinstance(numbers, list) or not all(_integer(n, 0) for n in numbers):
             raise CheckpointError(f"{where}: param_groups names no weights; {AGAIN}")
     for number, moments in states.items():
         check_weights(moments, f"{where}: state[{number}]")
@@ -362,7 +363,7 @@ def _check_optimizer(state: object, where: str) -> None:
 
 
 def _check_model(state: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """The parts of a run's state that settings speak of too."""
+    """The parts of a run's state that the settings describe too."""
     own = {key[6:]: value for key, value in state.items() if re.match(r"model\.", key)}
     encoder, front_end = (
         (settings.get(name) or {}).get("init_args", {}) for name in ("encoder", "front_end")
@@ -394,15 +395,15 @@ def _check_size(own: Mapping[str, Any], settings: Mapping[str, Any], where: str)
     if "geometry" not in own:
         raise CheckpointError(f"{where}: state_dict: model.geometry is missing; {AGAIN}")
     blocks = {key.split(".")[2] for key in own if key.startswith("encoder.blocks.")}
-    found, wanted = (table.shape[-1], len(blocks)), (SIZES[size].width, SIZES[size].depth)
-    if found != wanted:
+    value, expected = (table.shape[-1], len(blocks)), (SIZES[size].width, SIZES[size].depth)
+    if value != expected:
         raise CheckpointError(
-            f"{where}: hyper_parameters: size is {size}, of width {wanted[0]} and depth "
-            f"{wanted[1]}, and its model has {found[0]} and {found[1]}; {AGAIN}"
+            f"{where}: hyper_parameters: size is {size}, of width {expected[0]} and depth "
+            f"{expected[1]}, and its model has {value[0]} and {value[1]}; {AGAIN}"
         )
 
 
-def _wrong(where: str, key: str, found: object, wanted: str) -> CheckpointError:
-    text = repr(found)
-    shown = text if len(text) <= 80 else f"{text[:60]}…"
-    return CheckpointError(f"{where}: {key} is {shown}, but should be {wanted}; {AGAIN}")
+def _invalid(where: str, key: str, value: object, expected: str) -> CheckpointError:
+    text = repr(value)
+    short = text if len(text) <= 80 else f"{text[:60]}…"
+    return CheckpointError(f"{where}: {key} is {short}, but should be {expected}; {AGAIN}")

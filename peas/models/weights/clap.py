@@ -1,6 +1,11 @@
-"""Read CLAP's audio tower: LAION's `.pt` files and the model folders of a hub."""
+"""CLAP's audio tower: LAION's `.pt` files, the model folders of a hub, and keys of both.
+
+Transformers' names of `ClapAudioModelWithProjection` are the common ones. LAION's attention keeps
+query, key and value in one tensor, transformers' in three.
+"""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,22 +16,39 @@ import torch
 from torch import Tensor
 
 from peas.errors import CheckpointError
-from peas.models.weights import clap_keys
 from peas.models.weights.checking import check_weights
-from peas.models.weights.clap_keys import HUB_TOWER, PROJECTION, TOWER, State
 from peas.models.weights.reading import read_state
 from peas.teachers import htsat
 from peas.teachers.htsat import HEADS, SHAPES, Arch
 
+State = dict[str, Tensor]
+
+# LAION: transformers. Each pattern is a part of a name, setting once; no name holds two.
+_PARTS = {
+    "bn0.": "batch_norm.",
+    ".norm1.": ".layernorm_before.",
+    ".norm2.": ".layernorm_after.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+    ".attn.proj.": ".attention.output.dense.",
+    ".attn.relative_position": ".attention.self.relative_position",
+}
+_PROJECTION = {"0.": "linear1.", "2.": "linear2."}
+_SPLIT = ("query", "key", "value")
+TOWER, PROJECTION = "audio_branch.", "audio_projection."
+HUB_TOWER = "audio_model.audio_encoder."
+# The fixed front end, which is ours, and the heads for AudioSet's classes.
+UNUSED = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = (
-    "LAION's files lie at huggingface.co/lukewys/laion_clap (630k-audioset-best.pt is the usual "
+    "LAION's files are at huggingface.co/lukewys/laion_clap (630k-audioset-best.pt is the usual "
     "one), model folders for instance at huggingface.co/laion/clap-htsat-unfused: download one "
     "and give its path"
 )
 # Constants of the architecture, which some writers leave out.
 _CONSTANT = ("relative_position_index", "num_batches_tracked")
-# What a folder's config must say of the tower, where it says it.
+# What a folder's config must have, if it has the key.
 _TOWER_FACTS: dict[str, object] = {
     "num_mel_bins": htsat.MELS,
     "spec_size": 256,
@@ -54,7 +76,7 @@ class ClapWeights:
 
     Attributes:
         path: The file or folder.
-        arch: Size of the tower, told by its tensors.
+        arch: Size of the tower, inferred from its tensors.
         state: float32 tensors in transformers' names (`ClapAudioModelWithProjection`).
         laion: Whether the file uses LAION's names.
     """
@@ -95,7 +117,7 @@ class ClapWeights:
         return {key: have[key] for key in expected}
 
     def _name(self, key: str) -> str:
-        return clap_keys.laion_key(key) if self.laion else key
+        return laion_key(key) if self.laion else key
 
 
 def read_clap(path: str | Path) -> ClapWeights:
@@ -135,8 +157,8 @@ def read_clap(path: str | Path) -> ClapWeights:
         )
     if laion:
         _require_front_end(audio, where)
-        audio = clap_keys.to_hub(audio)
-    theirs = {(clap_keys.laion_key(key) if laion else key): v for key, v in audio.items()}
+        audio = to_hub(audio)
+    theirs = {(laion_key(key) if laion else key): v for key, v in audio.items()}
     check_weights(theirs, where)
     state = {k: v.float() if v.is_floating_point() else v for k, v in audio.items()}
     return ClapWeights(where, _arch(state, where), state, laion)
@@ -147,9 +169,9 @@ def _arch(state: State, where: str) -> Arch:
     for arch, shape in SHAPES.items():
         if shape.first == width:
             return arch
-    known = ", ".join(f"{arch} ({shape.first})" for arch, shape in SHAPES.items())
+    widths = ", ".join(f"{arch} ({shape.first})" for arch, shape in SHAPES.items())
     raise CheckpointError(
-        f"{where}: its audio tower starts {width} wide; those known are {known}. {_SOURCE}"
+        f"{where}: its audio tower starts {width} wide; those known are {widths}. {_SOURCE}"
     )
 
 
@@ -184,9 +206,9 @@ def _folder_state(path: Path) -> dict[str, Any]:
         )
     _require(tower, _TOWER_FACTS, path / "config.json")
     if (path / "preprocessor_config.json").exists():
-        wanted = {name: htsat.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
+        expected = {name: htsat.SETTINGS[ours] for ours, name in _FRONT_END_FACTS.items()}
         file = path / "preprocessor_config.json"
-        _require(_json(file), wanted, file)
+        _require(_json(file), expected, file)
     for name in _WEIGHTS:
         if (path / name).is_file():
             break
@@ -219,12 +241,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require(content: Mapping[str, Any], wanted: Mapping[str, object], file: Path) -> None:
-    for key, value in wanted.items():
-        found = content.get(key, value)
-        if found != value:
+def _require(content: Mapping[str, Any], expected: Mapping[str, object], file: Path) -> None:
+    for key, value in expected.items():
+        setting = content.get(key, value)
+        if setting != value:
             raise CheckpointError(
-                f"{file}: {key} is {found!r}, but CLAP's HTSAT towers have {value!r}; "
+                f"{file}: {key} is {setting!r}, but CLAP's HTSAT towers have {value!r}; "
                 f"give the folder of one of those. {_SOURCE}"
             )
 
@@ -238,6 +260,64 @@ def _require_front_end(audio: Mapping[str, Tensor], where: str) -> None:
     if not same:
         raise CheckpointError(
             f"{where}: its mel filters {list(theirs.shape)} are not those of {htsat.MELS} "
-            f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower hears another log-mel. "
+            f"Slaney mels from 50 to 14000 Hz at 48 kHz; this tower takes another log-mel. "
             f"{_SOURCE}"
         )
+
+
+def to_hub(laion: Mapping[str, Tensor]) -> State:
+    """Rename `audio_branch.*` and `audio_projection.*` to transformers' names.
+
+    Tensors that no feature depends on are left out: the front end, the class heads and the
+    attention masks of shifted windows, which transformers makes itself.
+    """
+    state: State = {}
+    for key, value in laion.items():
+        tower = key.removeprefix(TOWER)
+        if tower.startswith(UNUSED) or tower.endswith("attn_mask"):
+            continue
+        if ".attn.qkv." in key:
+            kind = key.rsplit(".", 1)[1]
+            stem = HUB_TOWER + tower.split(".attn.qkv.")[0]
+            for name, part in zip(_SPLIT, value.chunk(3), strict=True):
+                state[f"{stem}.attention.self.{name}.{kind}"] = part
+        else:
+            state[hub_key(key)] = value
+    return state
+
+
+def to_laion(state: Mapping[str, Tensor]) -> State:
+    """The inverse of `to_hub`, for the tensors that it keeps."""
+    laion: State = {}
+    for key, value in state.items():
+        if re.search(r"\.self\.(key|value)\.", key):
+            continue
+        if ".self.query." in key:
+            three = [state[key.replace(".query.", f".{name}.")] for name in _SPLIT]
+            value = torch.cat(three)
+        laion[laion_key(key)] = value
+    return laion
+
+
+def hub_key(laion: str) -> str:
+    """Transformers' name of one of LAION's, but for the joined attention tensors."""
+    if laion.startswith(PROJECTION):
+        return _replace(laion, {PROJECTION + k: PROJECTION + v for k, v in _PROJECTION.items()})
+    return HUB_TOWER + _replace(laion.removeprefix(TOWER), _PARTS)
+
+
+def laion_key(hub: str) -> str:
+    """LAION's name of one of transformers'; the three attention tensors share one."""
+    if hub.startswith(PROJECTION):
+        return _replace(hub, {PROJECTION + v: PROJECTION + k for k, v in _PROJECTION.items()})
+    name = re.sub(r"\.attention\.self\.(query|key|value)\.", ".attn.qkv.", hub)
+    # The longest first: an attention's own output ends like a block's.
+    parts = sorted(((v, k) for k, v in _PARTS.items()), key=lambda part: -len(part[0]))
+    return TOWER + _replace(name.removeprefix(HUB_TOWER), dict(parts))
+
+
+def _replace(name: str, parts: Mapping[str, str]) -> str:
+    for old, new in parts.items():
+        if old in name:
+            return name.replace(old, new)
+    return name

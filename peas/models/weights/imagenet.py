@@ -16,10 +16,11 @@ from peas.models.encoder import Encoder
 from peas.models.patches import resize_positions
 from peas.models.vit import SIZES
 from peas.models.weights.checking import check_weights
+from peas.models.weights.importer import check_keys
 from peas.models.weights.reading import ImportReport, read_state
 
 PREFIX = "timm:"
-"""What a name or file of such weights has before it, where a run says what it starts from."""
+"""What a name or file of such weights has before it, in `pretrained`."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 HEADS = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
@@ -31,10 +32,10 @@ def load_imagenet(model: Encoder, source: str) -> ImportReport:
     """Fill a model's encoder and say what became of every key.
 
     The kernel of the patches is summed over the three colours: a spectrogram is then seen as the
-    grey picture that it is, with the same values in all three (AST's code does so; its paper says
-    mean, a third of it). It stands upright, frequency along the picture's height, in both families.
+    grey image, with the same values in all three (AST's code does so; its paper has the
+    mean, a third of it). Frequency is along the image's height, in both families.
 
-    Positions: SSAST's trained table takes the picture's, cut in the middle or interpolated along
+    Positions: SSAST's trained table takes the image's, cut in the middle or interpolated along
     each axis to the grid (AST). AudioMAE's table is fixed and stays; the class token's own
     position is added to that token. A model without a distillation token gives SSAST's its class
     token.
@@ -63,7 +64,8 @@ def load_imagenet(model: Encoder, source: str) -> ImportReport:
     new["patch_embed.proj.weight"] = kernel
     new = model.import_vit(new, report)
     encoder = model.get_submodule("encoder")
-    _check_keys(encoder.state_dict(), new, where)
+    shapes = {key: value.shape for key, value in encoder.state_dict().items()}
+    check_keys(shapes, new, where, optional={"pos_embed": "AudioMAE's table is fixed"})
     encoder.load_state_dict(new, strict=False)
     if model.num_classes:
         # A classifier's pixel head was not trained with these weights.
@@ -82,10 +84,10 @@ def _read(source: str) -> State:
     if path.suffix not in SUFFIXES and not path.is_file():
         return _fetch(source)
     if path.suffix != ".safetensors":
-        found: Any = read_state(path)
+        content: Any = read_state(path)
         for wrapper in ("model", "state_dict"):
-            found = found.get(wrapper, found) if isinstance(found, Mapping) else found
-        state = found if isinstance(found, Mapping) else {}
+            content = content.get(wrapper, content) if isinstance(content, Mapping) else content
+        state = content if isinstance(content, Mapping) else {}
         return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -152,7 +154,7 @@ def tokens_of_ssast(model: Encoder, new: State, report: ImportReport) -> State:
     if special + side * side != table.shape[1]:
         raise CheckpointError(
             f"{report.path}: pos_embed has {table.shape[1]} positions, which are not {special} "
-            "special ones and those of a square picture; give a plain vision transformer"
+            "special ones and those of a square image; give a plain vision transformer"
         )
     if special == 1:
         new["dist_token"] = new["cls_token"]
@@ -179,24 +181,3 @@ def tokens_of_audiomae(new: State, report: ImportReport) -> State:
     if new.pop("dist_token", None) is not None:
         report.ignored["dist_token"] = "AudioMAE has no distillation token"
     return new
-
-
-def _check_keys(own: Mapping[str, Tensor], new: State, where: str) -> None:
-    own = {key: value for key, value in own.items() if key in new or key != "pos_embed"}
-    for key, value in new.items():
-        if key not in own:
-            raise CheckpointError(
-                f"{where}: unexpected key {key} (shape {list(value.shape)}): only plain vision "
-                "transformers fit, such as timm's deit_* and vit_*_patch16_*"
-            )
-        if value.shape != own[key].shape:
-            raise CheckpointError(
-                f"{where}: {key} has shape {list(value.shape)} and the model needs "
-                f"{list(own[key].shape)}; give a model of the same size"
-            )
-    missing = [key for key in own if key not in new]
-    if missing:
-        raise CheckpointError(
-            f"{where}: {missing[0]} is missing, and {len(missing) - 1} more; give a whole file of "
-            "a model of the same size"
-        )

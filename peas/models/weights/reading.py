@@ -1,4 +1,4 @@
-"""Open a checkpoint without running code from it, and say what became of its keys."""
+"""Read a checkpoint without running code from it, and report on its keys."""
 
 import argparse
 import pickle
@@ -15,21 +15,21 @@ import torch
 from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
 
-SHOWN = 5
-"""Checkpoints that are named in place of one that is not there."""
+LISTED = 5
+"""Checkpoints listed in the error for a missing one."""
 
 
 @dataclass
 class ImportReport:
-    """What became of every key when weights were taken from a file.
+    """What happened to every key when weights were imported from a file.
 
     Attributes:
         path: The file.
         kind: What the file is, in words.
         used: Keys of the file whose tensors the model now holds.
-        ignored: Keys of the file that were left, and why.
+        ignored: Keys of the file that were not used, and why.
         missing: Keys of the model that the file could not fill, and why.
-        notes: What was changed on the way, such as positions cut to another grid.
+        notes: Conversions, such as positions cut to another grid.
     """
 
     path: str
@@ -45,11 +45,11 @@ class ImportReport:
             f"{self.path}: {self.kind}; {len(self.used)} tensors used, "
             f"{len(self.ignored)} ignored, {len(self.missing)} missing"
         ]
-        for word, keys in (("ignored", self.ignored), ("missing", self.missing)):
+        for title, keys in (("ignored", self.ignored), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 names = [key for key, why in keys.items() if why == reason]
-                shown = ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
-                lines.append(f"  {word}: {shown}: {reason}")
+                listed = ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+                lines.append(f"  {title}: {listed}: {reason}")
         lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -59,21 +59,21 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
 
     Args:
         path: A file written by `torch.save`, in the zip or the old pickle format.
-        pretrained: Whether official weights are as good, so that the message of a file that is
-            missing says where they are.
+        pretrained: Whether official weights would do, so that the error for a missing file names
+            their source.
 
     Raises:
-        CheckpointError: If the file is missing, cut short or damaged, if it asks for code to be
-            run, if it holds no dictionary with text keys, or weights that are not finite.
+        CheckpointError: The file is missing or damaged, contains code, holds no dictionary with
+            text keys, or weights that are not finite.
     """
     path = Path(path)
     if path.is_dir():
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        found = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
-        advice = f"give {inside / found[0]}" if found else "give a checkpoint file in it"
+        present = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
+        advice = f"give {inside / present[0]}" if present else "give a checkpoint file in it"
         raise CheckpointError(f"{path}: is a folder and no checkpoint file: {advice}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file{_instead(path, pretrained)}")
+        raise CheckpointError(f"{path}: no such checkpoint file{_advice(path, pretrained)}")
     _refuse_compressed(path)
     try:
         # Official AudioMAE files hold their arguments: a class of plain attributes, made here
@@ -92,7 +92,7 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
         ) from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: may not be read; check the file's permissions") from error
-    # Which of these torch raises on a damaged file depends only on where the damage lies.
+    # Which of these torch raises depends on which bytes are damaged.
     except (
         RuntimeError,
         MemoryError,
@@ -125,12 +125,12 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
     return state
 
 
-def _instead(path: Path, pretrained: bool) -> str:
-    """What to give in place of a file that is not there."""
+def _advice(path: Path, pretrained: bool) -> str:
+    """Advice for a missing file."""
     beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
     if beside:
-        more = f" and {len(beside) - SHOWN} more" if len(beside) > SHOWN else ""
-        return f"; in {path.parent} there are {', '.join(beside[:SHOWN])}{more}"
+        more = f" and {len(beside) - LISTED} more" if len(beside) > LISTED else ""
+        return f"; in {path.parent} there are {', '.join(beside[:LISTED])}{more}"
     if pretrained:
         return (
             ". Official SSAST weights are linked from the README of the SSAST repository "
@@ -158,7 +158,7 @@ def _refuse_compressed(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-    # Not an archive, or a damaged one: torch's own reader tells.
+    # Not an archive, or a damaged one: torch reports it.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return
     if packed:

@@ -1,4 +1,4 @@
-"""Files of weights: written so that a full disk is told, and nothing is left half there."""
+"""Writing files of weights atomically; a full disk is reported as such."""
 
 import os
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from peas.errors import PeasError
 
 
 class _Stream(BufferedWriter):
-    """A file that knows why it could not be written.
+    """A file that remembers why it could not be written.
 
     torch's writer lets such an error pass, and fails later over the state of its own table.
 
     Attributes:
-        failure: What the system said.
+        failure: The system's error.
     """
 
     failure: OSError | None = None
@@ -53,7 +53,7 @@ def save(content: Mapping[str, Any], file: Path) -> None:
         with _Stream(FileIO(file, "wb")) as stream:
             torch.save(content, stream)
     except RuntimeError as error:
-        # Of something else, such as the death of a worker, which is told wherever Python stands.
+        # Another error, such as a killed worker's, may surface here.
         if stream is None or stream.failure is None:
             raise
         raise stream.failure from error
@@ -65,7 +65,7 @@ def to_disk(file: Path) -> None:
         os.fsync(complete.fileno())
 
 
-def write_whole(content: Mapping[str, Any], out: Path) -> None:
+def write_atomic(content: Mapping[str, Any], out: Path) -> None:
     """Save under another name, and rename when every byte is on the disk.
 
     Args:
@@ -73,7 +73,7 @@ def write_whole(content: Mapping[str, Any], out: Path) -> None:
         out: The file; its folder is made.
 
     Raises:
-        PeasError: The disk is full, or the place cannot be written. Nothing is left behind.
+        PeasError: The disk is full, or the path cannot be written. No partial file remains.
     """
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
