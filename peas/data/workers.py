@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import torch
 
 from peas.errors import ConfigError, DataError, PeasError
-from peas.utils.children import CONTEXT
+from peas.utils.processes import CONTEXT
 
 Result = TypeVar("Result")
 

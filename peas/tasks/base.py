@@ -24,9 +24,9 @@ from peas.recipes.base import Recipe
 from peas.tasks.stepping import SteppingModule
 from peas.training import randomness, run_clips
 from peas.training.distributed import is_first
-from peas.training.memory import keep_freed_memory
-from peas.training.running_means import forget_sums
+from peas.training.epoch_means import forget_sums
 from peas.utils import migration
+from peas.utils.processes import keep_freed_memory
 
 if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
@@ -299,7 +299,7 @@ class BaseTask(SteppingModule):
         super().on_load_checkpoint(checkpoint)
         if not is_first():
             forget_sums(self, checkpoint)
-        # With its settings a run has a fuller account of them, see `peas.callbacks.continuity`.
+        # With its settings a run has a fuller account of them, see `peas.callbacks.run_checks`.
         if other and goes_on and SETTINGS not in checkpoint:
             changes = ", ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in other.items())
             rank_zero_warn(f"the run goes on with other settings than before: {changes}")

@@ -36,7 +36,7 @@ class Classification(BaseTask):
 
     The config's `masking` says which bins of a training clip are masked. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
-    filling rule. The callback `PatchDropping` writes `hidden_patches`: these do not reach the
+    filling rule. The callback `PatchDropout` writes `hidden_patches`: these do not reach the
     encoder.
 
     Args:

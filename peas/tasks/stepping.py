@@ -15,8 +15,8 @@ from peas.data.batch import Batch
 from peas.errors import CheckpointError, PeasError
 from peas.recipes.base import Recipe, RunLength, global_lr
 from peas.training import randomness
+from peas.training.epoch_means import save_sums
 from peas.training.nonfinite import RunningStatistics, Skipped, finite_gradients
-from peas.training.running_means import save_sums
 
 
 class SteppingModule(L.LightningModule):

@@ -14,7 +14,7 @@ from cli_recorder import recorded
 from drive import Outcome, Run, Write, call, fit, metrics, prepare
 from forks import Call, Forks
 
-from peas.training.run_checkpoints import newest_whole
+from peas.training.run_checkpoints import newest_checkpoint
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     folder.mkdir()
     left = folder / "hpc_ckpt_3.ckpt"
     shutil.copy(trained.last, left)
-    assert newest_whole(folder) == left
+    assert newest_checkpoint(folder) == left
     where = ("--trainer.default_root_dir", folder)
     fit = ("fit", "--config", write(), *where, "--trainer.max_epochs=1")
     assert "hpc_ckpt_3.ckpt" in call(*fit).message
@@ -311,9 +311,9 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     done = call(*fit, "--new")
     assert done.code == 0, done.err
     assert _checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 4
-    assert newest_whole(folder) == folder / "checkpoints/last.ckpt"
+    assert newest_checkpoint(folder) == folder / "checkpoints/last.ckpt"
     (kept,) = (folder / "earlier").iterdir()
-    assert newest_whole(kept) == kept / "hpc_ckpt_3.ckpt"
+    assert newest_checkpoint(kept) == kept / "hpc_ckpt_3.ckpt"
 
 
 def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:

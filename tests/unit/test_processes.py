@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from peas.data.batch import Item
 from peas.data.loader import ClipLoader, OddClips, Packer
 from peas.errors import DataError
-from peas.utils.children import CONTEXT, signal_that_ended, why_killed
+from peas.utils.processes import CONTEXT, signal_that_ended, why_killed
 
 
 def _wait_for_end(pid):
@@ -62,7 +62,7 @@ def test_terminate_ends_a_worker():
 
 ORPHANS = """
 import os, signal, time
-from peas.utils.children import CONTEXT
+from peas.utils.processes import CONTEXT
 
 for _ in range(3):
     process = CONTEXT.Process(target=time.sleep, args=(60,), daemon=True)
@@ -87,7 +87,7 @@ def test_a_worker_ends_when_its_parent_is_killed():
 LAUNCHED = """
 import os
 import re
-from peas.utils.children import end_with_launcher
+from peas.utils.processes import end_with_launcher
 
 end_with_launcher()
 os.write(1, b"ready\\n")
@@ -193,7 +193,7 @@ def test_workers_of_an_evaluation_are_forked_once():
 def test_a_worker_that_stops_before_it_hands_over_its_batch_is_one_message(monkeypatch):
     # Past PyTorch's own limit, which is what strikes where the batch was not announced yet.
     monkeypatch.setattr("peas.data.loader.GRACE", 1.0)
-    monkeypatch.setattr("peas.utils.children._reasons", [])
+    monkeypatch.setattr("peas.utils.processes._reasons", [])
     loader = ClipLoader(
         Slow(-1),
         OddClips(),
