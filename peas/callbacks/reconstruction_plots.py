@@ -114,7 +114,7 @@ class ReconstructionPlots(Callback):
         """
         if not isinstance(pl_module, Pretraining):
             raise ConfigError(
-                "`trainer.callbacks` holds ReconstructionPlots, which is for pretraining tasks: use "
+                "`trainer.callbacks` holds ReconstructionPlots, which is for pretraining: use "
                 "`peas.callbacks.MaskPlots` in fine-tuning"
             )
         if not pl_module.model.reconstructs and _feature_name(pl_module) is None:
@@ -132,8 +132,8 @@ class ReconstructionPlots(Callback):
         absent = sorted(self._ids - set(ids))
         if absent:
             raise ConfigError(
-                f"`ReconstructionPlots.init_args.clips` names {some(absent)}, which the validation set "
-                "does not have: name clips of its, or give a number"
+                f"`ReconstructionPlots.init_args.clips` names {some(absent)}, which are not in the "
+                "validation set: name clips of it, or give a number"
             )
 
     def on_validation_batch_end(

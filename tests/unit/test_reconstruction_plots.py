@@ -92,11 +92,11 @@ def test_views_show_the_mask_and_the_drawing_of_evaluation(make: Any) -> None:
         assert view.features is None
     assert views[2].prediction is not None
     assert again.prediction is not None
-    assert torch.equal(again.hidden, views[2].hidden)
+    assert torch.equal(again.masked, views[2].masked)
     assert torch.allclose(again.prediction, views[2].prediction, atol=1e-5)
     # What is drawn follows from the visible patches alone, but for norm_pix's level.
     if not views[2].own_level:
-        batch["log_mel"] = batch["log_mel"].masked_fill(torch.stack([v.hidden for v in views]), 9.0)
+        batch["log_mel"] = batch["log_mel"].masked_fill(torch.stack([v.masked for v in views]), 9.0)
         with torch.no_grad():
             blind = reconstruction_views(task, batch)[2].prediction
         assert blind is not None
