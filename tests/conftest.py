@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Each test starts from the same state, so that their order cannot matter."""
+"""Fixtures of all tests. Each starts from the same state, so that their order does not matter."""
 
 import contextlib
 import logging
