@@ -12,7 +12,7 @@ PEER_MAE ?=
 PEER_MAE_TIMM ?=
 CLIPS ?=
 ENGINE ?= docker
-WORKERS ?= 0
+WORKERS ?= auto
 
 .PHONY: install demo test lint types format bench docker docker-check clean help
 
@@ -36,7 +36,7 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
 	@echo "plots:" && ls runs/demo/pretrain/plots/*.png runs/demo/plots/*.png
 
-test: install  ## all tests; WORKERS=auto: on every core
+test: install  ## all tests, on every core and in random order (--order-seed); WORKERS=0: one after another
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install  ## ruff, its format included

@@ -1,5 +1,6 @@
 """Defaults are switched off in the config, and a checkpoint is read once."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ def test_a_run_without_its_defaults(
         "--ckpt_path",
         "last",
         "--trainer.max_epochs=2",
-        "--model.init_args.recipe.init_args.lr",
+        "--model.init_args.recipe.init_args.lr=1e-3",
     )
-    with pytest.warns() as warned:
-        assert call("fit", *where, *more).code == 0
-    assert not any("changed settings" in str(warning.message) for warning in warned)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*changed settings")
+        done = call("fit", *where, *more)
+    assert done.code == 0, done.err
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert state["settings"]["model.init_args.recipe.init_args.lr"] == 1e-3
 
