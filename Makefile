@@ -44,7 +44,7 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 	$(BIN)/peas fit --config configs/demo.yaml --trainer.default_root_dir runs/demo
 	$(BIN)/peas test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt
 	$(BIN)/peas tag runs/demo/sounds/audio/1-100000-A-0.wav --checkpoint runs/demo/checkpoints/best.ckpt --top 3
-	@echo "pictures:" && ls runs/demo/pretrain/pictures/*.png runs/demo/pictures/*.png
+	@echo "plots:" && ls runs/demo/pretrain/plots/*.png runs/demo/plots/*.png
 
 test: install  ## all tests on every core, in random order; WORKERS=0: one after another
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -46,7 +46,7 @@ from peas.tasks import Pretraining
 from peas.teachers import TransformersClapTeacher
 from peas.teachers.cache import TargetSettings
 from peas.teachers.target_writer import Block, ids_sum, write_targets
-from peas.training.memory import keep_freed_memory
+from peas.utils.processes import keep_freed_memory
 
 FRAMES, MELS, RATIO = 1024, 128, 0.8
 GRID = (8, 64)

@@ -1,4 +1,4 @@
-"""What a run pays beside its steps, at base size: checkpoints, logs, pictures, and safety.
+"""What a run pays beside its steps, at base size: checkpoints, logs, plots, and safety.
 
 Each event is measured by itself on AudioMAE's pretraining (ViT-B) with its AdamW state, by the code
 that `peas fit` calls, and stated for an hour of training at the frequencies given. Nothing is
@@ -20,14 +20,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import disable_possible_user_warnings
 
-from peas.callbacks import Reconstructions
+from peas.callbacks import ReconstructionPlots
 from peas.callbacks.checkpoints import AtomicCheckpointIO
 from peas.data.synthetic import SyntheticSounds
 from peas.models import AudioMAE
 from peas.recipes import AudioMAEPretrainingRecipe
 from peas.tasks import Pretraining
 from peas.training.nonfinite import finite_gradients
-from peas.training.run_checkpoints import is_whole
+from peas.training.run_checkpoints import is_complete
 
 GOAL = 0.03
 """Share of an hour."""
@@ -48,8 +48,8 @@ class TimedSteps(Callback):
         self.seconds.append(time.perf_counter() - self._since)
 
 
-class TimedPictures(Reconstructions):
-    """`Reconstructions` that notes how long each validation batch takes it."""
+class TimedPlots(ReconstructionPlots):
+    """`ReconstructionPlots` that notes how long each validation batch takes it."""
 
     def __init__(self, clips: int) -> None:
         super().__init__(clips, every_n_epochs=1)
@@ -62,12 +62,12 @@ class TimedPictures(Reconstructions):
 
 
 def started(
-    folder: Path, pictures: TimedPictures, steps: TimedSteps, epochs: int
+    folder: Path, plots: TimedPlots, steps: TimedSteps, epochs: int
 ) -> tuple[Trainer, Pretraining]:
     """A trainer that has made some steps of ViT-B, so that there are moments to save."""
     data = SyntheticSounds(
         str(folder / "sounds"), classes=4, clips_per_class=10, frames=1024, batch_size=8,
-        eval_batch_size=pictures.wanted, num_workers=0, cache_dir="",
+        eval_batch_size=plots.clips, num_workers=0, cache_dir="",
     )  # fmt: skip
     task = Pretraining(
         encoder=AudioMAE("base"), recipe=AudioMAEPretrainingRecipe(lr=1e-4, warmup_epochs=0)
@@ -84,7 +84,7 @@ def started(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[pictures, steps],
+        callbacks=[plots, steps],
     )
     trainer.fit(task, datamodule=data)
     return trainer, task
@@ -107,10 +107,8 @@ def main() -> None:
     p.add_argument("--checkpoints", type=float, default=6, help="an hour (default 6)")
     p.add_argument("--steps", type=float, help="an hour (default: as this machine makes them)")
     p.add_argument("--log-every", type=int, default=50, help="steps (default 50, as Lightning's)")
-    p.add_argument(
-        "--epochs", type=float, default=2, help="an hour, each with pictures (default 2)"
-    )
-    p.add_argument("--clips", type=int, default=4, help="of the pictures of an epoch (default 4)")
+    p.add_argument("--epochs", type=float, default=2, help="an hour, each with plots (default 2)")
+    p.add_argument("--clips", type=int, default=4, help="of the plots of an epoch (default 4)")
     options = p.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     disable_possible_user_warnings()
@@ -118,15 +116,15 @@ def main() -> None:
     os.environ["WANDB_SILENT"] = "true"
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         folder = Path(scratch)
-        pictures, steps = TimedPictures(options.clips), TimedSteps()
-        trainer, task = started(folder, pictures, steps, options.repeats)
-        drawing = pictures.seconds
+        plots, steps = TimedPlots(options.clips), TimedSteps()
+        trainer, task = started(folder, plots, steps, options.repeats)
+        drawing = plots.seconds
         state = trainer._checkpoint_connector.dump_checkpoint(False)
         path = folder / "checkpoints" / "last.ckpt"
         writer = AtomicCheckpointIO()
         saving = times(lambda: writer.save_checkpoint(state, path), options.repeats)
         size = path.stat().st_size
-        checking = times(lambda: is_whole(path), options.repeats)
+        checking = times(lambda: is_complete(path), options.repeats)
         row = {f"metric_{number}": torch.tensor(0.5) for number in range(8)}
         csv = CSVLogger(folder, name="logs")
         wandb = WandbLogger(project="overhead", save_dir=str(folder))
@@ -156,7 +154,7 @@ def main() -> None:
         ("a line of the log, 8 figures, CSV and W&B offline", logs,
          often / options.log_every),
         ("are all gradients numbers?", guards, often),
-        (f"pictures of {options.clips} clips", drawing, options.epochs),
+        (f"plots of {options.clips} clips", drawing, options.epochs),
     ]  # fmt: skip
     print("| | median (s) | min | max | times an hour | share of an hour |")
     print("|---|---:|---:|---:|---:|---:|")

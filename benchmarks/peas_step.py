@@ -28,7 +28,7 @@ from peas.data.batch import Batch
 from peas.models import SSAST
 from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
-from peas.training.memory import keep_freed_memory
+from peas.utils.processes import keep_freed_memory
 
 CLASSES, SAMPLES = 50, 80_000
 EPOCHS = 25

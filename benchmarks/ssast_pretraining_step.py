@@ -36,7 +36,7 @@ from peas.models.weights import load_pretrained
 from peas.objectives import PatchContrast, Reconstruction, info_nce, patch_errors
 from peas.recipes import SSASTPretrainingRecipe
 from peas.tasks import Pretraining
-from peas.training.memory import keep_freed_memory
+from peas.utils.processes import keep_freed_memory
 
 FRAMES, MELS, MASKED = 1024, 128, 400
 GRID = (8, 64)

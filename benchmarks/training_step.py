@@ -31,7 +31,7 @@ from peas.models.vit import SIZES
 from peas.models.weights import load_pretrained
 from peas.recipes import SSASTRecipe
 from peas.tasks import Classification
-from peas.training.memory import keep_freed_memory
+from peas.utils.processes import keep_freed_memory
 
 CLASSES, FRAMES, MELS = 50, 512, 128
 

@@ -4,9 +4,9 @@ Each arm is the folder of a `peas kfold` run. Runs are paired: the same seeds, f
 settings that differ in the masking strategy alone, not in its widths. The last epoch counts, so
 that nothing was chosen by the clips that are scored. The tables hold, in this order,
 
-1. the smallest detectable gap of each comparison
-   (`peas.evaluation.comparison.detectable_gap`): printed first, since what lies below it could not
-   have been shown, whichever way the results fell;
+1. the minimum detectable effect of each comparison
+   (`peas.evaluation.significance.detectable_effect`): printed first, since a smaller difference
+   could not have been significant, whichever way the results fell;
 2. each arm's accuracy, mean ± standard deviation over the seeds;
 3. each arm against the baseline: difference, 95 % bootstrap interval over clusters of clips,
    p-value (exact sign-flip test over clusters), Holm's p-value over all comparisons, verdict.
@@ -35,8 +35,7 @@ import numpy as np
 from peas.callbacks.run_files import config_hash
 from peas.cli.kfold_arms import Arm, read_arm, require_pairs
 from peas.errors import DataError, PeasError
-from peas.evaluation.comparison import Comparison, compare
-from peas.evaluation.significance import smallest_p
+from peas.evaluation.significance import Comparison, compare, smallest_p
 from peas.utils.text import some
 
 CLUSTERS = {
@@ -90,16 +89,16 @@ def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str
         "|---|---:|---:|---:|",
     ]
     for row in rows:
-        gap = "none" if np.isinf(row.gap) else f"{100 * row.gap:.2f}"
+        detectable = "none" if np.isinf(row.detectable) else f"{100 * row.detectable:.2f}"
         both, alone = 100 * row.spread.error, 100 * row.spread.given_seeds
-        lines.append(f"| {row.arm} | {gap} | {both:.2f} | {alone:.2f} |")
+        lines.append(f"| {row.condition} | {detectable} | {both:.2f} | {alone:.2f} |")
     lines += ["", "| arm | accuracy, % | by seed | config hash |", "|---|---:|---|---|"]
-    for arm in arms:
-        values = [100 * float(value) for value in arm.correct.mean(axis=1)]
+    for condition in arms:
+        values = [100 * float(value) for value in condition.correct.mean(axis=1)]
         mean = f"{statistics.mean(values):.2f}"
         mean += f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         by_seed = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {arm.name} | {mean} | {by_seed} | {config_hash(arm.config)} |")
+        lines.append(f"| {condition.name} | {mean} | {by_seed} | {config_hash(condition.config)} |")
     name = {"sign-flip": "p (sign flips)", "t": "p (t of clusters)"}[test]
     lines += [
         "",
@@ -111,16 +110,16 @@ def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str
         by_seed = ", ".join(f"{100 * value:+.2f}" for value in row.by_seed)
         ends = f"{100 * row.low:+.2f} to {100 * row.high:+.2f}"
         lines.append(
-            f"| {row.arm} | {100 * row.difference:+.2f} | {by_seed} | {ends} | {row.p:.3g} "
+            f"| {row.condition} | {100 * row.difference:+.2f} | {by_seed} | {ends} | {row.p:.3g} "
             f"| {row.holm:.3g} | {row.verdict} |"
         )
-    origins = sorted({origin for arm in arms for origin in arm.origins})
+    origins = sorted({origin for condition in arms for origin in condition.origins})
     lines += ["", f"Gaps, errors and differences in points. {'; '.join(origins)}."]
     return "\n".join(lines)
 
 
 def _out_of_reach(rows: list[Comparison], groups: int, units: str, test: str) -> list[str]:
-    if test != "sign-flip" or not np.isinf(rows[0].gap):
+    if test != "sign-flip" or not np.isinf(rows[0].detectable):
         return []
     least = smallest_p(groups)
     return [
@@ -157,7 +156,7 @@ def main(argv: list[str]) -> None:
     arms = [read_arm(name, Path(folders[name]).expanduser()) for name in names]
     require_pairs(arms, options.may_differ)
     rows = compare(
-        {arm.name: arm.correct for arm in arms},
+        {condition.name: condition.correct for condition in arms},
         clusters(arms[0].ids, options.cluster),
         options.baseline,
         test=options.test,

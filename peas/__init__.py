@@ -1,6 +1,6 @@
 """`peas`: pretrain, fine-tune and compare masked audio models."""
 
-from peas.training.memory import keep_arrow_from_threads
+from peas.utils.processes import keep_arrow_from_threads
 
 __version__ = "0.1.0"
 

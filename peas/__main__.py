@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from peas import __version__
 from peas.cli.boundary import UNEXPECTED, known
 from peas.errors import say
-from peas.utils.children import end_with_launcher
+from peas.utils.processes import end_with_launcher
 from peas.utils.quiet import be_harmless
 
 LIGHTNING_VERBS = {

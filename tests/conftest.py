@@ -1,25 +1,167 @@
-"""Fixtures that every test may use."""
+"""Fixtures of all tests. Each starts from the same state, so that their order does not matter."""
 
+import contextlib
 import logging
 import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+# Small tensors only: more threads would wait for each other. Read when torch is imported, here and
+# in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
 import pytest
+import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores, and so do the processes that tests start; read when torch starts.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the seed of the tests' order."""
+    help_text = "seed of the random order of files and of the tests in each; 0 = as written"
+    parser.addoption("--order-seed", type=int, default=None, help=help_text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses a seed; pytest-xdist passes it on to its workers."""
+    if config.option.order_seed is None:
+        config.option.order_seed = int(time.time()) % 10_000 + 1
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Prints the seed."""
+    return f"order seed: {config.option.order_seed} (repeat with --order-seed)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffles the files, and the tests of each."""
+    if not (seed := config.option.order_seed):
+        return
+    shuffled = random.Random(seed)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    order = list(files)
+    shuffled.shuffle(order)
+    for path in order:
+        shuffled.shuffle(files[path])
+    items[:] = [item for path in order for item in files[path]]
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+    """Shared fixtures start from the same random numbers, whichever test asks for them first."""
+    if fixturedef.scope != "function":
+        _seed()
+    return (yield)
+
+
+@contextlib.contextmanager
+def _loggers() -> Iterator[None]:
+    names = [name for name, log in logging.root.manager.loggerDict.items() if hasattr(log, "level")]
+    loggers = [logging.getLogger(), *map(logging.getLogger, names)]
+    state = [
+        (log, log.level, log.propagate, log.disabled, log.handlers[:], log.filters[:])
+        for log in loggers
+    ]
+    last = logging.lastResort.filters[:] if logging.lastResort else []
+    try:
+        yield
+    finally:
+        for log, level, propagate, disabled, handlers, filters in state:
+            log.setLevel(level)
+            log.propagate, log.disabled = propagate, disabled
+            log.handlers[:], log.filters[:] = handlers, filters
+        if logging.lastResort:
+            logging.lastResort.filters[:] = last
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _torch() -> Iterator[None]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(True)
+
+
+@contextlib.contextmanager
+def _process() -> Iterator[None]:
+    """Environment, working folder, import path, arguments, signal handlers, format of warnings."""
+    env, folder = dict(os.environ), Path.cwd()
+    path, argv, form = sys.path[:], sys.argv[:], warnings.formatwarning
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if os.environ.get("WANDB_SERVICE") != env.get("WANDB_SERVICE") and "wandb" in sys.modules:
+            # Its service would outlive the test, in a folder that is gone.
+            with contextlib.suppress(Exception):
+                sys.modules["wandb"].teardown()
+        # PYTEST_CURRENT_TEST is pytest's own.
+        current = {k: v for k, v in os.environ.items() if k == "PYTEST_CURRENT_TEST"}
+        os.environ.clear()
+        os.environ.update(env | current)
+        os.chdir(folder)
+        sys.path[:], sys.argv[:] = path, argv
+        warnings.formatwarning = form
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        if "lightning_utilities.core.rank_zero" in sys.modules:
+            sys.modules["lightning_utilities.core.rank_zero"].rank_zero_only.rank = 0
+
+
+@contextlib.contextmanager
+def _matplotlib() -> Iterator[None]:
+    if "matplotlib" not in sys.modules:
+        yield
+        return
+    with sys.modules["matplotlib"].rc_context():
+        yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(autouse=True)
-def _lines_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `caplog` see what `rank_zero_info` prints.
-
-    Lightning's loggers hand nothing on when they were imported before any handler was there: by
-    a conftest, say, of tests that happen to run in the same session.
-    """
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+def _isolated() -> Iterator[None]:
+    """Restores the state of the process after each test, and seeds each test."""
+    with ExitStack() as stack:
+        for state in (_process, _loggers, _torch, _matplotlib):
+            stack.enter_context(state())
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            # For `caplog`: Lightning's loggers do not propagate when they are imported before any
+            # handler exists.
+            logging.getLogger(name).propagate = True
+        for name in ("WANDB_MODE", "PEAS_RUN_DIR", "PL_GLOBAL_SEED"):
+            os.environ.pop(name, None)
+        _seed()
+        yield
 
 
 @pytest.fixture(scope="session")

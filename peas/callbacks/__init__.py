@@ -1,4 +1,4 @@
-"""What happens around the training step. Names are resolved when first used."""
+"""Lightning callbacks: masking strategies, plots, probes, checkpoints. Imported at first use."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,11 @@ from peas.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from peas.callbacks.knn import KNN
+    from peas.callbacks.mask_plots import MaskPlots
     from peas.callbacks.masking import MaskingContext, MaskingStrategy
-    from peas.callbacks.patch_dropping import PatchDropping
+    from peas.callbacks.patch_dropout import PatchDropout
     from peas.callbacks.peas import PEAS
-    from peas.callbacks.pictures import Pictures
-    from peas.callbacks.reconstructions import Reconstructions
+    from peas.callbacks.reconstruction_plots import ReconstructionPlots
     from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
     from peas.callbacks.weight_average import WeightAverage
 
@@ -18,12 +18,12 @@ __all__ = [
     "KNN",
     "PEAS",
     "BlockMasking",
+    "MaskPlots",
     "MaskingContext",
     "MaskingStrategy",
-    "PatchDropping",
-    "Pictures",
+    "PatchDropout",
     "RandomMasking",
-    "Reconstructions",
+    "ReconstructionPlots",
     "SpecAugment",
     "WeightAverage",
 ]
@@ -36,11 +36,16 @@ __getattr__ = lazily(
         "MaskingContext": "peas.callbacks.masking",
         "MaskingStrategy": "peas.callbacks.masking",
         "PEAS": "peas.callbacks.peas",
-        "PatchDropping": "peas.callbacks.patch_dropping",
-        "Pictures": "peas.callbacks.pictures",
+        "PatchDropout": "peas.callbacks.patch_dropout",
+        "MaskPlots": "peas.callbacks.mask_plots",
         "RandomMasking": "peas.callbacks.spec_augment",
-        "Reconstructions": "peas.callbacks.reconstructions",
+        "ReconstructionPlots": "peas.callbacks.reconstruction_plots",
         "SpecAugment": "peas.callbacks.spec_augment",
         "WeightAverage": "peas.callbacks.weight_average",
+    },
+    renamed={
+        "PatchDropping": "PatchDropout",
+        "Pictures": "MaskPlots",
+        "Reconstructions": "ReconstructionPlots",
     },
 )

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or a damaged file cannot take away."""
+"""Checkpoints that survive a kill, a full disk or a damaged file."""
 
 import math
 import os
@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -16,39 +17,48 @@ from peas.errors import ConfigError, PeasError
 from peas.models.weights import read_state
 from peas.models.weights.checking import check_run
 from peas.models.weights.writing import save, to_disk
-from peas.training.run_checkpoints import Record, is_whole, write_record
+from peas.training.run_checkpoints import (
+    BEST,
+    LAST,
+    LoadedCheckpoint,
+    Record,
+    is_complete,
+    write_record,
+)
 from peas.training.run_folder import remedy
-
-BEST, LAST = "best.ckpt", "last.ckpt"
-"""Files of the best validation, and of the end of the run so far."""
+from peas.training.trainer import epoch_has_more_batches, validation_is_due
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when every byte is on the disk.
+    """Writes a checkpoint under a temporary name and renames it once every byte is on disk.
 
-    Lightning's own way writes into the system's folder for temporary files and moves the file
-    from there, which across file systems is a copy: a job that is killed meanwhile leaves half a
-    checkpoint under the good name. It also holds a second copy in memory.
+    Lightning moves the file from the system's temporary folder, which across file systems is a
+    copy: a job killed meanwhile leaves half a checkpoint under the final name. It also holds a
+    second copy in memory.
 
-    A `last.ckpt` that is there becomes `last.before.ckpt`. Each file has a record of where it
-    belongs, which is read without the rest.
+    An existing `last.ckpt` becomes `last.before.ckpt`. Each file has a record of its run, step and
+    count of saves, which can be read without the rest.
+
+    Args:
+        loaded: A checkpoint that the command line has read; it is not read again.
 
     Attributes:
         holds: Whether checkpoints are kept in memory, without a copy, until `write_held`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: LoadedCheckpoint | None = None) -> None:
         self.holds = False
+        self._loaded = loaded
         self._held: list[tuple[dict[str, Any], Path]] = []
         self._written: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write, wait for the disk, rename; or hold.
+        """Write, or hold.
 
         Raises:
-            PeasError: The disk is full, or the folder cannot be written. What lay there is whole.
+            PeasError: The disk is full, or the folder is not writable. An earlier file stays.
         """
         if self.holds:
             self._held.append((checkpoint, Path(path)))
@@ -61,11 +71,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read and check a checkpoint, before any other code sees what it says.
+        """Read and check a checkpoint, before any other code sees its content.
 
         Raises:
-            CheckpointError: It cannot be read, or a field is not what it should be.
+            CheckpointError: It cannot be read, or a field is invalid.
         """
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and loaded.path == Path(path):
+            return loaded.content
         content = read_state(path)
         check_run(content, str(path))
         return content
@@ -74,28 +87,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write what is held; before anything changes the weights.
 
         Raises:
-            PeasError: As `save_checkpoint`; what was not written then is given up.
+            PeasError: As `save_checkpoint`; the rest is dropped.
         """
         held, self._held = self._held, []
         for checkpoint, path in held:
             self._write(checkpoint, path)
 
-    def _write(self, checkpoint: dict[str, Any], place: Path) -> None:
-        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             save(checkpoint, partial)
             write_record(partial, Record.of(checkpoint))
             to_disk(partial)
-            # A damaged file, which another process left, must not take the place of a whole one.
-            if place.name == LAST and (place in self._written or is_whole(place)):
-                place.replace(place.with_suffix(".before.ckpt"))
-            partial.replace(place)
-            self._written.add(place)
+            # A damaged file, left by another process, must not replace a complete one.
+            if path.name == LAST and (path in self._written or is_complete(path)):
+                path.replace(path.with_suffix(".before.ckpt"))
+            partial.replace(path)
+            self._written.add(path)
         except OSError as error:
             raise PeasError(
-                f"{place}: the checkpoint could not be written ({error.strerror or error}). "
-                f"{remedy(place.parent, place.parent.glob('*.ckpt'))}"
+                f"{path}: the checkpoint could not be written ({error.strerror or error}). "
+                f"{remedy(path.parent, path.parent.glob('*.ckpt'))}"
             ) from error
         finally:
             with suppress(OSError):
@@ -103,75 +116,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def pause_follows(trainer: Trainer) -> bool:
-    """Whether a validation or an epoch's end comes between this batch and the next one.
+    """Whether a validation or the end of the epoch comes between this batch and the next.
 
-    Lightning takes a checkpoint of such a batch's end for one of after the pause, so that a run
-    which goes on from it would never have that validation, nor the lines of that epoch's end.
+    Lightning takes a checkpoint saved at the end of such a batch for one saved after the pause: a
+    run resumed from it would skip that validation and that epoch's log lines.
 
     Args:
         trainer: At the end of a training batch.
     """
-    loop = trainer.fit_loop
-    fetcher = loop._data_fetcher
-    if loop.epoch_loop.batch_progress.is_last_batch or fetcher is None:
-        return True
-    return loop.epoch_loop._should_check_val_fx(fetcher)
+    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return last or validation_is_due(trainer)
 
 
-def is_cut(trainer: Trainer) -> bool:
-    """Whether the present epoch has batches left at this moment.
+def _require_complete_windows(trainer: Trainer) -> None:
+    """Refuses validations between two optimizer steps.
 
-    Args:
-        trainer: At the end of a batch or of an epoch.
-    """
-    return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-
-def ends_epochs_only(trainer: Trainer) -> bool:
-    """Whether every validation comes at the end of an epoch.
-
-    Args:
-        trainer: Of the run.
-    """
-    if trainer.check_val_every_n_epoch is None:
-        return False
-    return trainer.val_check_batch in (trainer.num_training_batches, float("inf"), None)
-
-
-def require_whole_windows(trainer: Trainer) -> None:
-    """Refuse validations that fall between two optimiser steps.
-
-    What is saved then would lack the gradients accumulated so far, and a run that resumed from it
-    would train other weights.
-
-    Args:
-        trainer: Of the run, whose loaders are known.
-
-    Raises:
-        ConfigError: There are such validations.
+    A checkpoint saved there would lack the accumulated gradients, and a resumed run would train
+    other weights.
     """
     window, every = trainer.accumulate_grad_batches, trainer.val_check_batch
     batches = trainer.num_training_batches
-    if window == 1 or not trainer.enable_validation or ends_epochs_only(trainer):
+    per_epoch = trainer.check_val_every_n_epoch is not None
+    ends_epochs = per_epoch and every in (batches, float("inf"), None)
+    if window == 1 or not trainer.enable_validation or ends_epochs:
         return
-    # Each epoch begins a window, and ends one.
-    last = batches if trainer.check_val_every_n_epoch is not None else math.inf
+    # Each epoch starts a window, and ends one.
+    last = batches if per_epoch else math.inf
     if every is None or (every % window and every < last):
         raise ConfigError(
             f"`trainer.val_check_interval` is {every} batches, and `trainer.accumulate_grad_batches"
             f": {window}` makes a step of {window}: give a multiple of {window} batches, so that "
             "no validation comes between two steps"
         )
-    if trainer.check_val_every_n_epoch is None and batches % window:
+    if not per_epoch and batches % window:
         raise ConfigError(
-            f"`trainer.check_val_every_n_epoch` is null and an epoch has {batches} batches, no "
+            f"`trainer.check_val_every_n_epoch` is null and an epoch has {batches} batches, not a "
             f"multiple of `trainer.accumulate_grad_batches: {window}`: a validation would come "
             "between two steps. Leave the key at 1, or choose another batch size or window"
         )
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, of the validation with the best finite metric.
+    """Keeps `best.ckpt`, from the validation with the best finite metric.
 
     Args:
         dirpath: Folder.
@@ -192,27 +178,27 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Its own: the config may have a ModelCheckpoint of the same metric."""
+        """A key of its own: the config may have a ModelCheckpoint of the same metric."""
         return "BestCheckpoint"
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes the best metric so far, if its file lies here.
+        """Restores the best metric so far, if its file exists in this folder.
 
-        Lightning would forget it in a folder that was moved or copied, and the next epoch, however
-        bad, replace the file.
+        Lightning would drop it in a folder that was moved or copied, and the next epoch, however
+        bad, would replace the file.
         """
         states = checkpoint["callbacks"]
-        own = f"{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}, "
-        # Releases before had Lightning's class.
-        before = [key for key in states if str(key).startswith(f"ModelCheckpoint{own}")]
-        state = states.pop(self.state_key, None) or (states[before[0]] if before else None)
+        prefix = f"ModelCheckpoint{{'monitor': {self.monitor!r}, 'mode': {self.mode!r}, "
+        # Earlier releases used Lightning's class.
+        legacy = [key for key in states if str(key).startswith(prefix)]
+        state = states.pop(self.state_key, None) or (states[legacy[0]] if legacy else None)
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
-        here = trainer.strategy.broadcast(os.path.exists(path))
+        exists = trainer.strategy.broadcast(os.path.exists(path))
         score = state["best_model_score"] if state else None
-        if state is None or score is None or not here or not math.isfinite(score):
+        if state is None or score is None or not exists or not math.isfinite(score):
             return
         states[self.state_key] = {
             **state,
@@ -224,62 +210,57 @@ class BestCheckpoint(ModelCheckpoint):
         }
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether a metric is the best so far; one that is not finite never is."""
+        """Whether a metric is the best so far; a non-finite one never is."""
         finite = current is not None and bool(current.isfinite())
         if not trainer.strategy.reduce_boolean_decision(finite):
             return False
         return super().check_monitor_top_k(trainer, current)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says so where no validation had a finite metric."""
+        """Warns if no validation had a finite metric."""
         if not self.best_model_path and self.monitor in trainer.callback_metrics:
             rank_zero_warn(
                 f"no validation of this run had a finite {self.monitor}: there is no {BEST}"
             )
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        # After a validation inside an epoch at once; after the last one when the epoch is closed.
-        return trainer.check_val_every_n_epoch is not None and not is_cut(trainer)
+        # A validation inside an epoch is saved at once, the last one when the epoch is closed.
+        return trainer.check_val_every_n_epoch is not None and not epoch_has_more_batches(trainer)
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, written after every epoch, and the one before it as `last.before.ckpt`.
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, written after every epoch.
+
+    Lightning's `save_last` writes only when the best has improved, so that an interrupted run
+    would resume from its best epoch.
 
     Args:
-        dirpath: Folder.
-        every_n_train_steps: Also after so many optimiser steps, but for one that a validation
-            or an epoch's end follows; null = never inside an epoch.
-        save_on_train_epoch_end: Whether after each epoch; else after each validation.
+        folder: Of the checkpoints.
+        every_n_train_steps: Also save after so many optimizer steps, unless a validation or the
+            end of the epoch follows; null = never inside an epoch.
+        after_epochs: Whether to save after each epoch; else after each validation.
     """
 
     def __init__(
-        self,
-        dirpath: Path,
-        every_n_train_steps: int | None = None,
-        *,
-        save_on_train_epoch_end: bool = True,
+        self, folder: Path, every_n_train_steps: int | None = None, *, after_epochs: bool = True
     ) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename=Path(LAST).stem,
-            every_n_train_steps=every_n_train_steps,
-            save_on_train_epoch_end=save_on_train_epoch_end,
-            enable_version_counter=False,
-        )
+        self.path = folder / LAST
+        self.every = every_n_train_steps
+        self.after_epochs = after_epochs
         self._step = 0
+        self._saved = 0
 
-    @property
-    def state_key(self) -> str:
-        """The same for any interval: a run may go on with another one."""
-        return "LastCheckpoint"
+    def save(self, trainer: Trainer, *, again: bool = False) -> None:
+        """Save the current state.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: its one file has the same name in every folder."""
-
-    def save_now(self, trainer: Trainer) -> None:
-        """Save the state after this step, whatever the interval, unless that is done."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        Args:
+            trainer: Of the run.
+            again: Also when the state after this step is saved already.
+        """
+        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not dry_run and (again or self._saved != trainer.global_step):
+            trainer.save_checkpoint(self.path)
+            self._saved = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that no validation comes between two steps.
@@ -287,8 +268,7 @@ class LastCheckpoint(ModelCheckpoint):
         Raises:
             ConfigError: One would.
         """
-        super().on_train_start(trainer, pl_module)
-        require_whole_windows(trainer)
+        _require_complete_windows(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -297,28 +277,26 @@ class LastCheckpoint(ModelCheckpoint):
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves inside an epoch, if the interval is over with this batch.
+        """Saves inside an epoch, if this batch has made the last step of the interval."""
+        # While gradients are accumulated the step stays what it was.
+        stepped = trainer.global_step != self._step
+        due = bool(self.every) and stepped and trainer.global_step % (self.every or 1) == 0
+        if due and not pause_follows(trainer):
+            self.save(trainer)
 
-        The step alone says that through the whole next window of accumulated gradients.
-        """
-        if trainer.global_step != self._step and not pause_follows(trainer):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, if validations count and not epochs."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and not self.after_epochs and not self.every:
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, unless the epoch ends before its time and the state inside it is saved."""
-        if is_cut(trainer) and self._last_global_step_saved == trainer.global_step:
-            return
-        if self._every_n_train_steps:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        else:
-            super().on_train_epoch_end(trainer, pl_module)
+        """Saves, unless the epoch ends early and the state inside it is saved."""
+        saved_inside = epoch_has_more_batches(trainer) and self._saved == trainer.global_step
+        if not saved_inside and (self.every or self.after_epochs):
+            self.save(trainer, again=True)
 
 
 def write_held(trainer: Trainer, *, holds: bool) -> None:
@@ -335,34 +313,34 @@ def write_held(trainer: Trainer, *, holds: bool) -> None:
 
 
 class WriteAfterLog(Callback):
-    """Has checkpoints of a step, or of an epoch, written once the log has the same step or epoch.
+    """Writes checkpoints of a step or epoch once the log has that step or epoch.
 
-    Lightning saves first and logs then. A run that is killed in between would go on from the
-    checkpoint, and its log would lack a line for ever.
+    Lightning saves first and logs later. A run killed in between would resume from the checkpoint,
+    and its log would lack a line for ever.
 
-    It stands first among the callbacks: nothing may change what is held.
+    It must be the first callback: nothing may change what is held.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to hold."""
+        """Starts to hold."""
         write_held(trainer, holds=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Writes those of the step before."""
+        """Writes those of the previous step."""
         write_held(trainer, holds=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes those of the epoch before."""
+        """Writes those of the previous epoch."""
         write_held(trainer, holds=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes those of the last epoch, and holds no longer."""
+        """Writes those of the last epoch, and stops holding."""
         write_held(trainer, holds=False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Writes what is whole; what went wrong came later."""
+        """Writes what is held; the error came later."""
         write_held(trainer, holds=False)

@@ -1,4 +1,4 @@
-"""How much a pretraining model knows of classes that it is never told: kNN on a labelled set."""
+"""Online kNN probe: how well a pretraining encoder separates the classes of a labelled set."""
 
 import copy
 from typing import Literal, NamedTuple
@@ -20,20 +20,20 @@ from peas.training.distributed import gather
 
 
 class KNN(Callback):
-    """Logs `knn/accuracy`: a vote of the nearest clips by the encoder's frozen embeddings.
+    """Logs `knn/accuracy`, of a kNN classifier on the encoder's frozen embeddings.
 
     Every clip of a labelled set is embedded (`embedding`: mean of the patch tokens after the
     encoder's last norm) in evaluation mode, with the pretraining run's statistics and the labelled
-    set's own length, and classified by `peas.evaluation.knn.nearest_classes`. Processes share the
-    clips. The run itself does not change: neither its weights nor its random numbers.
+    set's own clip length, and classified by `peas.evaluation.knn.nearest_classes`. Processes share
+    the clips. Neither the run's weights nor its random numbers change.
 
-    The figure is for watching. A run that is to be reported with it must not be chosen by it, and
+    It is for monitoring. A run that is reported with this metric must not be selected by it, and
     the labelled set must share no recording with the pretraining set.
 
     Args:
-        data: The labelled set, one class a clip. Its batch sizes and workers are used; its `mean`
-            and `std` are not.
-        k: Voters of a clip.
+        data: The labelled set, one class per clip. Its batch sizes and workers are used; its
+            `mean` and `std` are not.
+        k: Number of neighbours.
         every_n_epochs: Epochs between two measurements; the first and the last epoch have one.
         split: `validation` or `test`: those clips by the training clips; `folds`: each fold by the
             others, for sets that have folds, such as ESC-50.
@@ -61,10 +61,10 @@ class KNN(Callback):
         self._loader: ClipLoader | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before training: makes the set where it makes itself, and reads its tables.
+        """Before training: prepares the set and reads its tables.
 
         Raises:
-            ConfigError: The set has no classes, several a clip, no folds, or too few clips.
+            ConfigError: The set has no classes, several per clip, no folds, or too few clips.
             DataError: The set is missing or contradicts itself.
         """
         if stage != "fit":
@@ -75,14 +75,14 @@ class KNN(Callback):
         self.data.trainer = trainer
         if self.data.multi_label:
             raise ConfigError(
-                "`KNN.init_args.data` has clips of several classes, and a vote finds one: give a "
-                "set with one class a clip"
+                "`KNN.init_args.data` has clips of several classes, and kNN predicts one: give a "
+                "set with one class per clip"
             )
         self._clips, self._loader = self._read(), None
 
     def _read(self) -> "_Clips":
         if self.split == "folds":
-            # Asked for its checks: an inventory also holds clips whose sound is missing.
+            # For its checks: an inventory also holds clips whose sound is missing.
             self.data.clips("train")
             inventory = self.data.inventory()
             if len(inventory.parts) < 2 or set(inventory.parts) <= set(SPLITS):
@@ -94,38 +94,37 @@ class KNN(Callback):
         else:
             tables = [self.data.clips("train"), self.data.clips(self.split)]
             table = ClipTable.concatenate(tables)
-            part = np.repeat([0, 1], [len(one) for one in tables])
+            part = np.repeat([0, 1], [len(rows) for rows in tables])
         labelled = np.flatnonzero(table.targets.sizes == 1)
         table, part = table.take(labelled), part[labelled]
         sizes = np.bincount(part, minlength=2)
         least = int(sizes[0]) if self.split != "folds" else len(part) - int(sizes.max())
         if least < self.k or sizes.min() == 0:
             raise ConfigError(
-                f"`KNN.init_args.data` has {least} labelled clips to vote and {sizes.min()} in its "
-                f"smallest part, and `KNN.init_args.k` is {self.k}: give a labelled set, or a "
-                "smaller k"
+                f"`KNN.init_args.data` has {least} labelled clips as neighbours and {sizes.min()} "
+                f"in its smallest part, and `KNN.init_args.k` is {self.k}: give a labelled set, or "
+                "a smaller k"
             )
         held = range(len(sizes)) if self.split == "folds" else (1,)
         return _Clips(table, part, tuple(held))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Embeds the set and logs the share of clips that the vote finds."""
+        """Embeds the set and logs the accuracy."""
         epoch = trainer.current_epoch
         if epoch % self.every and epoch != (trainer.max_epochs or 0) - 1:
             return
         assert isinstance(pl_module, BaseTask)
         assert self._clips is not None
-        # Loaders draw a seed for their workers, which must not move the run's own draws.
+        # Loaders seed their workers, which must not change the run's random numbers.
         with isolate_rng():
             features, classes, part = self._embed(trainer, pl_module, self._clips)
-        right = held = 0
+        correct = total = 0
         for number in self._clips.held:
-            out = part == number
-            known = part != number
-            found = nearest_classes(features[known], classes[known], features[out], self.k)
-            right += int((found == classes[out]).sum())
-            held += int(out.sum())
-        pl_module.log("knn/accuracy", torch.tensor(right / max(held, 1)), sync_dist=False)
+            test, train = part == number, part != number
+            predicted = nearest_classes(features[train], classes[train], features[test], self.k)
+            correct += int((predicted == classes[test]).sum())
+            total += int(test.sum())
+        pl_module.log("knn/accuracy", torch.tensor(correct / max(total, 1)), sync_dist=False)
 
     @torch.no_grad()
     def _embed(
@@ -138,7 +137,7 @@ class KNN(Callback):
         task.model.eval()
         rows: list[tuple[Tensor, Tensor, list[int]]] = []
         try:
-            # Kept, since its workers are forked once.
+            # Kept: its workers are forked once.
             self._loader = self._loader or self.data.loader(clips.table)
             for batch in self._loader:
                 waveform = batch["waveform"].to(task.device)
@@ -152,7 +151,7 @@ class KNN(Callback):
                 module.training = mode
         rows = [row for share in gather(rows) for row in share]
         embeddings, classes, numbers = zip(*rows, strict=True)
-        flat = [number for some in numbers for number in some]
+        flat = [number for batch_parts in numbers for number in batch_parts]
         return torch.cat(embeddings), torch.cat(classes), torch.tensor(flat)
 
 
@@ -161,7 +160,7 @@ class _Clips(NamedTuple):
 
     Attributes:
         table: All of them.
-        part: `[N]`, number of each clip's part.
+        part: `[N]`, index of each clip's part.
         held: Parts that are classified, each by the clips of all others.
     """
 

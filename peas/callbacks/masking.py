@@ -7,17 +7,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from peas.callbacks.means import EpochMeans
-from peas.callbacks.siblings import siblings
 from peas.data.batch import Batch
 from peas.errors import ConfigError
 from peas.masking.blocks import masked_fraction
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
+from peas.training.epoch_means import EpochMeans
+from peas.training.trainer import callbacks_of
 
 
 class MaskingContext(NamedTuple):
-    """The training batch for which a mask is asked."""
+    """The training batch to be masked."""
 
     task: BaseTask
     batch: Batch
@@ -37,16 +37,16 @@ class MaskingContext(NamedTuple):
 
 
 class MaskingStrategy(Callback, ABC):
-    """Says which bins of the training clips are masked. The config's key is `masking`.
+    """Chooses the bins of the training clips that are masked. The config's key is `masking`.
 
-    A subclass gives `mask`, of any shape, and is named in the config by its class path. The task
-    asks once a training batch, at the strategy's stage, and fills the masked bins: strategies
-    differ only in where they mask. Logs the epoch's `mask/fraction`, the masked share of the bins.
+    A subclass implements `mask`, of any shape, and is named in the config by its class path. The
+    task calls it once per training batch, at the strategy's stage, and fills the masked bins:
+    strategies differ only in where they mask. Logs the epoch's `mask/fraction`, the masked share of
+    the bins.
 
     Args:
-        stage: `after_noise` masks what the model would have seen; `before_noise` masks first, as
-            the official loader does, so that noise lies over the masked bins and the roll moves
-            the mask.
+        stage: `after_noise` masks the model's input; `before_noise` masks first, as the official
+            loader does, so that noise is added to the masked bins and the roll moves the mask.
     """
 
     def __init__(self, stage: Stage = "after_noise") -> None:
@@ -71,7 +71,7 @@ class MaskingStrategy(Callback, ABC):
         """The mask of a training batch, checked and counted; the task calls it.
 
         Raises:
-            ConfigError: The strategy gives something else than a mask of the batch.
+            ConfigError: The strategy returns something else than a mask of the batch.
         """
         if batch["step"] == 0:
             self.means.reset()
@@ -79,7 +79,7 @@ class MaskingStrategy(Callback, ABC):
         mask = self.mask(log_mel, batch["valid"], MaskingContext(task, batch))
         if mask.shape != log_mel.shape or mask.dtype != torch.bool:
             raise ConfigError(
-                f"`masking`: {type(self).__name__}.mask gives {mask.dtype} of "
+                f"`masking`: {type(self).__name__}.mask returns {mask.dtype} of "
                 f"{list(mask.shape)}: it must be torch.bool of {list(log_mel.shape)} (clips, "
                 "frames, mel bins)"
             )
@@ -89,11 +89,11 @@ class MaskingStrategy(Callback, ABC):
     # --- hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Becomes the task's strategy; refuses pretraining, and two strategies at once."""
+        """Registers with the task; refuses pretraining, and two strategies at once."""
         assert isinstance(pl_module, BaseTask)
         pl_module.require_maskable("masking")
-        if len(found := siblings(trainer, MaskingStrategy)) > 1:  # type: ignore[type-abstract]
-            names = ", ".join(type(callback).__name__ for callback in found)
+        if len(strategies := callbacks_of(trainer, MaskingStrategy)) > 1:  # type: ignore[type-abstract]
+            names = ", ".join(type(callback).__name__ for callback in strategies)
             raise ConfigError(
                 f"`trainer.callbacks` has several masking strategies: {names}. Keep one, under "
                 "the key `masking`"
@@ -105,7 +105,7 @@ class MaskingStrategy(Callback, ABC):
         self.means.log(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums of all processes, so that a resumed run logs the same; every process must ask."""
+        """Sums of all processes, so that a resumed run logs the same; call it in every process."""
         return {"means": self.means.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """PEAS: masks where the model's own errors are large, more of them as training goes on."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ class PEAS(RandomMasking):
 
     Two passes without gradient over the unmasked input give e_rec (1) and e_pred (2); the mask
     position selector ranks windows of time and of frequency by their mean error; a growing share
-    (3) of the blocks is drawn inside the hardest windows, the rest at random. No pass is made in
+    (3) of the blocks is sampled inside the hardest windows, the rest at random. No pass is made in
     an epoch without an adaptive block. Defaults are the readings that the paper's text favours;
     every choice that it leaves open is an argument.
 
@@ -48,10 +49,10 @@ class PEAS(RandomMasking):
             predicted difficulty G(E(e_rec)); controls `energy` mean x² (no pass), `shuffled`
             another clip's e_pred (the next row's of this process), `easy` the smallest e_pred.
         aux_grid: Patches of the passes: `nonoverlap` the grid that G was trained on, or
-            `finetune` the overlapping one, averaged (cells that it misses do not count).
-        aux_input_mask: `none` (literal equation 1), or `complementary`: `aux_passes` passes, each
-            hiding another part, so that every cell is predicted while hidden; needs patches that
-            do not overlap.
+            `finetune` the overlapping one, averaged (bins that it misses do not count).
+        aux_input_mask: `none` (equation 1 as printed), or `complementary`: `aux_passes` passes,
+            each masking another part, so that every bin is predicted while masked; needs patches
+            that do not overlap.
         aux_passes: Number of complementary passes K.
         aux_encoder: Whose errors: `live` the model being trained (paper: a single model),
             `frozen` its state at the start, `ema` its moving average.
@@ -59,7 +60,7 @@ class PEAS(RandomMasking):
         aux_precision: `same` as the trainer, or `bf16`. Scores are float32 always.
         error_norm: `none`, or `standardise` e_rec to the input's statistics before equation 2.
         block_width: Unit of the windows: `max` the mask parameter, `expected` half of it,
-            `sampled` the width drawn for the clip.
+            `sampled` the width sampled for the clip.
         placement: A narrower mask in its window: `uniform`, `start`, `centre`, `best`.
         select: Several windows: `nms` apart from each other, `topk` the plain ranking.
         rounding: Of equation 3: `floor`, `round`, `ceil`, or `stochastic` for each clip.
@@ -71,12 +72,12 @@ class PEAS(RandomMasking):
             0 is off.
         overlap: One rule for random and adaptive blocks: `forbid` or `allow`.
         stage: `after_noise` or `before_noise`.
-        exclude_padding: Leave zero padding and digital silence out of the scores. Literally
-            taken the paper scores them, and on real sets a third or more of the clips then put
+        exclude_padding: Leave zero padding and digital silence out of the scores. As printed
+            the paper scores them, and on real sets a third or more of the clips then put
             their time window on the padded tail.
         exclude_empty_bins: Leave out mel bins that hold no sound (`FrontEnd.sounding_bins`), clip
             by clip: those above a recording's own Nyquist frequency, and filters without an FFT
-            bin. Literally taken the paper scores them, and then clips of 8 to 12 kHz put their
+            bin. As printed the paper scores them, and then clips of 8 to 12 kHz put their
             frequency window on the empty band.
         refresh_every: Epochs between two scorings of a clip, 1 = always. In between its last
             marginals are used, rolled with the clip; clips in a mixture are always scored.
@@ -169,8 +170,8 @@ class PEAS(RandomMasking):
         u_count = task.random_numbers(batch, "adaptive_count", (2,)).to(log_mel.device)
         n_time = self.adaptive(trainer, self.n_time, u_count[:, 0])
         n_freq = self.adaptive(trainer, self.n_freq, u_count[:, 1])
-        # Asked of the whole epoch, not of this batch's draws: no pass is made for nothing, and
-        # all processes agree.
+        # A property of the epoch, not of this batch's random numbers: no pass is wasted, and all
+        # processes agree.
         if not self.adapts(trainer):
             return super().plans(log_mel, valid, context)
         sounding = self.sounding(task, batch)
@@ -219,8 +220,8 @@ class PEAS(RandomMasking):
         ]
         if self.rounding in ("stochastic", "ceil"):
             return max(levels) > 0
-        whole = [round(x) if self.rounding == "round" else x.__floor__() for x in levels]
-        return max(whole) > 0
+        counts = [round(x) if self.rounding == "round" else math.floor(x) for x in levels]
+        return max(counts) > 0
 
     def countable(
         self, task: BaseTask, log_mel: Tensor, valid: Tensor, sounding: Tensor
@@ -295,14 +296,14 @@ class PEAS(RandomMasking):
     # --- hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks the masks and that the model can reconstruct, and makes its copy."""
+        """Checks the masks and that the model can reconstruct, and copies it if needed."""
         super().on_fit_start(trainer, pl_module)
         assert isinstance(pl_module, BaseTask)
         if self.refresh_every > 1 and pl_module.roll_gain == "paper":
             raise ConfigError(
                 f"`{self.key('refresh_every')}` is {self.refresh_every}, and `model.init_args."
                 "augmentation.roll_gain: paper` begins a clip elsewhere in every epoch, so errors "
-                "of an earlier one lie at other times: set refresh_every to 1, or roll_gain to "
+                "of an earlier one are at other times: set refresh_every to 1, or roll_gain to "
                 "official"
             )
         self.scoring.start(pl_module)
@@ -310,12 +311,12 @@ class PEAS(RandomMasking):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lets the moving average follow."""
+        """Updates the moving average."""
         assert isinstance(pl_module, BaseTask)
         self.scoring.auxiliary.follow(pl_module, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the epoch and shares what the processes have scored."""
+        """Logs the epoch and shares the processes' scores."""
         super().on_train_epoch_end(trainer, pl_module)
         self.selector_log.write(trainer)
         self.cache.gather()
@@ -337,7 +338,7 @@ class PEAS(RandomMasking):
                 self.selector_log.agreement(pl_module, batch["log_mel"], widths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, cache and copy; Lightning asks every process, so they share first."""
+        """Counts, cache and copy; Lightning calls it in every process, so they share first."""
         self.cache.gather()
         return {
             **super().state_dict(),
@@ -348,9 +349,9 @@ class PEAS(RandomMasking):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with saved counts, cache and copy."""
+        """Restores counts, cache and copy."""
         super().load_state_dict(state_dict)
-        # Marginals over other cells are not this run's; a checkpoint of before has no empty bins.
+        # Marginals over other bins are not this run's; older checkpoints have no empty bins.
         before = state_dict.get("cache_leaves_out", [self.exclude_padding, False])
         if before == self._left_out():
             self.cache.load_state_dict(state_dict["cache"])
@@ -358,12 +359,12 @@ class PEAS(RandomMasking):
         self.selector_log.load_state_dict(state_dict["selector_log"])
 
     def _left_out(self) -> list[bool]:
-        """Which cells the kept marginals are not of."""
+        """Which bins the cached marginals leave out."""
         return [self.exclude_padding, self.exclude_empty_bins]
 
 
 def _rows(batch: Batch, keep: Tensor) -> Batch:
-    """What draws need of some clips of a batch."""
+    """The keys that random numbers need, of some clips of a batch."""
     return Batch(
         step=batch["step"],
         global_size=batch["global_size"],
@@ -372,6 +373,6 @@ def _rows(batch: Batch, keep: Tensor) -> Batch:
 
 
 def _share(plan: AxisPlan, ok: Tensor) -> Tensor:
-    """For each adaptive window, whether it touches a cell that is not ok; empty without any."""
+    """For each adaptive window, whether it touches a bin that is not ok; empty without any."""
     touched = touching(plan.window_start, plan.window_width, ok)
     return touched[plan.adaptive].double()

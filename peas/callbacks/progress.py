@@ -1,19 +1,24 @@
-"""Progress of a run: a live bar on a terminal, and one line an epoch everywhere."""
+"""What a run prints: model summary, progress bar, a line per epoch, and its bad clips."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from peas.callbacks.siblings import siblings
+from peas.data.module import ClipDataModule
 from peas.tasks.base import BaseTask
+from peas.training.distributed import gather
+from peas.training.trainer import callbacks_of
 
-FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
+log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+METRICS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lr",), "lr {:.3g}"),
     (("train/loss",), "loss {:.4f}"),
     (("train/accuracy",), "train acc {:.1%}"),
@@ -29,29 +34,28 @@ FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mask/fraction",), "masked {:.1%}"),
     (("mask/adaptive_share",), "adaptive {:.0%}"),
 )
-"""What the line tells when all of its figures are there: of fine-tuning, of pretraining, of masks.
+"""Parts of the epoch line, each printed when all of its metrics were logged in the epoch.
 
-The trivial predictor, which is one and the same for all clips, stands beside each objective.
+The constant baseline, which is the same for all clips, is beside each objective.
 """
-
 LIMITS: tuple[tuple[str, float, str], ...] = (
     ("peas/windows_on_empty_bins", 0.2, "{:.0%} of frequency windows touch empty bins"),
 )
-"""What the line tells only when it is above a limit."""
+"""Parts that are printed only above a limit."""
 
 
-class DrawsInSteps(Callback):
-    """Base of callbacks that draw pictures inside training steps.
+class PlotsInSteps(Callback):
+    """Base of callbacks that plot inside training steps.
 
     Attributes:
-        seconds: What that has taken so far. It is no training, and clips/s leave it out.
+        seconds: Time spent so far, which clips/s must not count.
     """
 
     seconds: float = 0.0
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Counts the time of its block."""
+    def plotting(self) -> Iterator[None]:
+        """Adds the time of its block."""
         since = time.perf_counter()
         try:
             yield
@@ -59,15 +63,14 @@ class DrawsInSteps(Callback):
             self.seconds += time.perf_counter() - since
 
 
-class DrawingTime:
-    """Seconds that a run's callbacks have drawn since the last look."""
+class _PlotTime:
+    """Seconds that a run's callbacks have plotted since the last call."""
 
     def __init__(self) -> None:
         self._before = 0.0
 
     def take(self, trainer: Trainer) -> float:
-        """Those seconds; the next call begins anew."""
-        total = sum(callback.seconds for callback in siblings(trainer, DrawsInSteps))
+        total = sum(callback.seconds for callback in callbacks_of(trainer, PlotsInSteps))
         taken, self._before = total - self._before, total
         return taken
 
@@ -80,19 +83,19 @@ class Rate:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the past, so that a pause does not count."""
+        """Starts anew, so that a pause does not count."""
         self.value = 0.0
         self._since = time.perf_counter()
 
-    def add(self, clips: int, drawing: float = 0.0) -> None:
+    def add(self, clips: int, plotting: float = 0.0) -> None:
         """Counts a finished batch.
 
         Args:
             clips: Of the batch.
-            drawing: Seconds of it that were no training.
+            plotting: Seconds that were not training.
         """
         now = time.perf_counter()
-        rate = clips / max(now - self._since - drawing, 1e-9)
+        rate = clips / max(now - self._since - plotting, 1e-9)
         self.value = rate if self.value == 0.0 else self.keep * self.value + (1 - self.keep) * rate
         self._since = now
 
@@ -103,99 +106,85 @@ class Progress(RichProgressBar):
     def __init__(self) -> None:
         super().__init__(leave=False)
         self._rate = Rate()
-        self._drawing = DrawingTime()
+        self._plotting = _PlotTime()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock of the epoch."""
+        """Starts the epoch's clock."""
         super().on_train_epoch_start(trainer, pl_module)
         self._rate.reset()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the clips of all processes."""
-        self._rate.add(len(batch["id"]) * trainer.world_size, self._drawing.take(trainer))
+        self._rate.add(len(batch["id"]) * trainer.world_size, self._plotting.take(trainer))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The metrics marked for the bar, and clips/s."""
-        shown: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
-        shown.pop("v_num", None)
-        shown["clips/s"] = f"{self._rate.value:.0f}"
-        return shown
+        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        metrics.pop("v_num", None)
+        metrics["clips/s"] = f"{self._rate.value:.0f}"
+        return metrics
 
 
 class EpochLine(Callback):
-    """Prints a line at each epoch's end, so that a log file tells the run's story.
+    """Prints a line at the end of each epoch: number, losses, metrics and rate.
 
-    A figure that was not measured in the epoch is left out: evaluations may be rarer.
+    Metrics that were not logged in the epoch are left out: evaluations may be rarer.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        self._known: dict[str, Tensor] = {}
+        self._warned = False
+        self._earlier: dict[str, Tensor] = {}
         self._clips = 0
         self._training = 0.0
         self._since = 0.0
-        self._drawing = DrawingTime()
+        self._plotting = _PlotTime()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock, and notes the figures of earlier epochs."""
+        """Starts the clock, and notes the metrics of earlier epochs."""
         self._clips, self._training = 0, 0.0
-        self._known = dict(trainer.callback_metrics)
+        self._earlier = dict(trainer.callback_metrics)
 
     def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock of the batch; only time spent on batches counts."""
+        """Starts the batch's clock; only time spent on batches counts."""
         if batch_idx == 0 or self._since == 0.0:
             self._since = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the batch."""
         now = time.perf_counter()
         self._clips += len(batch["id"]) * trainer.world_size
-        self._training += now - self._since - self._drawing.take(trainer)
+        self._training += now - self._since - self._plotting.take(trainer)
         self._since = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves validation out of the training rate; says when it measured nothing."""
+        """Leaves validation out of the rate; warns once of a non-finite metric."""
         self._since = time.perf_counter()
-        if self._told or trainer.sanity_checking or not isinstance(pl_module, BaseTask):
+        if self._warned or trainer.sanity_checking or not isinstance(pl_module, BaseTask):
             return
         name, _ = pl_module.monitor(pl_module.hparams["multi_label"])
         value = trainer.callback_metrics.get(name)
         if value is not None and not value.isfinite():
-            self._told = True
+            self._warned = True
             rank_zero_warn(
-                f"{name}, by which best.ckpt is chosen, is {float(value)} in epoch "
-                f"{trainer.current_epoch + 1}: such an epoch is never the best. Of scores that is "
-                "so when no validation clip has a class, or the model's outputs are no numbers"
+                f"{name}, which selects best.ckpt, is {float(value)} in epoch "
+                f"{trainer.current_epoch + 1}: such an epoch is never the best. Scores are "
+                "non-finite when no validation clip has a class, or when outputs are non-finite"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints epoch, losses, metrics and rate."""
+        """Prints the line."""
         metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-        # Lightning keeps the figures of earlier epochs, as the very tensors that they were.
-        new = {key for key, value in metrics.items() if value is not self._known.get(key)}
-        for keys, form in FIGURES:
+        # Lightning keeps the metrics of earlier epochs, as the very same tensors.
+        new = {key for key, value in metrics.items() if value is not self._earlier.get(key)}
+        for keys, form in METRICS:
             if new.issuperset(keys):
                 parts.append(form.format(*(float(metrics[key]) for key in keys)))
         for key, limit, form in LIMITS:
@@ -204,3 +193,47 @@ class EpochLine(Callback):
         if self._training > 0:
             parts.append(f"{self._clips / self._training:.1f} clips/s")
         rank_zero_info("  ".join(parts))
+
+
+class SizeSummary(ModelSummary):
+    """Lightning's summary without FLOPs: it needs an example input, and prints 0 without one."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int,
+        **kwargs: Any,
+    ) -> None:
+        """Logs the parts of the model and how many parameters are trained."""
+        columns = [[name, *values] for name, values in summary_data if name != "FLOPs"]
+        widths = [max(len(str(value)) for value in column) for column in columns]
+        lines = [
+            "  ".join(str(value).ljust(width) for value, width in zip(row, widths, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
+        frozen = total_parameters - trainable_parameters
+        lines.append(f"{trainable_parameters:,} parameters are trained, {frozen:,} are frozen")
+        log.info("\n".join(line.rstrip() for line in lines))
+
+
+class BadClipCount(Callback):
+    """Reports bad clips after an epoch; logs `data/unreadable` where they are skipped.
+
+    The processes exchange their names, so that a clip counts once.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchanges, reports and logs."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ClipDataModule):
+            return
+        bad = data.bad_clips
+        for other in gather(bad):
+            bad.join(other)
+        data.report_bad_clips()
+        if bad.on_error == "skip":
+            pl_module.log("data/unreadable", float(len(bad.unreadable)), rank_zero_only=True)

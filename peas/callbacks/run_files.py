@@ -1,4 +1,4 @@
-"""Files that let a run be understood and repeated: its config, environment and classes."""
+"""Files that document a run and let it be repeated: its config, environment and classes."""
 
 import csv
 import hashlib
@@ -16,15 +16,17 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from peas import __version__
-from peas.callbacks.wandb_run import tell
+from peas.callbacks.outputs import write_new
+from peas.callbacks.wandb_run import call_wandb
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
 from peas.training.distributed import gather
 from peas.training.run_checkpoints import run_id
 from peas.training.run_folder import writing
+from peas.training.trainer import is_accumulating
 
 PACKAGES = (
     "torch",
@@ -39,16 +41,27 @@ PACKAGES = (
 )
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """Eight letters that change with any setting but the run's place, seed, fold and safety.
+UNHASHED = (
+    "config",
+    "seed_everything",
+    "ckpt_path",
+    "allow_test_selection",
+    "checkpoints",
+    "defaults",
+)
+"""Keys of a config that `config_hash` ignores."""
 
-    So the runs of one table row share it.
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Eight letters that change with any setting but the run's paths, seed, fold and safety.
+
+    The runs of one table row share it.
 
     Args:
-        config: Whole configuration, as saved in the run folder.
+        config: The complete configuration, as saved in the run folder.
     """
     config = json.loads(json.dumps(config, default=str))
-    for key in ("config", "seed_everything", "ckpt_path", "allow_test_selection", "checkpoints"):
+    for key in UNHASHED:
         config.pop(key, None)
     # It describes the row, and changes no result.
     (config.get("paper") or {}).pop("requires", None)
@@ -66,13 +79,13 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of `peas`, Python and the packages that decide a result."""
-    found = {"peas": __version__, "python": platform.python_version()}
+    installed = {"peas": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def environment() -> dict[str, Any]:
@@ -108,27 +121,35 @@ def _git(folder: Path, *args: str) -> str:
 class RunFiles(SaveConfigCallback):
     """Writes `config.yaml` and `environment.json` into the run folder, and both to W&B.
 
-    `fit` also writes `labels.csv`: number and name of each class, and how many training clips have
-    it. Other verbs write `config_<verb>.yaml`. Nothing is overwritten: a start with other
-    settings in the same folder writes `config.1.yaml`, and so on. Every checkpoint gets the run's
-    id and the number of saves before it.
+    `fit` also writes `labels.csv`: index and name of each class, and its number of training clips.
+    Other verbs write `config_<verb>.yaml`. Nothing is overwritten: a start with other settings in
+    the same folder writes `config.1.yaml`, and so on. Every checkpoint gets the run's id and the
+    number of earlier saves.
+
+    Args:
+        files: Whether to write the files; checkpoints get the id in any case.
+        settings: Of LightningCLI's callback.
     """
 
     _run: str | None = None
     _saves: int = 0
 
+    def __init__(self, *args: Any, files: bool = True, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.files = files
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes, once it is sure that all processes mean the same run.
+        """Writes, once all processes agree on the checkpoint.
 
         Raises:
-            CheckpointError: They would go on from different files.
+            CheckpointError: They would resume from different files.
         """
-        # Each has looked for itself what `last` is, and hosts of a cluster may see a shared folder
-        # as it was a while ago. Weights would differ, or one process wait for another for ever.
-        if len(found := set(gather(self.config.get("ckpt_path")))) > 1:
-            named = ", ".join(sorted(str(path or "nothing") for path in found))
+        # Each has looked for `last` itself, and hosts of a cluster may see an outdated state of a
+        # shared folder. Weights would differ, or one process wait for another for ever.
+        if len(paths := set(gather(self.config.get("ckpt_path")))) > 1:
+            names = ", ".join(sorted(str(path or "nothing") for path in paths))
             raise CheckpointError(
-                f"the processes of this run would go on from different files: {named}. Start it "
+                f"the processes of this run would resume from different files: {names}. Start it "
                 f"again when all hosts see the same in {trainer.default_root_dir}, or name one "
                 "file with `--ckpt_path`"
             )
@@ -137,41 +158,45 @@ class RunFiles(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on rank 0 before anything runs."""
         folder = Path(trainer.default_root_dir)
-        with writing(folder):
-            self._write(folder, trainer, stage)
+        self._run = run_id(folder)
+        if self.files:
+            with writing(folder):
+                self._write(folder, trainer, stage)
 
     def _write(self, folder: Path, trainer: Trainer, stage: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._run = run_id(folder)
         settings = self.config.clone()
-        # Of this start, and not of the run: its config begins no other one.
+        # Of this start, and not of the run: its config must not start another one.
         settings.pop("new", None)
         text = self.parser.dump(settings, skip_none=False)
         config = yaml.safe_load(text)
-        facts = {**environment(), "config_hash": config_hash(config)}
-        # Lightning hands over an enum, whose name in a string depends on Python's version.
+        details = {**environment(), "config_hash": config_hash(config)}
+        # Lightning passes an enum, whose name in a string depends on Python's version.
         suffix = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"
-        _write_new(folder, f"config{suffix}", ".yaml", text)
-        _write_new(folder, f"environment{suffix}", ".json", json.dumps(facts, indent=2) + "\n")
+        write_new(folder / f"config{suffix}.yaml", text)
+        write_new(folder / f"environment{suffix}.json", json.dumps(details, indent=2) + "\n")
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ClipDataModule) and data.labels:
-            _write_new(folder, "labels", ".csv", label_map(data))
+            write_new(folder / "labels.csv", label_map(data))
+        # One nested group, so that a sweep's own flat keys stay apart.
+        nested = {"config": config, "environment": details}
         for logger in trainer.loggers:
-            _log_settings(logger, config, facts)
+            if isinstance(logger, WandbLogger):
+                call_wandb(logger, lambda run: run.config.update(nested, allow_val_change=True))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds where the checkpoint belongs."""
+        """Adds run id, number of saves and whether gradients are being accumulated."""
         self._saves += 1
-        # An epoch that is broken off is over: its last window is never made.
-        inside = not trainer.should_stop and trainer.fit_loop.epoch_loop._should_accumulate()
+        # An epoch that is ended early is over: its last window is never completed.
+        inside = not trainer.should_stop and is_accumulating(trainer)
         checkpoint["run"] = {"run": self._run, "saves": self._saves, "inside_window": inside}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes on counting."""
+        """Restores the count."""
         self._saves = (checkpoint.get("run") or {}).get("saves", 0)
 
 
@@ -179,7 +204,7 @@ def label_map(data: ClipDataModule) -> str:
     """Classes of a data set as a CSV: `index`, `name`, `training_clips`."""
     counts = data.clips("train").targets.counts(len(data.labels))
     text = io.StringIO(newline="")
-    # A name with either sign of a line's end is quoted only where both end a row.
+    # csv quotes a name with a line feed or carriage return only where both end a row.
     writer = csv.writer(text, lineterminator="\r\n")
     rows = ["index,name,training_clips\n"]
     for row in zip(range(len(counts)), data.labels, counts, strict=True):
@@ -187,23 +212,3 @@ def label_map(data: ClipDataModule) -> str:
         writer.writerow(row)
         rows.append(text.getvalue().removesuffix("\r\n") + "\n")
     return "".join(rows)
-
-
-def _log_settings(logger: Logger, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """One nested group in W&B, so that a sweep's own flat keys stay apart."""
-    if isinstance(logger, WandbLogger):
-        settings = {"config": config, "environment": facts}
-        tell(logger, lambda run: run.config.update(settings, allow_val_change=True))
-
-
-def _write_new(folder: Path, stem: str, ending: str, text: str) -> None:
-    """Writes a file, under a counted name where another text already has the plain one."""
-    count = 0
-    while True:
-        path = folder / (f"{stem}{ending}" if count == 0 else f"{stem}.{count}{ending}")
-        if not path.exists():
-            path.write_text(text)
-            return
-        if path.read_text() == text:
-            return
-        count += 1

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from peas.callbacks.means import EpochMeans
 from peas.data.batch import Batch
 from peas.masking.peas.scores import (
     ErrorNorm,
@@ -23,13 +22,14 @@ from peas.masking.peas.scores import (
 from peas.masking.peas.selector import Marginals, marginals
 from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
+from peas.training.epoch_means import EpochMeans
 
 
 class AuxiliaryModel:
     """The encoder and head of the auxiliary passes.
 
-    A copy is kept outside the module tree: the optimiser, DDP and the task's `state_dict` do not
-    see it; its weights are in the callback's state, so that a resumed run has them.
+    A copy is kept outside the module tree, hidden from the optimiser, DDP and the task's
+    `state_dict`; its weights are in the callback's state, so that a resumed run has them.
 
     Args:
         kind: `live`, `frozen` or `ema`.
@@ -44,7 +44,7 @@ class AuxiliaryModel:
         self._step = 0
 
     def start(self, task: BaseTask) -> None:
-        """Makes the copy; a resumed run takes the saved weights."""
+        """Makes the copy; a resumed run restores the saved weights."""
         if self.kind == "live":
             return
         self._copy = copy.deepcopy(task.model).requires_grad_(False).eval()
@@ -91,19 +91,19 @@ TIMED_EVERY = 50
 
 
 class Scoring:
-    """Runs the passes of equations 1 and 2 without gradient, and reduces the maps to marginals.
+    """Runs the passes of equations 1 and 2 without gradients, and reduces the maps to marginals.
 
     Adds `peas/e_rec`, `peas/e_pred` and `peas/seconds_per_pass` to the epoch's means.
 
     Args:
-        means: Where it counts.
+        means: Of the epoch.
         auxiliary: Whose errors.
         score: As in `peas.callbacks.PEAS`, like the other keys.
         aux_grid: Patches of the passes.
-        aux_input_mask: Whether parts are hidden in turn.
+        aux_input_mask: Whether parts are masked in turn.
         aux_passes: Number of complementary passes.
         aux_precision: Of the passes.
-        error_norm: What equation 2 gets.
+        error_norm: Of the input of equation 2.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class Scoring:
         return each if self.score == "rec" else 2 * each
 
     def start(self, task: BaseTask) -> None:
-        """Checks that the task's model can be scored, and makes the copy where one is asked for.
+        """Checks that the task's model can be scored, and copies it if needed.
 
         Raises:
             NoReconstruction: The model cannot reconstruct.
-            ConfigError: The patches cannot be hidden in turn.
+            ConfigError: The patches cannot be masked in turn.
         """
         if self.passes:
             task.prepare_reconstruction()
@@ -165,8 +165,8 @@ class Scoring:
 
         Args:
             trainer: Knows the precision.
-            task: Its model is asked, unless a copy is.
-            batch: The clips' place in training, for draws.
+            task: Its model is used, unless there is a copy.
+            batch: The clips, for random numbers.
             log_mel: `[B, T, F]` unmasked.
             time_ok: `[B, T]` frames that count; None = all.
             freq_ok: `[B, F]` mel bins that count; None = all.
@@ -215,12 +215,12 @@ class Scoring:
     ) -> Callable[[Tensor], Tensor]:
         """G(E(.)) as the keys say."""
 
-        def literal(x: Tensor, hidden: Tensor | None = None) -> Tensor:
-            drawn: Tensor = model.reconstruct(x, hidden, grid=self.aux_grid)
-            return drawn
+        def reconstruct(x: Tensor, masked: Tensor | None = None) -> Tensor:
+            result: Tensor = model.reconstruct(x, masked, grid=self.aux_grid)
+            return result
 
         if self.aux_input_mask == "none":
-            return literal
+            return reconstruct
         grid = model.token_grid(log_mel.shape[1], self.aux_grid)
         u = task.random_numbers(batch, "complementary", (grid[0] * grid[1],)).to(log_mel.device)
-        return complementary(literal, u, self.aux_passes, patch=model.patch, grid=grid)
+        return complementary(reconstruct, u, self.aux_passes, patch=model.patch, grid=grid)

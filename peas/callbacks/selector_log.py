@@ -1,6 +1,7 @@
-"""What the mask position selector chose, and how far the possible scores agree."""
+"""Choices of the mask position selector, and the agreement of the possible scores."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peas.masking.peas.scores import complementary, error_maps, squared_error
 from peas.masking.peas.selector import AxisPlan, marginals, spearman, window_scores
 from peas.tasks.base import BaseTask
 from peas.training.distributed import gather, is_first
+from peas.utils.files import write_text
 
 CLIPS = 4
 PASSES = 4
@@ -20,9 +22,9 @@ PASSES = 4
 class SelectorLog:
     """Counts starts of adaptive windows, and compares `rec`, `pred` and `complementary` scores.
 
-    Writes `mask_starts.csv` into the run folder: epoch, axis, first cell of the window, count.
+    Writes `mask_starts.csv` into the run folder: epoch, axis, first bin of the window, count.
     Logs the rank correlation (Spearman) of window scores on the first validation clips, under
-    `peas/agree_<score>_<score>_<axis>`; `complementary` hides every patch once, as the head was
+    `peas/agree_<score>_<score>_<axis>`; `complementary` masks every patch once, as the head was
     trained, and is the reference.
     """
 
@@ -30,7 +32,7 @@ class SelectorLog:
         self._starts: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts of the epoch so far, of all processes; every process must ask."""
+        """Counts of the epoch so far, of all processes; every process must call it."""
         parts = gather({axis: counted.cpu() for axis, counted in self._starts.items()})
         return {
             axis: torch.stack([part[axis] for part in parts if axis in part]).sum(0)
@@ -38,7 +40,7 @@ class SelectorLog:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with saved counts, in the first process."""
+        """Restores saved counts, in the first process."""
         self._starts = dict(state) if is_first() else {}
 
     def count(self, time: AxisPlan, freq: AxisPlan, frames: int, mels: int) -> None:
@@ -50,24 +52,23 @@ class SelectorLog:
             self._starts[axis] = counted + before.to(counted.device)
 
     def write(self, trainer: Trainer) -> None:
-        """Adds the epoch, of all processes, to `mask_starts.csv` and starts anew."""
+        """Adds the epoch, of all processes, to `mask_starts.csv` and resets the counts."""
         starts = self.state_dict()
         self._starts = {}
         if not trainer.is_global_zero or not starts:
             return
         path = Path(trainer.default_root_dir) / "mask_starts.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", "axis", "start", "count"])
-            # A run that was stopped may have written this epoch before.
-            writer.writerows(row for row in _rows(path) if int(row[0]) < trainer.current_epoch)
-            for axis, counted in starts.items():
-                for start, count in enumerate(counted.tolist()):
-                    if count:
-                        writer.writerow([trainer.current_epoch, axis, start, count])
-        partial.replace(path)
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(["epoch", "axis", "start", "count"])
+        # A run that was stopped may have written this epoch before.
+        writer.writerows(row for row in _rows(path) if int(row[0]) < trainer.current_epoch)
+        for axis, counted in starts.items():
+            for start, count in enumerate(counted.tolist()):
+                if count:
+                    writer.writerow([trainer.current_epoch, axis, start, count])
+        write_text(path, table.getvalue())
 
     def agreement(self, task: BaseTask, log_mel: Tensor, widths: tuple[int, int]) -> None:
         """Logs the rank correlations on some clips.
@@ -87,15 +88,15 @@ class SelectorLog:
             "pred": maps.e_pred,
             "energy": x.float().square(),
         }
-        # A pixel probe draws no hidden patch.
+        # A pixel probe reconstructs no masked patch.
         if model.pixel_probe is None:
             grid = model.token_grid(x.shape[1], "nonoverlap")
             # The same groups in every epoch, so that only the model changes.
             u = torch.rand(len(x), grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
-            hidden = complementary(
+            reconstruct = complementary(
                 model.reconstruct, u.to(x.device), PASSES, patch=model.patch, grid=grid
             )
-            scores["complementary"] = squared_error(hidden(x), x)
+            scores["complementary"] = squared_error(reconstruct(x), x)
         lines = {name: marginals(score) for name, score in scores.items()}
         for a, b in (
             ("rec", "pred"),
@@ -119,7 +120,7 @@ class SelectorLog:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """Lines of the file so far, without its head and without one that a kill cut."""
+    """Rows of the file so far, without its header and without an incomplete one."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

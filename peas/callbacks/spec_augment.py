@@ -1,7 +1,7 @@
-"""Masking strategies that look at no error: conventional SpecAugment and random blocks.
+"""Masking strategies without a model: conventional SpecAugment and random blocks.
 
-Their masks are blocks along time crossed with blocks along frequency, as those of `PEAS`, which is
-in `peas.callbacks.peas`.
+Their masks are blocks along time crossed with blocks along frequency, like those of `PEAS` in
+`peas.callbacks.peas`.
 """
 
 from abc import abstractmethod
@@ -22,9 +22,9 @@ from peas.training.distributed import gather, is_first
 
 
 class BlockMasking(MaskingStrategy):
-    """Masks of whole blocks of frames and of mel bins; a subclass plans the blocks.
+    """Masks of blocks of frames and of mel bins; a subclass plans the blocks.
 
-    Logs, over the whole run so far, `mask/adaptive_share` (adaptive blocks among all blocks).
+    Logs, over the run so far, `mask/adaptive_share` (adaptive blocks among all blocks).
 
     Args:
         max_time: Mask parameter in frames; widths are uniform on 0 … max_time - 1.
@@ -77,7 +77,7 @@ class BlockMasking(MaskingStrategy):
     # --- hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Also refuses masks that do not fit, and an endless run."""
+        """Also refuses masks that do not fit, and a run without `max_epochs`."""
         super().on_fit_start(trainer, pl_module)
         assert isinstance(pl_module, BaseTask)
         check_width(self.key("max_time"), self.max_time, pl_module.front_end.frames)
@@ -106,8 +106,8 @@ class BlockMasking(MaskingStrategy):
 class SpecAugment(BlockMasking):
     """Conventional SpecAugment: one random interval along each axis, all epochs alike.
 
-    torchaudio's law, width ⌊U·M⌋ and start ⌊U·(size - U·M)⌋, which the official SSAST loader
-    applies before normalisation and noise; drawn here for each clip by itself.
+    torchaudio's distribution, width ⌊U·M⌋ and start ⌊U·(size - U·M)⌋, which the official SSAST
+    loader applies before normalisation and noise; sampled here for each clip.
 
     Args:
         max_time: Mask parameter in frames (`timem`): 96 for ESC-50, 48 for Speech Commands.
@@ -123,7 +123,7 @@ class SpecAugment(BlockMasking):
     def plans(
         self, log_mel: Tensor, valid: Tensor, context: MaskingContext
     ) -> tuple[AxisPlan, AxisPlan]:
-        """One random block an axis."""
+        """One random block per axis."""
         return (
             random_plan(
                 self.rand(context, "time", 1),
@@ -153,7 +153,7 @@ class RandomMasking(BlockMasking):
         final_phase: Last share of the epochs in which every mask has the fixed width M // 2;
             0 is off.
         overlap: `forbid` keeps a block off the earlier ones of its axis while there is room, so
-            that random and adaptive masks hide equal areas; `allow` draws each by itself.
+            that random and adaptive masks cover equal areas; `allow` samples each independently.
         stage: `after_noise` or `before_noise`.
     """
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: where a run of it lies, that it never stops training, and what it is told."""
+"""Weights & Biases: where its files go, what is logged, and that it never stops training."""
 
 import csv
 import os
@@ -19,11 +19,10 @@ from peas.errors import ConfigError
 from peas.training.run_folder import wandb_id
 
 VARIABLES = ("WANDB_RUN_ID", "WANDB_DIR")
-"""Of the environment, which `place` sets where they are not."""
+"""Environment variables that `use_run_folder` sets."""
 HIGHER = ("accuracy", "mAP", "AUC", "d_prime", "nce_accuracy")
 LOWER = ("loss", "mse", "valid_mse", "feature_mse", "reconstruction", "distillation", "contrastive")
-"""Metrics whose best value is the highest, or the lowest. Without, W&B's tables and sweeps would
-take the last one."""
+"""Metrics whose best value is the highest, or the lowest; by default W&B uses the last one."""
 _CALLS = (
     "after_save_checkpoint",
     "finalize",
@@ -37,34 +36,34 @@ _CALLS = (
     "save",
     "watch",
 )
-"""Of a logger, none of which may end a run."""
+"""Methods of a logger, none of which may end a run."""
 
 
-def place(folder: Path, *, afresh: bool) -> None:
-    """Let W&B keep its files in the folder of a run, and go on with the curves that it knows.
+def use_run_folder(folder: Path, *, afresh: bool) -> None:
+    """Keep W&B's files in a run's folder, and continue its curves.
 
     Args:
         folder: Of the run.
-        afresh: Whether a run begins; False where one goes on or is evaluated.
+        afresh: Whether a run starts; False if one resumes or is evaluated.
     """
-    # Absolute: a service of W&B that runs already has a working folder of its own.
+    # Absolute: W&B's service, if it runs already, has its own working folder.
     os.environ.setdefault("WANDB_DIR", str(folder.absolute()))
     if not getattr(rank_zero_only, "rank", 0) and not os.environ.get("WANDB_RUN_ID"):
         os.environ["WANDB_RUN_ID"] = wandb_id(folder, afresh=afresh)
-    # A server that answers nothing would hold up the start for a minute and a half, and the end
-    # for ever: what is not sent stays in the run's folder.
+    # A server that does not answer would delay the start by a minute and a half, and the end for
+    # ever: what is not sent stays in the run's folder.
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "300")
 
 
 def connect(loggers: Iterable[Logger]) -> None:
-    """Begin W&B's runs; where the server cannot be reached, offline.
+    """Start W&B's runs; offline if the server cannot be reached.
 
     Args:
         loggers: Of the trainer.
 
     Raises:
-        ConfigError: W&B refuses the settings: it is online without a key, or with a wrong one.
+        ConfigError: W&B refuses the settings, such as a missing or wrong key.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
@@ -85,17 +84,17 @@ def connect(loggers: Iterable[Logger]) -> None:
                 f"later with `wandb sync {os.environ.get('WANDB_DIR', '.')}/wandb/offline-run-*`"
             )
             os.environ["WANDB_MODE"] = "offline"
-            # Its service holds the id of the run that did not begin, and the settings of before.
+            # Its service still has the failed run's id and settings.
             wandb.teardown()
             _ = logger.experiment
         _GUARDS[logger] = _Guard(logger)
 
 
 class _Guard:
-    """Lets a logger fail once, with a warning; from then on it is told nothing more.
+    """Lets a logger fail once, with a warning; it gets no further calls.
 
     Args:
-        logger: Whose calls are guarded.
+        logger: Its methods are replaced.
     """
 
     def __init__(self, logger: WandbLogger) -> None:
@@ -107,28 +106,28 @@ class _Guard:
         """The same call, which never raises."""
 
         @wraps(call)
-        def instead(*args: Any, **settings: Any) -> Any:
+        def safe(*args: Any, **settings: Any) -> Any:
             if self._lost:
                 return None
             try:
                 return call(*args, **settings)
-            # Whatever W&B raises: it has no common base for the loss of its service.
+            # W&B has no common base class for the loss of its service.
             except Exception as error:
                 self._lost = True
                 self._give_up(error)
                 return None
 
-        return instead
+        return safe
 
     def _give_up(self, error: Exception) -> None:
         import wandb
 
         rank_zero_warn(
-            f"W&B takes nothing more ({_line(error) or type(error).__name__}): the run continues "
-            "without it, and logs/ holds every metric. What it has taken is sent with "
+            f"W&B has failed ({_line(error) or type(error).__name__}): the run continues without "
+            "it, and logs/ has every metric. Send what W&B has with "
             f"`wandb sync {os.environ.get('WANDB_DIR', '.')}/wandb/*run-*`"
         )
-        # What it would do at the end of the process fails as well, with tracebacks.
+        # At the end of the process it would fail again, with tracebacks.
         with suppress(Exception):
             wandb.finish(exit_code=1)
         with suppress(Exception):
@@ -138,19 +137,19 @@ class _Guard:
 _GUARDS: WeakKeyDictionary[WandbLogger, _Guard] = WeakKeyDictionary()
 
 
-def tell(logger: WandbLogger, call: Callable[[Any], object]) -> None:
-    """Call W&B's run of a logger; a failure is a warning, once.
+def call_wandb(logger: WandbLogger, call: Callable[[Any], object]) -> None:
+    """Call something with a logger's W&B run; a failure is a warning, once.
 
     Args:
         logger: Of the trainer.
-        call: Of the run.
+        call: Gets the run.
     """
 
-    def ask() -> None:
+    def apply() -> None:
         call(logger.experiment)
 
     guard = _GUARDS.get(logger)
-    (guard.guarded(ask) if guard else ask)()
+    (guard.guarded(apply) if guard else apply)()
 
 
 def _line(error: Exception) -> str:
@@ -158,7 +157,7 @@ def _line(error: Exception) -> str:
 
 
 class WandbRun(Callback):
-    """Tells W&B which value of each metric counts, and logs the scores of each class as a table.
+    """Defines the best value of each metric in W&B, and logs tables of class scores.
 
     Args:
         run_dir: Folder of the run.
@@ -168,7 +167,7 @@ class WandbRun(Callback):
         self.run_dir = run_dir
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says of each metric whether its highest or its lowest value is the run's."""
+        """Defines whether the highest or lowest value of a metric is the best."""
 
         def define(run: Any) -> None:
             for names, best in ((HIGHER, "max"), (LOWER, "min")):
@@ -176,7 +175,7 @@ class WandbRun(Callback):
                     run.define_metric(f"{stage}/{name}", summary=best)
 
         for logger in _wandb(trainer):
-            tell(logger, define)
+            call_wandb(logger, define)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the table of the best epoch."""
@@ -198,16 +197,16 @@ class WandbRun(Callback):
             return
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
-        facts = header.index("average_precision")
+        first = header.index("average_precision")
         data = [
-            [*row[:facts], *(float(cell) if cell else None for cell in row[facts:])] for row in rows
+            [*row[:first], *(float(text) if text else None for text in row[first:])] for row in rows
         ]
         for logger in loggers:
             logger.log_table(f"classes/{name}", columns=header, data=data)
 
 
 def _wandb(trainer: Trainer) -> list[WandbLogger]:
-    """W&B's loggers, on the process that logs."""
+    """W&B's loggers, on rank 0."""
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

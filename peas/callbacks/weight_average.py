@@ -1,16 +1,18 @@
-"""An average of the trained weights, which is what a run validates and saves."""
+"""An average of the trained weights, which a run validates and saves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from peas.callbacks.siblings import siblings
 from peas.errors import CheckpointError, ConfigError
+from peas.training.trainer import callbacks_of
 
 LIVE = "current_model_state"
 """Key of a checkpoint that holds the weights which are trained; `state_dict` holds the average."""
@@ -19,14 +21,14 @@ LIVE = "current_model_state"
 class WeightAverage(Callback):
     """Keeps an exponential moving average of the trained weights, or the mean of epochs' ends.
 
-    Validation and checkpoints use the average; a run that resumes finds the trained weights beside
-    it. The mean is that of SSAST's and AST's figures on AudioSet (`wa_start` of their code): until
-    its first epoch ends, validation and checkpoints have the trained weights. Buffers and frozen
-    parameters are the module's own: averaged, an integer would be rounded down, and a constant
-    would drift away from what `test` builds.
+    Validation and checkpoints use the average; checkpoints also hold the trained weights, for a
+    run that resumes. The mean is that of SSAST's and AST's results on AudioSet (`wa_start` of their
+    code): until its first epoch ends, validation and checkpoints use the trained weights. Buffers
+    and frozen parameters are not averaged: an integer would be rounded down, and a constant would
+    drift away from what `test` builds.
 
     Args:
-        decay: Of the moving average: share of it that stays after an optimizer step.
+        decay: Of the moving average, per optimizer step.
         equal_from: First epoch, from 0, whose weights at its end enter an equal mean; null is the
             moving average. The official `wa_start: 6` counts from 1, so it is 5.
 
@@ -47,21 +49,20 @@ class WeightAverage(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two kinds get as far as `on_fit_start`: callbacks of one key stop Lightning's trainer."""
-        return (
-            super().state_key if self.equal_from is None else self._generate_state_key(equal=True)
-        )
+        """Of the two kinds: Lightning refuses callbacks of the same key before `on_fit_start`."""
+        equal = "" if self.equal_from is None else "{'equal': True}"
+        return f"{type(self).__qualname__}{equal}"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a second average: validation would be of a mixture of both."""
-        if len(siblings(trainer, WeightAverage)) > 1:
+        """Refuses a second average: validation would use a mixture of both."""
+        if len(callbacks_of(trainer, WeightAverage)) > 1:
             raise ConfigError(
                 "`trainer.callbacks` has several WeightAverage: keep one (configs for AudioSet "
                 "with `equal_from` average already, without configs/overlays/ema.yaml)"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the optimizer step that training starts from."""
+        """Notes the optimizer step at which training starts."""
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -78,27 +79,27 @@ class WeightAverage(Callback):
         self._step = trainer.global_step
         if self.equal_from is None:
             if stepped:
-                self._add(pl_module, 1.0 - self.decay)
+                self._update(pl_module, get_ema_multi_avg_fn(self.decay))  # type: ignore[no-untyped-call]
         elif trainer.current_epoch >= self.equal_from and trainer.is_last_batch:
-            # Before the epoch's validation, which scores the mean with this epoch in it.
+            # Before the epoch's validation, which scores the mean that includes this epoch.
+            self._update(pl_module, get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
             self._models += 1
-            self._add(pl_module, 1.0 / self._models)
 
-    def _add(self, module: nn.Module, share: float) -> None:
-        """Moves the average by a share towards the weights; the first weights are the first one."""
+    def _update(self, module: nn.Module, average: Callable[..., None]) -> None:
+        """Updates the average in place; it starts as a copy of the weights."""
         weights = _trained(module)
         if not self._average:
             self._average = {name: weight.detach().clone() for name, weight in weights.items()}
             return
-        average = [self._average[name] for name in weights]
-        torch._foreach_lerp_(average, list(weights.values()), share)
+        averages = [self._average[name] for name in weights]
+        average(averages, list(weights.values()), self._models)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the average in the place of the trained weights."""
+        """Swaps the average into the model."""
         self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the trained weights back."""
+        """Swaps the trained weights back."""
         self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,13 +111,13 @@ class WeightAverage(Callback):
         return {"models": self._models}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up an equal mean of so many epochs."""
+        """Restores the number."""
         self._models = state_dict["models"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Saves the average as the state, and the trained weights beside it."""
+        """Saves the average as the model's state, and the trained weights beside it."""
         state = checkpoint["state_dict"]
         if self._average:
             checkpoint[LIVE] = {name: state[name] for name in self._average}
@@ -125,14 +126,13 @@ class WeightAverage(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes the trained weights and the average from a checkpoint, to go on with training.
+        """Restores the trained weights and the average, to resume training.
 
-        A checkpoint of a run without an average starts a moving one from its weights, and an equal
-        mean at the next end of an epoch. Evaluation keeps the average, which the model has been
-        given.
+        A checkpoint without an average starts a moving one from its weights, and an equal mean at
+        the end of the next epoch. For evaluation the average is already in the model.
 
         Raises:
-            CheckpointError: One of the two lacks a weight, or has one of another shape.
+            CheckpointError: A weight is missing, or has another shape.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
@@ -148,7 +148,7 @@ class WeightAverage(Callback):
         if live is None and self.equal_from is not None:
             return
         self._average = {name: state[name].to(weight) for name, weight in weights.items()}
-        # The model holds what was loaded: `to` copies nothing where the device is the same.
+        # A copy: `to` copies nothing where the device is the same.
         self._average = {name: weight.clone() for name, weight in self._average.items()}
         if live:
             self._fill(pl_module, live)

@@ -1,40 +1,33 @@
 """`PeasCLI`: how a configuration becomes a run, with its folder and what is always on."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from peas.callbacks.checkpoints import (
-    BEST,
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    LastCheckpoint,
-    WriteAfterLog,
+from peas.callbacks.checkpoints import AtomicCheckpointIO
+from peas.callbacks.defaults import (
+    Defaults,
+    RunSettings,
+    default_callbacks,
+    shows_bar,
+    summarises,
 )
-from peas.callbacks.continuity import Continuity
-from peas.callbacks.cut_epochs import SaveBeforeTheCut
 from peas.callbacks.masking import MaskingStrategy
-from peas.callbacks.monitors import RequireMonitors
-from peas.callbacks.odd_clips import OddClipCount
-from peas.callbacks.outputs import ClipOutputs
-from peas.callbacks.progress import EpochLine, Progress
 from peas.callbacks.run_files import RunFiles
-from peas.callbacks.signals import SaveOnSignal, StopOnSignal
-from peas.callbacks.summary import SizeSummary
-from peas.callbacks.wandb_run import WandbRun, connect, place
+from peas.callbacks.wandb_run import connect, use_run_folder
 from peas.cli.errors import cause, no_device
 from peas.cli.parser import PeasParser
 from peas.data.module import ClipDataModule, refuse_selection_on_test
@@ -43,31 +36,34 @@ from peas.models.weights import read_state
 from peas.models.weights.checking import check_run
 from peas.tasks.base import BaseTask
 from peas.training.distributed import is_launched_first
-from peas.training.run_checkpoints import CHECKPOINTS, HPC, newest_whole
-from peas.training.run_folder import require_new, require_outside, require_own, take, writing
-from peas.training.run_log import RunLog
-from peas.training.trainer import PeasTrainer
+from peas.training.run_checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    HPC,
+    LoadedCheckpoint,
+    newest_checkpoint,
+)
+from peas.training.run_folder import open_run, require_new, require_outside, require_own, writing
+from peas.training.trainer import PeasTrainer, RunLog
 
 RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
 """Tells the processes that Lightning starts for DDP which folder rank 0 chose."""
 
 
 class PeasCLI(LightningCLI):
-    """LightningCLI with a folder for each run and callbacks that are always on.
+    """LightningCLI with a folder for each run and default callbacks.
 
-    A run's folder is `trainer.default_root_dir` itself; without it `runs/<config>/<time>`. The
-    callbacks that every run needs (files, progress, checkpoints, logits per clip) are added in
-    code, since a list in a second config file replaces the first one's.
+    A run's folder is `trainer.default_root_dir` itself; without it `runs/<config>/<time>`. What
+    every run does (`peas.callbacks.defaults`) is added in code, since a list in a second config
+    file replaces the first one's.
     """
 
-    _lock: IO[str] | None = None
+    _checkpoint: LoadedCheckpoint | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        try:
+        # Holds the lock of the run's folder.
+        with ExitStack() as self._run:
             super().__init__(*args, **kwargs)
-        finally:
-            if self._lock is not None:
-                self._lock.close()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `masking`, `paper` (a config's row in a paper), and what a run may do."""
@@ -100,6 +96,7 @@ class PeasCLI(LightningCLI):
             help="settings of the row by their whole keys, and `clips`, the scored ones; a table "
             "leaves the figure out where a run differs",
         )
+        parser.add_class_arguments(Defaults, "defaults")
         parser.add_argument(
             "--checkpoints.every_n_train_steps",
             type=int | None,
@@ -135,13 +132,14 @@ class PeasCLI(LightningCLI):
         given = config.get("ckpt_path")
         if config.get("new"):
             self._require_possible(verb, given)
-        path = config.ckpt_path = self._path(verb, given)
+        loaded = self._load(verb, given)
+        config.ckpt_path = str(loaded.path) if loaded else None
         folder = config.trainer.default_root_dir
-        if path is None:
+        if loaded is None:
             if verb == "fit" and folder is not None and not config.get("new"):
                 require_new(Path(folder))
             return
-        state = read_state(Path(path))
+        path, state = self._checkpoint = loaded
         check_run(state, str(path))
         needed = ["state_dict", "hyper_parameters", "pytorch-lightning_version"]
         if verb == "fit":
@@ -155,7 +153,7 @@ class PeasCLI(LightningCLI):
             )
 
         if verb == "fit" and folder is not None and given != "last":
-            require_own(Path(folder), Path(path))
+            require_own(Path(folder), path)
 
     def _require_possible(self, verb: str, given: str | None) -> None:
         """Refuses `--new` where it contradicts what else is asked for."""
@@ -171,8 +169,8 @@ class PeasCLI(LightningCLI):
             named = [(key, value) for key, value in items if key != "trainer.default_root_dir"]
             require_outside(Path(folder), _texts(named))
 
-    def _path(self, verb: str, given: str | None) -> str | None:
-        """The file that `--ckpt_path` means; None where nothing is loaded."""
+    def _load(self, verb: str, given: str | None) -> LoadedCheckpoint | None:
+        """The checkpoint of `--ckpt_path`, read once for the run; None where nothing is loaded."""
         if not given:
             return None
         if Path(given).is_dir():
@@ -186,10 +184,10 @@ class PeasCLI(LightningCLI):
                     f"`--ckpt_path {given}`: there is no such file. Is `last` meant? `last` and "
                     "`best` take a checkpoint of `--trainer.default_root_dir`"
                 )
-            return given
+            return LoadedCheckpoint(Path(given), read_state(given))
         if given not in ("last", "best", "hpc"):
             if Path(given).is_file():
-                return given
+                return LoadedCheckpoint(Path(given), read_state(given))
             raise ConfigError(
                 f"`--ckpt_path {given}`: there is no model registry in peas. Give `last`, or a file"
             )
@@ -207,15 +205,15 @@ class PeasCLI(LightningCLI):
                 f"`--model.init_args.pretrained {best}`"
             )
         if given == "best":
-            found = best if best.is_file() else None
+            loaded = LoadedCheckpoint(best, read_state(best)) if best.is_file() else None
         else:
-            found = newest_whole(Path(folder), HPC if given == "hpc" else None)
-        if found is None and (verb != "fit" or given == "hpc"):
+            loaded = newest_checkpoint(Path(folder), HPC if given == "hpc" else None)
+        if loaded is None and (verb != "fit" or given == "hpc"):
             raise ConfigError(
                 f"`--ckpt_path {given}`: there is no checkpoint of that kind in {folder}"
             )
-        rank_zero_info(f"going on from {found}" if found else f"{folder}: a new run begins")
-        return str(found) if found else None
+        rank_zero_info(f"resuming from {loaded.path}" if loaded else f"{folder}: a new run starts")
+        return loaded
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder and the default logger."""
@@ -229,12 +227,10 @@ class PeasCLI(LightningCLI):
         if first and self.config.subcommand == "fit":
             # Before a logger writes into the folder.
             start = Path(config.ckpt_path) if config.ckpt_path else None
-            self._lock = take(self.run_dir, start=start, new=config.new)
-        given = config.trainer.logger
-        if any(
-            "Wandb" in str(logger) for logger in (given if isinstance(given, list) else [given])
-        ):
-            place(self.run_dir, afresh=self.config.subcommand == "fit" and not config.ckpt_path)
+            self._run.enter_context(open_run(self.run_dir, start=start, new=config.new))
+        if config.defaults.wandb and "Wandb" in str(config.trainer.logger):
+            fresh = self.config.subcommand == "fit" and not config.ckpt_path
+            use_run_folder(self.run_dir, afresh=fresh)
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; an argument that a class refuses is one clear message."""
@@ -259,59 +255,43 @@ class PeasCLI(LightningCLI):
         self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the logger and the callbacks that are always on."""
+        """Adds the logger and the default callbacks."""
         config = self._get(self.config_init, "trainer")
-        wandb_run: list[Callback] = []
+        on: Defaults = self._get(self.config_init, "defaults")
+        self.save_config_kwargs = {**self.save_config_kwargs, "files": on.run_files}
+        wandb = False
         if config.logger is not False:
             given = config.logger if isinstance(config.logger, list) else [config.logger]
             loggers = [logger for logger in given if logger not in (None, True)]
-            if not any(isinstance(logger, CSVLogger) for logger in loggers):
+            if on.csv_log and not any(isinstance(logger, CSVLogger) for logger in loggers):
                 # A fresh version_N for each start: CSVLogger deletes an older file in its place.
                 loggers.append(RunLog(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
-            if any(isinstance(logger, WandbLogger) for logger in loggers):
+            wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
+            if wandb and on.wandb:
                 connect(loggers)
-                wandb_run.append(WandbRun(self.run_dir))
-        given_callbacks = config.callbacks or []
         # Lightning's Trainer takes a callback for a list of one.
-        callbacks = list(
-            given_callbacks if isinstance(given_callbacks, list) else [given_callbacks]
-        )
-        callbacks += self._masking(callbacks)
-        always: list[Callback] = [
-            OddClipCount(),
-            ClipOutputs(self.run_dir),
-            *wandb_run,
-            EpochLine(),
-        ]
-        if config.enable_progress_bar is not False and sys.stderr.isatty():
-            always.append(Progress())
-        else:
+        callbacks = config.callbacks or []
+        own = list(callbacks if isinstance(callbacks, list) else [callbacks])
+        own += self._masking(own)
+        verb = self.config.subcommand
+        plain = yaml.safe_load(self._parser(verb).dump(self.config[verb], skip_none=False))
+        run = RunSettings(self.run_dir, verb, plain, self._monitor(), own, wandb)
+        kwargs["callbacks"] = default_callbacks(on, run)
+        if not shows_bar(run.trainer):
             kwargs["enable_progress_bar"] = False
-        if self.subcommand != "fit":
+        if verb != "fit":
             # Lightning refuses the switch beside a config's own ModelCheckpoint.
-            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+            if not any(isinstance(callback, ModelCheckpoint) for callback in own):
                 kwargs["enable_checkpointing"] = False
-        else:
-            always.append(RequireMonitors())
-            if config.enable_model_summary is not False and not any(
-                isinstance(callback, ModelSummary) for callback in callbacks
-            ):
-                always.append(SizeSummary())
-                # Else Lightning says that it adds none of its own.
-                kwargs["enable_model_summary"] = False
-        if self.subcommand == "fit" and config.enable_checkpointing is not False:
-            always += self._checkpoints()
-            stop = StopOnSignal()
-            callbacks[:0] = [WriteAfterLog(), stop]
-            always += [SaveOnSignal(stop), SaveBeforeTheCut()]
-        if self.subcommand == "fit":
-            dumped = self._parser("fit").dump(self.config["fit"], skip_none=False)
-            always.append(Continuity(yaml.safe_load(dumped)))
-        kwargs["callbacks"] = callbacks + always
+        elif summarises(run):
+            # Else Lightning logs that it adds none of its own.
+            kwargs["enable_model_summary"] = False
         if not _writes_checkpoints(config.plugins):
             plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
-            kwargs["plugins"] = [*(p for p in plugins if p is not None), AtomicCheckpointIO()]
+            writer = AtomicCheckpointIO(self._checkpoint)
+            kwargs["plugins"] = [*(p for p in plugins if p is not None), writer]
+        self._checkpoint = None
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -340,23 +320,13 @@ class PeasCLI(LightningCLI):
             )
         return [] if strategy is None else [strategy]
 
-    def _checkpoints(self) -> list[Callback]:
-        """`best.ckpt` and `last.ckpt`, beside whatever the config saves."""
+    def _monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """Metric that selects the best checkpoint, and whether less or more is better."""
         multi_label = self.model.hparams["multi_label"]
         if multi_label is None:
             multi_label = getattr(self.datamodule, "multi_label", False)
-        monitor, mode = self.model.monitor(multi_label)
-        folder = self.run_dir / CHECKPOINTS
-        per_epoch = self._get(self.config_init, "trainer").check_val_every_n_epoch
-        every = self._get(self.config_init, "checkpoints.every_n_train_steps")
-        # Lightning's `save_last` writes only when the best has improved: an interrupted run would
-        # go back to its best epoch. The second one saves always, and after the best was chosen.
-        # Between two validations nothing is known that could be better.
-        # Where validations count steps, an epoch may be 100,000 of them.
-        return [
-            BestCheckpoint(folder, monitor, mode, every_n_epochs=per_epoch or 1),
-            LastCheckpoint(folder, every, save_on_train_epoch_end=per_epoch is not None),
-        ]
+        monitor: tuple[str, Literal["min", "max"]] = self.model.monitor(multi_label)
+        return monitor
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from peas.callbacks.signals import Stopped, ending_by_signals
+from peas.callbacks.stopping import Stopped, ending_by_signals
 from peas.callbacks.wandb_run import VARIABLES
 from peas.cli.main import RUN_DIR_VARIABLE, SETTINGS, PeasCLI
 from peas.errors import ConfigError, PeasError, say
-from peas.utils.children import PARENT, end_workers, signal_that_ended, why_killed
+from peas.utils.processes import PARENT, end_workers, signal_that_ended, why_killed
 from peas.utils.quiet import be_quiet
 
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*(\d+)")

@@ -18,7 +18,7 @@ from peas.data.clips import ClipDataset
 from peas.data.distributed_samplers import ClipKey, TrainSampler
 from peas.data.fingerprint import hash_strings
 from peas.errors import AudioError, ConfigError, DataError
-from peas.utils.children import CONTEXT, kill_workers, why_killed
+from peas.utils.processes import CONTEXT, kill_workers, why_killed
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from peas.errors import ConfigError, DataError, PeasError
-from peas.utils.children import CONTEXT, signal_that_ended
+from peas.utils.processes import CONTEXT, signal_that_ended
 
 Result = TypeVar("Result")
 

@@ -35,28 +35,28 @@ def class_scores(scores: Tensor, positives: Tensor) -> ClassScores:
     hit = torch.gather((positives > 0).double(), 0, order)
     n, classes = hit.shape
     rank = torch.arange(1, n + 1, device=hit.device, dtype=torch.float64).unsqueeze(1)
-    # Clips of equal score form one threshold: each looks up the last clip of its group.
+    # Clips of equal score share a threshold: each uses the counts at the end of its group.
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[:-1] != ordered[1:]
     row = torch.arange(n, device=hit.device).unsqueeze(1).expand(n, classes)
     end = torch.where(last, row, n).flip(0).cummin(dim=0).values.flip(0)
-    found = torch.gather(hit.cumsum(dim=0), 0, end)
-    seen = torch.gather(rank.expand(n, classes), 0, end)
+    true_positives = torch.gather(hit.cumsum(dim=0), 0, end)
+    retrieved = torch.gather(rank.expand(n, classes), 0, end)
     total = hit.sum(dim=0)
-    average_precision = (hit * found / seen).sum(dim=0) / total
+    average_precision = (hit * true_positives / retrieved).sum(dim=0) / total
 
-    missed_above = seen - found
+    false_positives = retrieved - true_positives
     group_first = torch.where(torch.cat([torch.ones_like(last[:1]), last[:-1]]), row, 0)
     start = group_first.cummax(dim=0).values
     before = torch.gather((rank - 1).expand(n, classes), 0, start)
     hits_before = torch.gather(hit.cumsum(dim=0) - hit, 0, start)
     negatives = n - total
-    higher = (missed_above + (before - hits_before)) / 2
+    higher = (false_positives + (before - hits_before)) / 2
     auc = 1 - (hit * higher).sum(dim=0) / (total * negatives)
-    nothing = torch.full_like(auc, math.nan)
+    undefined = torch.full_like(auc, math.nan)
     return ClassScores(
-        torch.where(total > 0, average_precision, nothing),
-        torch.where((total > 0) & (negatives > 0), auc, nothing),
+        torch.where(total > 0, average_precision, undefined),
+        torch.where((total > 0) & (negatives > 0), auc, undefined),
     )
 
 
@@ -67,7 +67,7 @@ def d_prime(auc: float) -> float:
 
 
 class ClipScores(Metric):
-    """Collects the logits and targets of every clip, over all processes, then scores them.
+    """Collects logits and targets of every clip, over all processes, and scores them.
 
     Classes without a positive clip are left out of the means, and `classes` counts the rest.
     """
@@ -91,13 +91,13 @@ class ClipScores(Metric):
         """Scores as `{accuracy | mAP, AUC, d_prime, classes, clips}`, each a scalar."""
         logits, targets = _cat(self.logits), _cat(self.targets)
         per_class = class_scores(logits, targets)
-        known = ~per_class.average_precision.isnan()
+        scored = ~per_class.average_precision.isnan()
         auc = per_class.auc[~per_class.auc.isnan()].mean()
         scores = {
-            "mAP": per_class.average_precision[known].mean(),
+            "mAP": per_class.average_precision[scored].mean(),
             "AUC": auc,
             "d_prime": torch.tensor(d_prime(float(auc))),
-            "classes": known.sum().float(),
+            "classes": scored.sum().float(),
             "clips": torch.tensor(float(len(logits))),
         }
         if not self.multi_label:

@@ -29,10 +29,10 @@ from peas.recipes.base import Recipe, RunLength, global_lr
 from peas.tasks import restoring
 from peas.training import randomness, run_clips
 from peas.training.distributed import is_first
-from peas.training.memory import keep_freed_memory
+from peas.training.epoch_means import forget_sums, save_sums
 from peas.training.nonfinite import RunningStatistics, Skipped, finite_gradients
-from peas.training.running_means import forget_sums, save_sums
 from peas.utils import migration
+from peas.utils.processes import keep_freed_memory
 
 if TYPE_CHECKING:
     from peas.tasks.augmentation import Masker
@@ -255,7 +255,7 @@ class BaseTask(L.LightningModule):
             )
         if not is_first():
             forget_sums(self, checkpoint)
-        # A checkpoint with all settings is compared in full by `peas.callbacks.continuity`.
+        # A checkpoint with all settings is compared in full by `peas.callbacks.run_checks`.
         if changed and resuming and SETTINGS not in checkpoint:
             changes = ", ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
             rank_zero_warn(f"the run resumes with changed settings: {changes}")

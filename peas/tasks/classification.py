@@ -35,7 +35,7 @@ class Classification(BaseTask):
 
     The config's `masking` chooses the masked bins of a training clip. Noise, roll and the
     mask's fill are applied in `peas.tasks.augmentation`, so every masking strategy shares one
-    filling rule. The callback `PatchDropping` writes `dropped_patches`: these do not reach the
+    filling rule. The callback `PatchDropout` writes `dropped_patches`: these do not reach the
     encoder.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another as objects."""
+"""Rank of this process, and objects exchanged between the processes of a run."""
 
 import os
 from typing import Any, TypeVar
@@ -7,13 +7,13 @@ from torch import distributed
 
 T = TypeVar("T")
 
-PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Variables by which a launcher tells a process its place; each is 0 in the first one."""
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables with a process's rank; each is 0 in the first one."""
 
 
 def is_launched_first() -> bool:
-    """Whether this process is the first one of its run, before the processes know one another."""
-    return all(os.environ.get(name) in (None, "", "0") for name in PLACES)
+    """Whether this process is the first one of its run, before the process group exists."""
+    return all(os.environ.get(name) in (None, "", "0") for name in RANKS)
 
 
 def are_several() -> bool:
@@ -22,7 +22,7 @@ def are_several() -> bool:
 
 
 def gather(own: T) -> list[T]:
-    """What every process has, in their order; all of them must ask.
+    """Objects of all processes, by rank; every process must call it.
 
     Args:
         own: Of this process; anything that can be pickled.
@@ -35,5 +35,5 @@ def gather(own: T) -> list[T]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that goes on with what was saved for all together."""
+    """Whether this process restores what was saved for all together."""
     return not are_several() or distributed.get_rank() == 0

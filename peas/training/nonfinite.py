@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: noticed before they reach the weights."""
+"""Non-finite losses and gradients, detected before they reach the weights."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class Skipped(Exception):
-    """An optimiser step that is left out."""
+    """An optimizer step that is skipped."""
 
 
 def finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is a number and their norm does not overflow.
+    """Whether all gradients and their norm are finite.
 
-    Under DDP the gradients are those of all processes, so all come to the same answer.
+    Under DDP the gradients are those of all processes, so all get the same answer.
 
     Args:
         parameters: Those that are trained.
@@ -25,39 +25,39 @@ def finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def counted(value: Tensor, clips: float) -> tuple[Tensor, Tensor]:
-    """A batch's value and its weight in a mean: 0 where it is no number.
+    """A batch's value and its weight in a mean: 0 where it is non-finite.
 
     Args:
         value: Scalar.
-        clips: Weight of a value that is one.
+        clips: Weight of a finite value.
     """
     finite = value.isfinite()
     return torch.where(finite, value, torch.zeros_like(value)), finite * clips
 
 
 class RunningStatistics:
-    """Means and variances of every BatchNorm, as they were after the last good step.
+    """Running statistics of every BatchNorm, as they were after the last good step.
 
-    A batch that gives no number has spoiled them in its forward pass already.
+    The forward pass of a non-finite batch has changed them already.
 
     Args:
-        module: What holds the norms.
+        module: Contains the norms.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._buffers = [
             buffer
             for part in module.modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+            if getattr(part, "track_running_stats", False)
             for buffer in part.buffers()
         ]
         self.keep()
 
     def keep(self) -> None:
-        """Note the present ones."""
+        """Keep a copy of the current ones."""
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def restore(self) -> None:
-        """Put the noted ones back."""
+        """Restore the copy."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             buffer.copy_(kept)

@@ -1,6 +1,6 @@
-"""Random draws that depend on the run's seed and place in training, and on nothing else.
+"""Random numbers that depend on the run's seed, epoch and step, and on nothing else.
 
-A draw is made for the *global* batch on the CPU, and each rank takes its clips' rows. So masks,
+They are generated for the *global* batch on the CPU, and each rank takes its clips' rows. So masks,
 noise and mixup do not change with the number of processes, the device or a restart.
 """
 
@@ -25,11 +25,11 @@ def stable_hash(*parts: str | int) -> int:
 
 
 def generator(seed: int, stream: str, epoch: int, step: int) -> torch.Generator:
-    """CPU generator for one named stream of draws at one global micro-batch.
+    """CPU generator for one named stream at one global micro-batch.
 
     Args:
         seed: Seed of the run.
-        stream: Name of the consumer, so that two consumers never share draws.
+        stream: Name of the consumer, so that two consumers never share random numbers.
         epoch: Epoch, from 0.
         step: Index of the global micro-batch in the epoch, from 0.
     """
@@ -39,31 +39,31 @@ def generator(seed: int, stream: str, epoch: int, step: int) -> torch.Generator:
 def uniform_rows(
     rows: Tensor, global_size: int, shape: tuple[int, ...], source: torch.Generator
 ) -> Tensor:
-    """Uniform draws in [0, 1) for some rows of the global batch.
+    """Uniform random numbers in [0, 1) for some rows of the global batch.
 
     Args:
         rows: `[B]` rows of this rank's clips in the global batch.
         global_size: Number of rows of the global batch.
-        shape: Shape of the draws of one clip.
+        shape: Shape of one clip's numbers.
         source: Generator from `generator`.
 
     Returns:
         `[B, *shape]` float32 on the CPU.
     """
-    draws = torch.rand((global_size, *shape), generator=source)
-    return draws[rows.cpu()]
+    numbers = torch.rand((global_size, *shape), generator=source)
+    return numbers[rows.cpu()]
 
 
 def uniform_by_name(names: Sequence[str], seed: int, stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Uniform draws in [0, 1) that a clip's name decides, whatever epoch or batch it is in.
+    """Uniform random numbers in [0, 1) that depend on a clip's name, and not on epoch or batch.
 
-    Evaluation takes them, so that its figures compare between epochs and numbers of processes.
+    For evaluation, whose metrics then compare between epochs and numbers of processes.
 
     Args:
         names: `id` of the batch.
         seed: Seed of the run.
         stream: Name of the consumer.
-        shape: Shape of the draws of one clip.
+        shape: Shape of one clip's numbers.
 
     Returns:
         `[B, *shape]` float32 on the CPU.

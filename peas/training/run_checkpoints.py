@@ -1,7 +1,7 @@
-"""Which checkpoints lie in a run's folder, and from which one the run resumes.
+"""The checkpoints in a run's folder, and the one from which the run resumes.
 
-Times of files say nothing: copies and archives change them. Each checkpoint holds the run's id, its
-step and the number of saves before it.
+Modification times are not used: copies and archives change them. Each checkpoint holds the run's
+id, its step and the number of earlier saves.
 """
 
 import json
@@ -10,33 +10,48 @@ import re
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from peas.errors import CheckpointError
+from peas.models.weights import read_state
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Subfolder of the checkpoints."""
+BEST, LAST = "best.ckpt", "last.ckpt"
+"""Files of the best validation, and of the end of the run so far."""
 RUN_ID = "run_id"
 """File with the id of the folder's run."""
 HPC = "hpc_ckpt_*.ckpt"
-"""What Lightning writes when a job is put back into a cluster's queue."""
+"""What Lightning writes when a job is requeued."""
 RECORD = "run.json"
-"""Entry of a checkpoint's archive that says where it belongs, beside torch's own entries."""
+"""Entry of a checkpoint's archive that holds its record, beside torch's own entries."""
 LONGEST = 4096
 """Bytes of the longest record that is read."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """Where a checkpoint belongs.
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint that has been read.
 
     Attributes:
-        run: Id of the run; None where releases before the id wrote it.
-        step: Optimiser steps of the run so far.
+        path: Its file.
+        content: Its dictionary.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Which run and step a checkpoint belongs to.
+
+    Attributes:
+        run: Id of the run; None in files of releases before the id.
+        step: Optimizer steps of the run so far.
         saves: Checkpoints that the run wrote so far; orders those of one step.
         inside_window: Whether gradients were being accumulated, which it does not hold.
         resumable: Whether it holds the training loop's state, and not only weights.
@@ -87,11 +102,11 @@ def _is_id(text: str) -> bool:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Add its record to a checkpoint's archive, so that it is read without the rest.
+    """Add its record to a checkpoint's archive.
 
     Args:
         path: A file written by `torch.save`.
-        record: Where it belongs.
+        record: Of the checkpoint.
     """
     with zipfile.ZipFile(path, "a") as archive:
         # torch demands one folder for all entries.
@@ -102,12 +117,12 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record | None:
-    """Where a checkpoint belongs; None if the file cannot be read.
+    """Record of a checkpoint, without reading its tensors; None if the file cannot be read.
 
     Args:
         path: A file written by `torch.save`, with a record or, from other writers, without.
     """
-    # What torch and zipfile raise on a damaged file depends only on where the damage lies.
+    # What torch and zipfile raise for a damaged file depends on where the damage is.
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -118,28 +133,29 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is complete, to the last checksum.
+def is_complete(file: Path | BinaryIO) -> bool:
+    """Whether a checkpoint is complete, by all its checksums.
 
     Args:
-        path: A file written by `torch.save`.
+        file: A file written by `torch.save`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
 
 
 def checkpoint_files(folder: Path, pattern: str | None = None) -> list[Path]:
-    """Every checkpoint in a run's folder, whosever and whole or not.
+    """Every checkpoint in a run's folder, of any run, complete or not.
 
     Args:
         folder: Of the run.
-        pattern: Of the only ones that are meant.
+        pattern: Only these.
     """
-    own = (f"{CHECKPOINTS}/*.ckpt", HPC, f"logs/*/{CHECKPOINTS}/*.ckpt")
-    return sorted(path for one in ([pattern] if pattern else own) for path in folder.glob(one))
+    all_patterns = (f"{CHECKPOINTS}/*.ckpt", HPC, f"logs/*/{CHECKPOINTS}/*.ckpt")
+    patterns = (pattern,) if pattern else all_patterns
+    return sorted(path for each in patterns for path in folder.glob(each))
 
 
 def run_id(folder: Path) -> str | None:
@@ -155,69 +171,76 @@ def run_id(folder: Path) -> str | None:
     return text if _is_id(text) else None
 
 
-def newest_whole(folder: Path, pattern: str | None = None) -> Path | None:
-    """The checkpoint of the folder's run that is furthest in steps, and whole.
+def newest_checkpoint(folder: Path, pattern: str | None = None) -> LoadedCheckpoint | None:
+    """Read the complete checkpoint of the folder's run with the most steps.
 
     Args:
         folder: Of the run.
-        pattern: Of the only files that are meant; None = all.
+        pattern: Only these files; None = all.
 
     Returns:
-        The file; None where no checkpoint lies.
+        None if there is no checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints, and none of them can be taken.
+        CheckpointError: There are checkpoints, and none of them can be used.
     """
     files = checkpoint_files(folder, pattern)
     if not files:
         return None
-    found = {path: record for path in files if (record := read_record(path)) is not None}
+    records = {path: record for path in files if (record := read_record(path)) is not None}
     for path in files:
-        if path not in found:
-            log.warning("%s is damaged: the one before it is used, if there is one", path)
-    run = _run_of(folder, found)
-    own = {path: record for path, record in found.items() if record.run in (run, None)}
+        if path not in records:
+            _warn_of_damage(path)
+    run = _run_of(folder, records)
+    own = {path: record for path, record in records.items() if record.run in (run, None)}
     usable = [p for p, record in own.items() if record.resumable and not record.inside_window]
 
-    def place(path: Path) -> tuple[bool, int, bool, int]:
-        # Those without an id are older than the release that gives it. Where a run was ended inside
-        # an epoch, others are of the same step but after that epoch was closed.
+    def rank(path: Path) -> tuple[bool, int, bool, int]:
+        # Those without an id are older than the release that added it. Where a run was ended inside
+        # an epoch, others have the same step but were saved after that epoch was closed.
         of_last = path.name.startswith("last.")
         return own[path].run is not None, own[path].step, of_last, own[path].saves
 
-    damaged = len(files) - len(found)
-    for path in sorted(usable, key=place, reverse=True):
-        if is_whole(path):
-            return path
-        log.warning("%s is damaged: the one before it is used, if there is one", path)
+    damaged = len(files) - len(records)
+    for path in sorted(usable, key=rank, reverse=True):
+        # torch checks no checksums. One open file: its bytes come from the disk once.
+        with path.open("rb") as file:
+            if is_complete(file):
+                file.seek(0)
+                return LoadedCheckpoint(path, read_state(path, file=file))
+        _warn_of_damage(path)
         damaged += 1
     counts = {
         "damaged": damaged,
-        f"of other runs than {run}": len(found) - len(own),
+        f"of other runs than {run}": len(records) - len(own),
         "without the state of training, or inside an accumulation window": len(own) - len(usable),
     }
     why = "; ".join(f"{count} {what}" for what, count in counts.items() if count)
     raise CheckpointError(
-        f"{folder}: none of its {len(files)} checkpoints can be taken ({why}). Name one with "
-        "`--ckpt_path FILE`, or begin again with `fit --new`, which puts them aside"
+        f"{folder}: none of its {len(files)} checkpoints can be used ({why}). Name one with "
+        "`--ckpt_path FILE`, or start again with `fit --new`, which moves them into earlier/"
     )
 
 
-def _run_of(folder: Path, found: dict[Path, Record]) -> str | None:
-    """Id of the run to which the checkpoints of a folder belong."""
-    if (known := run_id(folder)) is not None:
-        return known
-    ids = sorted({record.run for record in found.values() if record.run})
+def _warn_of_damage(path: Path) -> None:
+    log.warning("%s is damaged: the one before it is used, if there is one", path)
+
+
+def _run_of(folder: Path, records: dict[Path, Record]) -> str | None:
+    """Id of the run to which a folder's checkpoints belong."""
+    if (own := run_id(folder)) is not None:
+        return own
+    ids = sorted({record.run for record in records.values() if record.run})
     if len(ids) > 1:
         raise CheckpointError(
-            f"{folder}: its checkpoints are of {len(ids)} runs ({', '.join(ids)}), and no file "
-            f"`{RUN_ID}` says which is the folder's. Name one with `--ckpt_path FILE`"
+            f"{folder}: its checkpoints are of {len(ids)} runs ({', '.join(ids)}), and there is no "
+            f"file `{RUN_ID}` that names the folder's. Name one with `--ckpt_path FILE`"
         )
-    # Earlier releases counted the names of a second run in the same folder.
-    counted = [p.name for p in found if re.fullmatch(r"(best|last)-v\d+\.ckpt", p.name)]
-    if not ids and counted:
+    # Earlier releases numbered the files of a second run in the same folder.
+    numbered = [p.name for p in records if re.fullmatch(r"(best|last)-v\d+\.ckpt", p.name)]
+    if not ids and numbered:
         raise CheckpointError(
-            f"{folder}: {', '.join(counted)} beside the plain name: checkpoints of two runs of an "
+            f"{folder}: {', '.join(numbered)} beside the plain name: checkpoints of two runs of an "
             "earlier release. Name one with `--ckpt_path FILE` and another "
             "`--trainer.default_root_dir`"
         )

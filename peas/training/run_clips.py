@@ -1,6 +1,6 @@
-"""What a checkpoint knows of the clips that its run trained on, and what follows from it."""
+"""The clips that a run was trained on: saved in checkpoints, compared before they are used."""
 
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,7 +22,7 @@ NEW_RUN = "To start a new run from these weights use `--model.init_args.pretrain
 
 
 def clips_of(trainer: L.Trainer) -> dict[str, Fingerprint] | None:
-    """Fingerprints of the clips that train and validate; None without a data set of `peas`."""
+    """Fingerprints of training and validation clips; None without a data module of `peas`."""
     data = _data(trainer)
     if data is None:
         return None
@@ -34,19 +34,19 @@ def clips_of(trainer: L.Trainer) -> dict[str, Fingerprint] | None:
 
 def as_saved(clips: dict[str, Fingerprint]) -> dict[str, dict[str, torch.Tensor]]:
     """As a checkpoint holds them."""
-    return {split: dict(vars(found)) for split, found in clips.items()}
+    return {split: dict(vars(fingerprint)) for split, fingerprint in clips.items()}
 
 
 def check(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> None:
-    """Say what changed in the data since a checkpoint, or refuse what would deceive.
+    """Report what changed in the data since a checkpoint, and refuse to score training clips.
 
-    The first process looks, and all do what it has found. Data that are predicted learn which
-    clips the checkpoint was trained on.
+    The first process compares, and all act on its result. Data that are predicted get the clips
+    that the checkpoint was trained on.
 
     Args:
         trainer: Of any verb.
         checkpoint: Of a run.
-        where: What messages call it.
+        where: Its name in messages.
 
     Raises:
         CheckpointError: Clips would be scored that the run has trained on.
@@ -57,35 +57,37 @@ def check(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> None:
     if not (trainer.validating or trainer.testing or trainer.training):
         data.trained_on = _read(checkpoint[KEY], where)["train"] if KEY in checkpoint else None
         return
-    refused: str | None = None
+    refusal: str | None = None
     if is_first():
         try:
-            refused = _compare(trainer, checkpoint, where)
+            refusal = _compare(trainer, data, checkpoint, where)
         except PeasError as error:
-            # The others wait for what this one has found.
-            refused = str(error)
-    if told := next((text for text in gather(refused) if text), None):
-        raise CheckpointError(told)
+            # The others wait for the result.
+            refusal = str(error)
+    if message := next((text for text in gather(refusal) if text), None):
+        raise CheckpointError(message)
 
 
-def _compare(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> str | None:
+def _compare(
+    trainer: L.Trainer, data: ClipDataModule, checkpoint: dict[str, Any], where: str
+) -> str | None:
     if KEY not in checkpoint:
         if trainer.training:
             rank_zero_info(
-                f"{where} was written by an older version, which remembered no clips: whether the "
-                "data changed since then is not known"
+                f"{where} was written by an older version, which did not save its clips: changes "
+                "of the data are not reported"
             )
         return None
     saved = _read(checkpoint[KEY], where)
     if not trainer.training:
-        return _trained_on(trainer, saved["train"], where)
+        return _trained_on(trainer, data, saved["train"], where)
     now = clips_of(trainer)
     assert now is not None
     for split in ("train", "validation"):
         if changes := compare(saved[split], now[split]):
             name = "training" if split == "train" else split
             rank_zero_warn(
-                f"the {name} clips are not those of {where}: {changes} "
+                f"the {name} clips differ from those of {where}: {changes} "
                 f"({len(saved[split].ids)} before, {len(now[split].ids)} now)"
             )
     ours = now["validation"].ids.numpy()
@@ -93,32 +95,30 @@ def _compare(trainer: L.Trainer, checkpoint: dict[str, Any], where: str) -> str 
     leaked &= ~np.isin(ours, saved["validation"].ids.numpy())
     if not leaked.any():
         return None
-    data = cast(ClipDataModule, _data(trainer))
-    return _told(int(leaked.sum()), "validation", data.clips("validation"), leaked, where) + (
-        f" {NEW_RUN}"
-    )
+    return f"{_leak('validation', data.clips('validation'), leaked, where)} {NEW_RUN}"
 
 
-def _trained_on(trainer: L.Trainer, trained: Fingerprint, where: str) -> str | None:
-    """What is wrong with scoring the clips of the present split."""
-    data = cast(ClipDataModule, _data(trainer))
+def _trained_on(
+    trainer: L.Trainer, data: ClipDataModule, trained: Fingerprint, where: str
+) -> str | None:
+    """Why the clips of the current split must not be scored."""
     split: Split = "test" if trainer.testing else "validation"
     table = data.clips(split)
     now = Fingerprint.of(table)
-    # Of another set, which may use the same names, one thing or another differs.
+    # Another set may use the same names, but then classes or sounds differ.
     order = np.argsort(trained.ids.numpy(), kind="stable")
-    known = trained.ids.numpy()[order]
-    if not len(known):
+    ids = trained.ids.numpy()[order]
+    if not len(ids):
         return None
-    place = order[np.minimum(np.searchsorted(known, now.ids.numpy()), len(known) - 1)]
-    sounds = trained.sounds.numpy()[place], now.sounds.numpy()
+    index = order[np.minimum(np.searchsorted(ids, now.ids.numpy()), len(ids) - 1)]
+    sounds = trained.sounds.numpy()[index], now.sounds.numpy()
     leaked = (
-        (trained.ids.numpy()[place] == now.ids.numpy())
-        & (trained.classes.numpy()[place] == now.classes.numpy())
+        (trained.ids.numpy()[index] == now.ids.numpy())
+        & (trained.classes.numpy()[index] == now.classes.numpy())
         & ((sounds[0] == sounds[1]) | (sounds[0] == 0) | (sounds[1] == 0))
     )
     if leaked.any():
-        # A set whose splits share clips does so by its own tables, whatever the settings.
+        # In some sets splits share clips by their own tables, whatever the settings.
         try:
             shared = Fingerprint.of(data.clips("train")).ids.numpy()
         except DataError:
@@ -126,26 +126,26 @@ def _trained_on(trainer: L.Trainer, trained: Fingerprint, where: str) -> str | N
         leaked &= ~np.isin(now.ids.numpy(), shared)
     if not leaked.any():
         return None
-    told = _told(int(leaked.sum()), split, table, leaked, where)
+    message = _leak(split, table, leaked, where)
     if split == "test" and data.names_test_clips:
-        # No setting of the run can tell whose fault that is, and no split of the run was meant.
-        rank_zero_warn(told)
+        # The set itself names its test clips, so no setting of the run is wrong.
+        rank_zero_warn(message)
         return None
-    return f"{told} `peas predict` gives scores without figures."
+    return f"{message} `peas predict` gives scores without metrics."
 
 
-def _told(count: int, split: str, table: ClipTable, rows: Any, where: str) -> str:
-    first = table.ids[int(np.flatnonzero(rows)[0])]
+def _leak(split: str, table: ClipTable, leaked: Any, where: str) -> str:
+    first = table.ids[int(np.flatnonzero(leaked)[0])]
     return (
-        f"{count} of the {len(table)} {split} clips (the first: {first!r}) are clips that {where} "
-        "was trained on: the figures would be no test. Give the fold, split and seed of the run "
-        "(its config.yaml)."
+        f"{int(leaked.sum())} of the {len(table)} {split} clips (the first: {first!r}) are clips "
+        f"that {where} was trained on: the metrics would be no test. Give the fold, split and seed "
+        "of the run (its config.yaml)."
     )
 
 
 def _read(saved: Any, where: str) -> dict[str, Fingerprint]:
-    """Hashes from a file, every one of its type and length."""
-    found: dict[str, Fingerprint] = {}
+    """Hashes from a file, of valid type and shape."""
+    clips: dict[str, Fingerprint] = {}
     for split in ("train", "validation"):
         parts = saved.get(split) if isinstance(saved, dict) else None
         if not isinstance(parts, dict) or not all(
@@ -159,8 +159,8 @@ def _read(saved: Any, where: str) -> dict[str, Fingerprint]:
                 f"{where}: `{KEY}.{split}` does not hold the clips of a run: the file is damaged, "
                 "or was written by something else"
             )
-        found[split] = Fingerprint(**{name: parts[name] for name in FIELDS})
-    return found
+        clips[split] = Fingerprint(**{name: parts[name] for name in FIELDS})
+    return clips
 
 
 def _data(trainer: L.Trainer) -> ClipDataModule | None:

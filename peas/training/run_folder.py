@@ -1,55 +1,51 @@
 """A run's folder between two starts: its lock, its id, and what an earlier run left in it."""
 
-import fcntl
 import logging
-import os
 import re
 import secrets
-import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from peas.errors import CheckpointError, ConfigError, PeasError
 from peas.training.run_checkpoints import (
     CHECKPOINTS,
-    HPC,
     RUN_ID,
     checkpoint_files,
-    is_whole,
+    is_complete,
     read_record,
     run_id,
 )
+from peas.utils.files import Locked, lock, write_text
 
 log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 """Held by the run that writes into the folder."""
 WANDB_ID = "wandb_id"
-"""File with the id under which W&B knows the run, so that a restart goes on with its curves."""
+"""File with the id of the W&B run, so that a restart continues its curves."""
 EARLIER = "earlier"
 """Subfolder of the runs that were in the folder before, a folder each, named by its id."""
 WRITTEN = re.compile(
     r"(?:config|environment|labels)(?:_(?:validate|test|predict))?(?:\.\d+)?\.(?:yaml|json|csv)"
-    r"|logs|logits|pictures|wandb|wandb_id|mask_starts\.csv|predictions(?:\.\d+)?\.csv"
+    r"|logs|logits|plots|pictures|wandb|wandb_id|mask_starts\.csv|predictions(?:\.\d+)?\.csv"
     r"|hpc_ckpt_\d+\.ckpt"
 )
-"""What a run and its evaluations write into its folder, beside its checkpoints and id."""
-PARTIAL = (
-    *(f"{CHECKPOINTS}/*.partial", f"{HPC}.*.partial", "logs/*/*.partial"),
-    *("logits/.*", ".mask_starts.csv", ".predictions.csv"),
+"""What a run and its evaluations write into its folder, beside its checkpoints and id; `pictures`
+is of releases before `plots`."""
+PARTIAL = tuple(
+    f"{folder}*.*.partial" for folder in ("", f"{CHECKPOINTS}/", "logs/*/", "logits/", "plots/")
 )
-"""Files that a killed process left half written."""
+"""Files that a killed process left incomplete."""
 
 
 @contextmanager
 def writing(path: Path, folder: Path | None = None) -> Iterator[None]:
-    """A full disk, or a folder that is gone, is one message.
+    """Turn a full disk or a missing folder into one message.
 
     Args:
         path: What is written.
-        folder: Of the run that has begun, whose checkpoints the message then names.
+        folder: Of a run that has started, whose checkpoints the message then names.
 
     Raises:
         PeasError: It cannot be written.
@@ -57,24 +53,25 @@ def writing(path: Path, folder: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        then = "Make room, or give another `--trainer.default_root_dir`"
+        advice = "Make room, or give another `--trainer.default_root_dir`"
         if folder is not None:
-            then = remedy(folder, checkpoint_files(folder))
-        raise PeasError(f"{path}: cannot be written ({error.strerror or error}). {then}") from error
+            advice = remedy(folder, checkpoint_files(folder))
+        reason = error.strerror or error
+        raise PeasError(f"{path}: cannot be written ({reason}). {advice}") from error
 
 
 def remedy(folder: Path, files: Iterable[Path]) -> str:
-    """How a run that could not write is resumed, from what lies there.
+    """How to resume a run that could not write.
 
     Args:
         folder: Of the run, or of its checkpoints.
         files: Its checkpoints.
     """
-    found = [(record.step, path) for path in files if (record := read_record(path)) is not None]
-    whole = next((path for _, path in sorted(found, reverse=True) if is_whole(path)), None)
-    if whole is None:
-        return f"No whole checkpoint lies in {folder} (was it removed?): make room, and begin again"
-    return f"{whole} is whole: make room, then go on with `--ckpt_path last`"
+    steps = [(record.step, path) for path in files if (record := read_record(path)) is not None]
+    newest = next((path for _, path in sorted(steps, reverse=True) if is_complete(path)), None)
+    if newest is None:
+        return f"{folder} has no complete checkpoint (was it removed?): make room and start again"
+    return f"{newest} is complete: make room, then resume with `--ckpt_path last`"
 
 
 def written(folder: Path) -> list[Path]:
@@ -85,9 +82,9 @@ def written(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = sorted(path for path in folder.iterdir() if WRITTEN.fullmatch(path.name))
+    files = sorted(path for path in folder.iterdir() if WRITTEN.fullmatch(path.name))
     last = (folder / CHECKPOINTS, folder / RUN_ID)
-    return [*found, *(path for path in last if path.exists())]
+    return [*files, *(path for path in last if path.exists())]
 
 
 def put_aside(folder: Path) -> None:
@@ -96,51 +93,51 @@ def put_aside(folder: Path) -> None:
     Args:
         folder: Of the run, which this process has locked.
     """
-    found = written(folder)
-    if found in ([], [folder / RUN_ID]):
+    files = written(folder)
+    if files in ([], [folder / RUN_ID]):
         return
-    # A kill in between leaves checkpoints and id for the next try, which goes on with the rest.
+    # A kill in between leaves checkpoints and id for the next start, which moves the rest.
     name = run_id(folder) or secrets.token_hex(4)
-    place, count = folder / EARLIER / name, 0
-    while any((place / path.name).exists() for path in found):
+    target, count = folder / EARLIER / name, 0
+    while any((target / path.name).exists() for path in files):
         count += 1
-        place = folder / EARLIER / f"{name}.{count}"
-    place.mkdir(parents=True, exist_ok=True)
-    for path in found:
-        path.rename(place / path.name)
-    log.warning("what an earlier run wrote into %s lies in %s now", folder, place)
+        target = folder / EARLIER / f"{name}.{count}"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        path.rename(target / path.name)
+    log.warning("files of an earlier run in %s were moved to %s", folder, target)
 
 
 def require_new(folder: Path) -> None:
-    """Refuse to begin a run where checkpoints lie.
+    """Refuse to start a run where there are checkpoints.
 
     Args:
         folder: Of the run.
 
     Raises:
-        ConfigError: They do.
+        ConfigError: There are.
     """
-    if found := checkpoint_files(folder):
-        names = ", ".join(path.name for path in found[:4]) + (", …" if len(found) > 4 else "")
+    if files := checkpoint_files(folder):
+        names = ", ".join(path.name for path in files[:4]) + (", …" if len(files) > 4 else "")
         raise ConfigError(
             f"{folder} holds checkpoints ({names}), and neither `--ckpt_path` nor `--new` is "
-            "given. `--ckpt_path last` resumes that run; `--new` begins another one, and puts "
-            f"what it wrote into {folder / EARLIER}"
+            "given. `--ckpt_path last` resumes that run; `--new` starts another one, and moves "
+            f"the files of the first into {folder / EARLIER}"
         )
 
 
-def require_outside(folder: Path, named: Iterable[tuple[str, str]]) -> None:
-    """Refuse to begin a run that reads what `put_aside` would move.
+def require_outside(folder: Path, values: Iterable[tuple[str, str]]) -> None:
+    """Refuse to start a run that reads what `put_aside` would move.
 
     Args:
         folder: Of the run.
-        named: Keys of the configuration, and their values.
+        values: Keys of the configuration, and their values.
 
     Raises:
         ConfigError: A value names such a file.
     """
     moved = {path.resolve() for path in written(folder)}
-    for key, value in named:
+    for key, value in values:
         path = Path(value)
         with suppress(OSError, ValueError, RuntimeError):
             if path.exists() and moved & {path.resolve(), *path.resolve().parents}:
@@ -151,15 +148,15 @@ def require_outside(folder: Path, named: Iterable[tuple[str, str]]) -> None:
 
 
 def require_own(folder: Path, start: Path) -> None:
-    """Refuse a checkpoint from which the folder's run cannot go on.
+    """Refuse a checkpoint from which the folder's run cannot resume.
 
     Args:
         folder: Of the run.
         start: The checkpoint.
 
     Raises:
-        CheckpointError: It is inside an accumulation window; or of another run than the folder's;
-            or the folder's run is further.
+        CheckpointError: It was written inside an accumulation window; or belongs to another run
+            than the folder's; or the folder's run has more steps.
     """
     record = read_record(start)
     if record is None:
@@ -167,109 +164,89 @@ def require_own(folder: Path, start: Path) -> None:
     if record.inside_window:
         raise CheckpointError(
             f"{start}: was written while gradients were being accumulated, which it does not "
-            "hold: going on from it would train other weights. Give `--ckpt_path last`"
+            "hold: a run resumed from it would train other weights. Give `--ckpt_path last`"
         )
-    others = [path for path in checkpoint_files(folder) if path.resolve() != start.resolve()]
-    found = [(path, other) for path in others if (other := read_record(path)) is not None]
-    inside = len(others) < len(checkpoint_files(folder))
-    elsewhere = "give another `--trainer.default_root_dir` to go on from it there"
-    # A file without an id, of an earlier release, is of the folder's run where it lies in it.
-    ids = {run_id(folder), *(other.run for _, other in found)} if found else set()
+    files = checkpoint_files(folder)
+    others = [path for path in files if path.resolve() != start.resolve()]
+    records = [(path, other) for path in others if (other := read_record(path)) is not None]
+    inside = len(others) < len(files)
+    elsewhere = "give another `--trainer.default_root_dir` to resume from it there"
+    # A file without an id, of an earlier release, belongs to the run of the folder it is in.
+    ids = {run_id(folder), *(other.run for _, other in records)} if records else set()
     if ids and (ids - {record.run, None} if inside else ids != {record.run} or None in ids):
         raise CheckpointError(
-            f"{start}: is of another run than the checkpoints in {folder}, which would be "
+            f"{start}: belongs to another run than the checkpoints in {folder}, which would be "
             f"overwritten: {elsewhere}"
         )
     further = [
         path
-        for path, other in found
+        for path, other in records
         if other.run == record.run and other.step > record.step and other.resumable
     ]
     if further:
         raise CheckpointError(
-            f"{start}: is of step {record.step}, and {further[0]} of the same run is further: a "
-            f"run goes forward only. `--ckpt_path last` takes the furthest; {elsewhere}"
+            f"{start}: has step {record.step}, and {further[0]} of the same run has more. "
+            f"`--ckpt_path last` takes the one with the most; {elsewhere}"
         )
 
 
-def take(folder: Path, *, start: Path | None, new: bool = False) -> IO[str]:
-    """Take a run's folder for this process, until the file is closed or the process ends.
+@contextmanager
+def open_run(folder: Path, *, start: Path | None, new: bool = False) -> Iterator[None]:
+    """Lock a run's folder and give it an id.
 
     Args:
         folder: Of the run.
-        start: Checkpoint from which the run goes on; None where one begins. What an earlier one
-            left is then put aside.
-        new: Whether it may begin beside checkpoints.
+        start: Checkpoint from which the run resumes; None for a new run. The files of an earlier
+            one are then put aside.
+        new: Whether it may start beside checkpoints.
 
     Raises:
-        PeasError: Another process has it, it cannot be written, or holds checkpoints.
+        PeasError: Another process has locked it, it cannot be written, or holds checkpoints.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        began = any((folder / name).exists() for name in (LOCK, RUN_ID))
-        file = _lock(folder / LOCK)
-    try:
+    used = any((folder / name).exists() for name in (LOCK, RUN_ID))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(folder / LOCK, folder))
+        except Locked as error:
+            raise Locked(f"{error}. Or give another `--trainer.default_root_dir`") from None
         with writing(folder):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-            for pattern in PARTIAL:
-                for path in folder.glob(pattern):
-                    path.unlink(missing_ok=True)
-            if start is None:
-                if not new:
-                    require_new(folder)
-                if began or new:
-                    put_aside(folder)
-                _write_id(folder, secrets.token_hex(8))
-            else:
-                record, known = read_record(start), run_id(folder)
-                run = record.run if record else None
-                if run not in (known, None) or known is None:
-                    if began and not checkpoint_files(folder):
-                        put_aside(folder)
-                    _write_id(folder, run or secrets.token_hex(8))
-    except BaseException:
-        file.close()
-        raise
-    return file
+            _begin(folder, start, new=new, used=used)
+        yield
 
 
-def _lock(path: Path) -> IO[str]:
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        who = file.read().strip() or "another process"
-        file.close()
-        raise PeasError(
-            f"{path.parent}: {who} is writing its run here. Wait for it, or give another "
-            "`--trainer.default_root_dir`"
-        ) from error
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): do not start the run twice", path, error)
-    return file
-
-
-def _write_id(folder: Path, text: str) -> None:
-    partial = folder / f".{RUN_ID}"
-    partial.write_text(text + "\n")
-    partial.replace(folder / RUN_ID)
+def _begin(folder: Path, start: Path | None, *, new: bool, used: bool) -> None:
+    """Removes incomplete files, puts an earlier run aside and writes the id."""
+    for pattern in PARTIAL:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    if start is None:
+        if not new:
+            require_new(folder)
+        if used or new:
+            put_aside(folder)
+        write_text(folder / RUN_ID, secrets.token_hex(8) + "\n")
+        return
+    record, own = read_record(start), run_id(folder)
+    run = record.run if record else None
+    if run not in (own, None) or own is None:
+        if used and not checkpoint_files(folder):
+            put_aside(folder)
+        write_text(folder / RUN_ID, f"{run or secrets.token_hex(8)}\n")
 
 
 def wandb_id(folder: Path, *, afresh: bool) -> str:
-    """The id under which W&B knows the run of a folder.
+    """Id of the W&B run of a folder.
 
     Args:
         folder: Of the run.
-        afresh: Whether a run begins, which gets a new one.
+        afresh: Whether a run starts, which gets a new one.
     """
     path = folder / WANDB_ID
-    if not afresh and path.is_file() and (known := path.read_text().strip()):
-        return known
+    if not afresh and path.is_file() and (earlier := path.read_text().strip()):
+        return earlier
     folder.mkdir(parents=True, exist_ok=True)
-    made = secrets.token_hex(4)
-    path.write_text(made + "\n")
-    return made
+    new = secrets.token_hex(4)
+    path.write_text(new + "\n")
+    return new

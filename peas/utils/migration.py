@@ -14,10 +14,17 @@ from peas.errors import ConfigError
 
 # --- renamed since: old -> new ----------------------------------------------------------------
 
-CLASS_PATHS: dict[str, str] = {}
+CLASS_PATHS = {
+    "peas.callbacks.PatchDropping": "peas.callbacks.PatchDropout",
+    "peas.callbacks.patch_dropping.PatchDropping": "peas.callbacks.PatchDropout",
+    "peas.callbacks.Pictures": "peas.callbacks.MaskPlots",
+    "peas.callbacks.pictures.Pictures": "peas.callbacks.MaskPlots",
+    "peas.callbacks.Reconstructions": "peas.callbacks.ReconstructionPlots",
+    "peas.callbacks.reconstructions.Reconstructions": "peas.callbacks.ReconstructionPlots",
+}
 PACKAGES = {"peas.models.clap.": "peas.teachers."}
 """Prefixes of class paths."""
-CALLBACKS: dict[str, str] = {}
+CALLBACKS = {"Pictures": "MaskPlots", "Reconstructions": "ReconstructionPlots"}
 """Keys of a checkpoint's `callbacks`."""
 KEYS = {
     "model.recipe.lr_rule": "base_batch_size",

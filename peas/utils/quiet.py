@@ -1,4 +1,4 @@
-"""Messages of the libraries below that tell a user of `peas` nothing."""
+"""Filters for messages of other libraries that do not help a user of `peas`."""
 
 import logging
 import warnings
@@ -11,35 +11,35 @@ OURS = Path(__file__).parents[1]
 """Package whose warnings are for users."""
 
 NOISE = (
-    # Our own doing: the front end belongs to the task, so that its statistics travel with it.
+    # On purpose: the front end belongs to the task, so that checkpoints have its statistics.
     "You have overridden `on_after_batch_transfer`",
-    # So do the targets, which belong to a teacher.
+    # On purpose too: a teacher's targets.
     "You have overridden `on_before_batch_transfer`",
-    # Means and scores come from metrics, which are of all processes already.
+    # Means and scores come from metrics, which are synchronised already.
     r"It is recommended to use `self.log\(.*sync_dist=True",
     # Lightning 2.6 on torch 2.14.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Small sets have short epochs, and every epoch is logged anyway.
     "The number of training batches",
     "does not have many workers",
-    # DDP, of two tokens of one width that lie side by side; it costs nothing.
+    # DDP, of two adjacent tokens of one width; it costs nothing.
     "Grad strides do not match bucket view strides",
     # Nothing is sharded.
     "You're using the WeightAveraging callback with a model that overrides",
-    # A run goes on in its own folder.
+    # A run resumes in its own folder.
     "Checkpoint directory .* exists and is not empty",
 )
-"""Warnings that tell a user of `peas` nothing."""
+"""Warnings that do not help a user of `peas`."""
 
 EVALUATION_NOISE = (
-    # Strategies and checkpoints of the training are of no use in evaluation.
+    # Strategies and checkpoints of training are not used in evaluation.
     "Be aware that when using `ckpt_path`, callbacks used",
 )
 """The same, for every verb but `fit`."""
 
 
 def be_quiet(verb: str) -> None:
-    """Drop those messages for the rest of the process.
+    """Filter those messages for the rest of the process.
 
     Args:
         verb: Of Lightning.
@@ -53,19 +53,16 @@ def be_quiet(verb: str) -> None:
 
 
 def be_harmless() -> None:
-    """Show log lines and warnings so that names in them can do nothing to a terminal."""
+    """Escape control characters in log lines and warnings, which may quote file names."""
     if logging.lastResort is not None:
         logging.lastResort.addFilter(_harmless)
-    # Lightning brings a form of its own when it is imported, so this is called again after that.
+    # Lightning sets its own format when it is imported, so this is called again after that.
     if not isinstance(warnings.formatwarning, _Form):
         warnings.formatwarning = _Form(warnings.formatwarning)
 
 
 class _Form:
-    """The text of a warning by another function, made harmless; of our own the message alone.
-
-    A line of our code below it tells a user nothing.
-    """
+    """Formats a warning with escaped control characters; ours without the line of code."""
 
     def __init__(self, form: Callable[..., str]) -> None:
         self.form = form
@@ -91,6 +88,6 @@ def _no_advertising(record: logging.LogRecord) -> bool:
 
 
 def _harmless(record: logging.LogRecord) -> bool:
-    """Takes from a message what labels and names of clips could do to a terminal."""
+    """Escapes control characters in a message."""
     record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
     return True

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def some(values: Iterable[object], limit: int = 3) -> str:
-    """The first few values, and how many more there are.
+    """The first few values, and the number of the others.
 
     Args:
         values: What to list.

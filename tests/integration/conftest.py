@@ -1,34 +1,19 @@
 """The command line on generated sounds: one data set and one trained run for all tests."""
 
-import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from drive import BASE, CLASSES, CLIPS, Run, Write, changed, fit
 from forks import Forks
 
+# Imported now, while the standard streams are those of the whole session: Lightning's log handler
+# keeps the stream that it finds.
+import peas.cli.main  # noqa: F401
 from peas.data.synthetic import write_sounds
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors only: more threads would wait for each other."""
-    # Imported now, while the standard streams are those of the whole session: Lightning's log
-    # handler keeps the stream that it finds.
-    import peas.cli.main  # noqa: F401
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent))
-    yield
-    sys.path.remove(str(Path(__file__).parent))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +21,6 @@ def forks() -> Iterator[Forks]:
     """Calls of `peas` that are processes of their own."""
     with Forks() as parent:
         yield parent
-
-
-@pytest.fixture(autouse=True)
-def _no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables that a run sets do not reach the next test."""
-    for name in ("WANDB_MODE", "PEAS_RUN_DIR", "PL_GLOBAL_SEED"):
-        # Set first, so that the absence is restored as well.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +52,6 @@ def write(sounds: Path, tmp_path: Path) -> Write:
 @pytest.fixture(scope="session")
 def trained(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An unbroken run of three epochs. Tests that write into its folder take `copied`."""
-    for name in ("PEAS_RUN_DIR", "PL_GLOBAL_SEED"):
-        os.environ.pop(name, None)
     run, done = fit(tmp_path_factory.mktemp("runs") / "unbroken", sounds)
     assert done.code == 0, done.err
     # Whoever trains on with this run's config adds lines where it names its file.

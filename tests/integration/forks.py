@@ -44,9 +44,11 @@ class Forks:
         here = Path(__file__).parent
         # This checkout's package, whichever is installed.
         path = os.pathsep.join([str(here), str(here.parents[1])])
+        # A test may have started a service of W&B before.
+        own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
         self._parent = subprocess.Popen(
             [sys.executable, str(here / "forks.py")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            env={**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

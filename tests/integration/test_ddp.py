@@ -17,9 +17,11 @@ from peas.data.synthetic import write_sounds
 
 CLIPS = 35
 """Clips; the seven of the held-out fold are shared unevenly by two and by three."""
-STEPS = 10
+STEPS = 8
 EPOCHS = 3
 GLOBAL_BATCH = 6
+THREE = ("mam_teacher", "supmam", "peas")
+"""Systems that three processes train too: a teacher, labels of some ranks only, and PEAS."""
 
 MAE: dict[str, Any] = {
     "class_path": "peas.tasks.Pretraining",
@@ -140,7 +142,8 @@ def runs(clips: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) ->
         found[world] = out = base / str(world)
         out.mkdir()
         for config in _configs(clips, out, world, cache):
-            forks.fit(config, config.with_suffix(""), world)
+            if world < 3 or config.stem in THREE:
+                forks.fit(config, config.with_suffix(""), world)
         scored = out / "scored.yaml"
         scored.write_text((out / "peas.yaml").read_text())
         weights = base / "1/peas/checkpoints/last.ckpt"
@@ -160,7 +163,7 @@ def test_one_global_batch_gives_one_loss(runs: dict[int, Path], name: str) -> No
     assert len(alone) == STEPS
     # It learns something, so equality is not that of nothing happening.
     assert alone[0] != pytest.approx(alone[-1], rel=1e-3)
-    for world in (2, 3):
+    for world in (2, 3) if name in THREE else (2,):
         for rank in range(world):
             assert _losses(runs[world], name, rank) == pytest.approx(alone, abs=1e-5)
 
@@ -171,7 +174,7 @@ def test_each_process_asks_the_teacher_for_its_own_clips(runs: dict[int, Path]) 
         told = json.loads((runs[world] / f"mam_teacher.{rank}.json").read_text())
         return int(told["heard"])
 
-    # Ten steps and two validations of seven clips.
+    # All steps, and two validations of seven clips.
     assert heard(1, 0) == STEPS * GLOBAL_BATCH + 2 * 7
     for world in (2, 3):
         shares = [heard(world, rank) for rank in range(world)]

@@ -49,7 +49,7 @@ class Lines(MaskingStrategy):
 def test_a_strategy_of_any_shape_trains_and_is_plotted(
     sounds: Path, tmp_path: Path, stage: str
 ) -> None:
-    pictures = {"class_path": "peas.callbacks.Pictures", "init_args": {"clips": 1}}
+    pictures = {"class_path": "peas.callbacks.MaskPlots", "init_args": {"clips": 1}}
     run = prepare(tmp_path / "run", sounds, pictures)
     masks = {"class_path": "test_masking_key.Ellipse", "init_args": {"stage": stage}}
     settings = changed(yaml.safe_load(run.config.read_text()), {"masking": masks})
@@ -67,7 +67,7 @@ def test_a_strategy_of_any_shape_trains_and_is_plotted(
     assert float(row["mask/fraction"]) == pytest.approx(share, abs=1e-5)
     assert share > 0.1
     assert "mask/adaptive_share" not in row
-    assert len(list((run.folder / "pictures").glob("epoch_001_*.png"))) == 1
+    assert len(list((run.folder / "plots").glob("epoch_001_*.png"))) == 1
     saved = yaml.safe_load((run.folder / "config.yaml").read_text())["masking"]
     assert saved["init_args"] == {"radii": [20, 40], "stage": stage}
     done = call("test", "--config", run.folder / "config.yaml", "--ckpt_path", run.last)

@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 from cli_recorder import recorded
 from drive import Write
+from forks import Forks, world_of
 from test_bad_input import a_clip
 
+COMMAND = [sys.executable, "-m", "peas", "fit"]
 
-def _fit(config: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-m", "peas", "fit", "--config", str(config)]
-    return subprocess.run(
-        [*command, "--trainer.default_root_dir", str(folder), *argv],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **paths},
-        check=False,
-    )
+
+def _fit(forks: Forks, config: Path, folder: Path, world: int = 2) -> tuple[list[int], str]:
+    """Exit statuses, and what all processes print."""
+    words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(folder)]
+    calls = world_of([words] * world, folder)
+    codes = forks.run(*calls)
+    return codes, "".join(call.log.read_text() for call in calls)
 
 
 def _config(write: Write, root: Path, **changes: object) -> Path:
@@ -45,10 +43,18 @@ def _config(write: Write, root: Path, **changes: object) -> Path:
 def test_a_clip_that_vanishes_stops_both_processes(
     write: Write, damaged: Path, tmp_path: Path
 ) -> None:
+    """As one command that starts the other process itself."""
     clip = a_clip(damaged, fold=2)
     thief = {"class_path": "cli_recorder.Thief", "init_args": {"path": str(clip)}}
     config = _config(write, damaged, **{"masking": None, "trainer.callbacks": [thief]})
-    done = _fit(config, tmp_path / "run")
+    done = subprocess.run(
+        [*COMMAND, "--config", config, "--trainer.default_root_dir", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count(f"error: {clip}: cannot be opened") == 1
@@ -57,25 +63,26 @@ def test_a_clip_that_vanishes_stops_both_processes(
 
 @pytest.mark.slow
 def test_clips_that_vanish_are_skipped_and_counted_once(
-    write: Write, damaged: Path, tmp_path: Path
+    write: Write, forks: Forks, damaged: Path, tmp_path: Path
 ) -> None:
     clip = a_clip(damaged, fold=2)
     thief = {"class_path": "cli_recorder.Thief", "init_args": {"path": str(clip)}}
     changes = {"masking": None, "trainer.callbacks": [thief], "data.init_args.on_error": "skip"}
-    done = _fit(_config(write, damaged, **changes), tmp_path / "run", "--trainer.max_epochs=3")
-    assert done.returncode == 0, done.stderr
+    config = _config(write, damaged, **{"trainer.max_epochs": 3, **changes})
+    codes, printed = _fit(forks, config, tmp_path / "run")
+    assert codes == [0, 0], printed
     with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
         counts = [row["data/unreadable"] for row in csv.DictReader(file) if row["data/unreadable"]]
     # Both processes meet the clip, in different epochs: it is still one clip.
     assert [float(count) for count in counts][-1] == 1.0
     assert len(counts) == 3
-    assert "1 unreadable" in done.stderr
+    assert "1 unreadable" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_an_epoch_and_count_each_clip_once(
-    write: Write, sounds: Path, tmp_path: Path, world: int
+    write: Write, forks: Forks, sounds: Path, tmp_path: Path, world: int
 ) -> None:
     places = {"class_path": "cli_recorder.Places", "init_args": {"folder": str(tmp_path)}}
     changes = {
@@ -87,8 +94,8 @@ def test_processes_share_an_epoch_and_count_each_clip_once(
         "data.init_args.epoch_clips": 18,
         "data.init_args.replacement": False,
     }
-    done = _fit(_config(write, sounds, **changes), tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    codes, printed = _fit(forks, _config(write, sounds, **changes), tmp_path / "run", world)
+    assert not any(codes), printed
     shares = [recorded(tmp_path / f"rank{rank}.jsonl") for rank in range(world)]
     epochs = []
     for epoch in range(2):

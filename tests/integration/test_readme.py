@@ -90,6 +90,6 @@ def test_make_demo_runs_end_to_end(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "test/accuracy" in shown
     assert "%  " in shown
-    assert list((tmp_path / "runs/demo/pictures").glob("*.png"))
-    assert list((tmp_path / "runs/demo/pictures").glob("*.pdf"))
-    assert list((tmp_path / "runs/demo/pretrain/pictures").glob("*.png"))
+    assert list((tmp_path / "runs/demo/plots").glob("*.png"))
+    assert list((tmp_path / "runs/demo/plots").glob("*.pdf"))
+    assert list((tmp_path / "runs/demo/pretrain/plots").glob("*.png"))

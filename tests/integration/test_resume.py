@@ -14,7 +14,7 @@ from cli_recorder import recorded
 from drive import Outcome, Run, Write, call, fit, metrics, prepare
 from forks import Call, Forks
 
-from peas.training.run_checkpoints import newest_whole
+from peas.training.run_checkpoints import newest_checkpoint
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_asked_to_stop_and_gone_on(
     assert _checkpoint(run.last)["global_step"] == step
     again = _go_on(run, sounds, *log)
     assert again.code == 0, again.err
-    assert f"going on from {run.last}" in caplog.text
+    assert f"resuming from {run.last}" in caplog.text
     # Nothing was made twice.
     seen = [(line["epoch"], line["step"]) for line in recorded(run.masks)]
     assert len(seen) == len(set(seen))
@@ -245,7 +245,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     again = _go_on(Run(copied.folder, copied.folder.with_suffix(".yaml"), copied.masks), sounds)
     assert again.code == 0, again.err
     assert f"{copied.last} is damaged" in caplog.text
-    assert f"going on from {before}" in caplog.text
+    assert f"resuming from {before}" in caplog.text
     _same(_checkpoint(copied.last)["state_dict"], _checkpoint(trained.last)["state_dict"])
     # The damaged file did not take the place of the whole one.
     assert _checkpoint(before)["epoch"] == 1
@@ -270,7 +270,7 @@ def test_last_begins_where_there_is_nothing_and_says_so(
     where = ("--trainer.default_root_dir", tmp_path / "new")
     done = call("fit", *argv, *where, "--trainer.max_epochs=1")
     assert done.code == 0, done.err
-    assert "a new run begins" in caplog.text
+    assert "a new run starts" in caplog.text
     assert "there is no checkpoint" in call("test", *argv[:3], "last", *where[:1], tmp_path).message
     done = call("test", *argv, "--trainer.default_root_dir", copied.folder)
     assert done.code == 0, done.err
@@ -301,7 +301,7 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     folder.mkdir()
     left = folder / "hpc_ckpt_3.ckpt"
     shutil.copy(trained.last, left)
-    assert newest_whole(folder) == left
+    assert newest_checkpoint(folder).path == left
     where = ("--trainer.default_root_dir", folder)
     fit = ("fit", "--config", write(), *where, "--trainer.max_epochs=1")
     assert "hpc_ckpt_3.ckpt" in call(*fit).message
@@ -311,9 +311,9 @@ def test_what_a_requeue_left_is_for_the_run_that_left_it(
     done = call(*fit, "--new")
     assert done.code == 0, done.err
     assert _checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 4
-    assert newest_whole(folder) == folder / "checkpoints/last.ckpt"
+    assert newest_checkpoint(folder).path == folder / "checkpoints/last.ckpt"
     (kept,) = (folder / "earlier").iterdir()
-    assert newest_whole(kept) == kept / "hpc_ckpt_3.ckpt"
+    assert newest_checkpoint(kept).path == kept / "hpc_ckpt_3.ckpt"
 
 
 def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_one_run_a_folder_at_a_time(write: Write, tmp_path: Path) -> None:
         held.write("process 1 on elsewhere\n")
         held.flush()
         message = call(*argv, *where).message
-        assert f"{folder}: process 1 on elsewhere is writing its run here" in message
+        assert f"{folder}: process 1 on elsewhere" in message
         assert not (folder / "config.yaml").exists()
     done = call(*argv, *where)
     assert done.code == 0, done.err

@@ -206,7 +206,7 @@ PARSED: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
     "callback": (
         {
             "trainer.callbacks": [
-                {"class_path": "peas.callbacks.Pictures", "init_args": {"nosuch": 3}}
+                {"class_path": "peas.callbacks.MaskPlots", "init_args": {"nosuch": 3}}
             ]
         },
         [],
@@ -360,10 +360,10 @@ def test_a_callback_for_a_list_of_one(write: Write, tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_run_are_known(trained: Run) -> None:
-    from peas.callbacks.monitors import OTHERS, logged
+    from peas.callbacks.run_checks import GROUPS, logged
 
     rows = metrics(trained.folder / "logs/version_0/metrics.csv")
-    names = {key for row in rows for key in row if key.partition("/")[0] not in OTHERS}
+    names = {key for row in rows for key in row if key.partition("/")[0] not in GROUPS}
     known = logged(classification(size="mini", pretrained=None, multi_label=False))
     assert known is not None
     assert names - {"epoch", "step", "train/skipped_steps"} <= known

@@ -13,7 +13,7 @@ import wandb
 from drive import Outcome, Write, call
 from forks import Call, Forks
 
-from peas.callbacks.wandb_run import place
+from peas.callbacks.wandb_run import use_run_folder
 
 OVERLAY = Path(__file__).parents[2] / "configs" / "overlays" / "wandb.yaml"
 KEY = "a" * 40
@@ -79,7 +79,7 @@ def test_a_folder_named_from_here_is_the_same_for_a_service_elsewhere(
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    place(Path("run"), afresh=True)
+    use_run_folder(Path("run"), afresh=True)
     assert Path(os.environ["WANDB_DIR"]) == tmp_path / "run"
 
 

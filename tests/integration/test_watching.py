@@ -30,7 +30,7 @@ def callbacks(labelled: Path, split: str = "folds") -> list[dict[str, Any]]:
             "class_path": "peas.callbacks.KNN",
             "init_args": {"data": data, "k": 3, "every_n_epochs": 1, "split": split},
         },
-        {"class_path": "peas.callbacks.Reconstructions", "init_args": {"clips": 3}},
+        {"class_path": "peas.callbacks.ReconstructionPlots", "init_args": {"clips": 3}},
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_config_watches_and_hands_over(
     done = call("fit", "--config", drawing, "--trainer.default_root_dir", run)
     assert done.code == 0, done.err
     assert len(accuracies(run)) == EPOCHS
-    assert len(list((run / "pictures").glob("*_reconstruction_*.png"))) == 2 * 3
+    assert len(list((run / "plots").glob("*_reconstruction_*.png"))) == 2 * 3
     assert "knn " in caplog.text
     assert "(baseline " in caplog.text
     saved = yaml.safe_load((run / "config.yaml").read_text())
@@ -148,7 +148,7 @@ def test_two_processes_share_the_work(forks: Forks, sounds: Path, tmp_path: Path
     config = pretraining(tmp_path, sounds, **still)
     one, two = fit(config, "one", 1), fit(config, "two", 2)
     assert accuracies(one) == pytest.approx(accuracies(two))
-    names = [sorted(p.name for p in (run / "pictures").glob("*.png")) for run in (one, two)]
+    names = [sorted(p.name for p in (run / "plots").glob("*.png")) for run in (one, two)]
     assert names[0] == names[1]
     assert len(names[0]) == 3
 

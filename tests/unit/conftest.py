@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from toys import Run, fit
 
+from peas.callbacks.mask_plots import MaskPlots
 from peas.callbacks.peas import PEAS
-from peas.callbacks.pictures import Pictures
 from peas.data.synthetic import write_sounds
 
 
@@ -24,7 +24,7 @@ def peas_run(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two epochs with PEAS, pictures of one clip, a refreshed cache and a moving average."""
     strategy = PEAS(2, 1, 20, 24, ramp="off", refresh_every=2, aux_encoder="ema", ema_decay=0.5)
     folder = tmp_path_factory.mktemp("peas_run")
-    return fit(sounds, folder, strategy, Pictures(clips=1), epochs=2)
+    return fit(sounds, folder, strategy, MaskPlots(clips=1), epochs=2)
 
 
 @pytest.fixture

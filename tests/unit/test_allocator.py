@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource
-from peas.training.memory import keep_freed_memory
+from peas.utils.processes import keep_freed_memory
 print(keep_freed_memory())
 SIZE = 64 * 2**20
 bytearray(SIZE)

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSum
 from made import classification
 
 import peas.__main__ as entry
-from peas.callbacks.monitors import RequireMonitors
-from peas.callbacks.summary import SizeSummary
+from peas.callbacks.progress import SizeSummary
+from peas.callbacks.run_checks import MonitorCheck
 from peas.cli.boundary import known
 from peas.data.cache import ResampledCache, default_folder
 from peas.errors import ConfigError, DataError
@@ -109,13 +109,13 @@ def test_a_user_without_a_home_has_no_cache(
 class Fit:
     def __init__(self, *callbacks: Any, enable_validation: bool = True) -> None:
         self.enable_validation = enable_validation
-        self.callbacks = [*callbacks, RequireMonitors()]
+        self.callbacks = [*callbacks, MonitorCheck()]
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_monitor_is_a_metric_of_the_run(multi_label: bool) -> None:
     task = classification(size="mini", pretrained=None, multi_label=multi_label)
-    ask: Any = RequireMonitors().on_fit_start
+    ask: Any = MonitorCheck().on_fit_start
     for good in ("val/mAP", "val/loss", "train/loss", "loss", "mask/fraction", "knn/accuracy"):
         ask(Fit(EarlyStopping(good), ModelCheckpoint(monitor=good), ModelCheckpoint()), task)
     for bad in ("val/acc", "val_loss", "valid/loss", *(["val/accuracy"] if multi_label else [])):
@@ -131,7 +131,7 @@ def test_a_monitor_is_a_metric_of_the_run(multi_label: bool) -> None:
 
 def test_what_lightning_counts_and_what_is_skipped_can_be_monitored() -> None:
     task = classification(size="mini", pretrained=None, multi_label=False, on_nonfinite="skip")
-    ask: Any = RequireMonitors().on_fit_start
+    ask: Any = MonitorCheck().on_fit_start
     for good in ("step", "epoch", "train/skipped_steps"):
         ask(Fit(ModelCheckpoint(monitor=good, mode="max", save_top_k=2)), task)
     for bad in ("step", "train/aux_loss"):
@@ -143,7 +143,7 @@ def test_what_lightning_counts_and_what_is_skipped_can_be_monitored() -> None:
 
 def test_without_validation_no_stop_waits_for_one() -> None:
     task = classification(size="mini", pretrained=None, multi_label=False)
-    ask: Any = RequireMonitors().on_fit_start
+    ask: Any = MonitorCheck().on_fit_start
     with pytest.raises(ConfigError, match="limit_val_batches"):
         ask(Fit(EarlyStopping("val/loss"), enable_validation=False), task)
     ask(Fit(EarlyStopping("train/loss"), enable_validation=False), task)

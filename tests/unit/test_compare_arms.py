@@ -23,7 +23,7 @@ CONFIG = {
         "max_epochs": 3,
         "default_root_dir": "",
         "callbacks": [
-            {"class_path": "peas.callbacks.Pictures", "init_args": {"clips": 2}},
+            {"class_path": "peas.callbacks.MaskPlots", "init_args": {"clips": 2}},
         ],
     },
     "masking": {"class_path": "peas.callbacks.RandomMasking", "init_args": MASK},
@@ -125,7 +125,7 @@ def test_the_tables(arms, capsys):
     for row in rows[5:]:
         assert row[1] == f"{(by_arm[row[0]] - by_arm['random']).mean():+.2f}"
     assert rows[5][-1] == "better"
-    assert rows[6][-1] == "no difference shown"
+    assert rows[6][-1] == "no significant difference"
     assert float(rows[0][1]) > 2.8 * float(rows[0][2]) > 0
     assert "commit 0123456+; peas 1.0" in text
 
@@ -156,7 +156,7 @@ def test_speakers(tmp_path, capsys):
     assert "18 clips of 6 speakers, 6 folds, 1 seed (0)" in text
     assert "no p-value below 0.0312, and after Holm over 2 comparisons none below 0.0625" in text
     assert "| peas | none |" in text
-    assert text.count("no difference shown") == 2
+    assert text.count("no significant difference") == 2
     assert "One seed: how seeds spread is not in it" in text
     run(tmp_path, "--test", "t", cluster="fsdd")
     assert capsys.readouterr().out.count("| better |") == 2

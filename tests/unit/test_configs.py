@@ -448,7 +448,7 @@ def test_audiomaes_recipe_and_both_readings_of_supmam_clap(
     assert mask.class_path.split(".")[-1] == "SpecAugment"
     widths = (mask.init_args.max_time, mask.init_args.max_freq)
     assert widths == (setup.literal if literal else setup.masks)
-    dropping = [one for one in others if one.class_path.endswith("PatchDropping")]
+    dropping = [one for one in others if one.class_path.endswith("PatchDropout")]
     # The SupMAM-CLAP paper's own 0.2 and 0.2 hold on ESC-50 too, where AudioMAE's script has none.
     assert len(dropping) == (0 if literal or (data == "esc50" and not ours) else 1)
     if dropping:

@@ -13,9 +13,8 @@ from toys import StandIn, clips, heard, make_task, masked
 from peas.audio.decode import load
 from peas.audio.frontend import LogMel
 from peas.callbacks import progress
-from peas.callbacks.figure import EMPTY, draw
+from peas.callbacks.mask_plots import EMPTY, _view, plot_clip
 from peas.callbacks.peas import PEAS
-from peas.callbacks.pictures import _view
 from peas.callbacks.progress import EpochLine
 from peas.data.batch import Batch
 from peas.masking.peas.selector import marginals
@@ -260,7 +259,7 @@ def test_the_picture_hatches_the_bins(task: Classification, stage: Any) -> None:
     assert view.freq_scores[98 - 24 + 1 :].isinf().all()
     hatched = [
         sum(isinstance(a, Patch) and a.get_hatch() == EMPTY["hatch"] for a in axes.get_children())
-        for axes in draw(view).axes
+        for axes in plot_clip(view).axes
     ]
     assert max(hatched) >= 2
     assert sum(count > 0 for count in hatched) == 2

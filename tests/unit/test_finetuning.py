@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from made import built_audiomae, classification
 from toys import FACTS, Run, StandIn, clips, data, fit, quiet_trainer
 
-from peas.callbacks import PEAS, PatchDropping, RandomMasking, SpecAugment
+from peas.callbacks import PEAS, PatchDropout, RandomMasking, SpecAugment
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.audiomae_layers import DecoderShape
 from peas.recipes import AudioMAERecipe, SSASTRecipe
@@ -160,7 +160,7 @@ def test_resumed_run_equals_the_unbroken_one(
             folder,
             max_epochs=3,
             enable_checkpointing=True,
-            callbacks=[keeper, PatchDropping(), SpecAugment(20, 24)],
+            callbacks=[keeper, PatchDropout(), SpecAugment(20, 24)],
         )
         trainer.fit(task, datamodule=data(sounds), ckpt_path=start, weights_only=True)
         return task
@@ -187,8 +187,8 @@ def test_every_strategy_works_on_both_families(
         "spec_augment": [SpecAugment(20, 24)],
         "random": [RandomMasking(2, 2, 20, 24)],
         "peas": [PEAS(2, 2, 20, 24, ramp="off", aux_input_mask="complementary")],
-        "dropping": [PatchDropping()],
-        "both": [PatchDropping(), PEAS(1, 1, 20, 24, ramp="off", aux_grid="finetune")],
+        "dropping": [PatchDropout()],
+        "both": [PatchDropout(), PEAS(1, 1, 20, 24, ramp="off", aux_grid="finetune")],
     }[strategy]
     file = str(pretrained) if encoder == "audiomae" else None
     run = fit(sounds, tmp_path, *callbacks, encoder=encoder, pretrained=file, drop_path=0.1)

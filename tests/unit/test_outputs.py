@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from toys import Run, StandIn, clips, data, fit, heard, make_task, masked, quiet_trainer
 
 from peas.callbacks import progress
-from peas.callbacks.figure import draw
+from peas.callbacks.mask_plots import MaskPlots, _view, plot_clip
 from peas.callbacks.outputs import ClipOutputs
 from peas.callbacks.peas import PEAS
-from peas.callbacks.picture_files import file_name, save_picture
-from peas.callbacks.pictures import Pictures, _view
+from peas.callbacks.plots import file_name, save_plot
 from peas.callbacks.progress import EpochLine, Rate
 from peas.callbacks.spec_augment import BlockMasking, RandomMasking, SpecAugment
 from peas.errors import ConfigError
@@ -204,7 +203,7 @@ def test_cache_of_a_run_holds_every_training_clip(peas_run: Run) -> None:
 
 
 def pictures_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "pictures").iterdir())
+    return sorted(path.name for path in (folder / "plots").iterdir())
 
 
 def test_pictures_of_the_first_and_the_last_epoch(peas_run: Run) -> None:
@@ -215,7 +214,7 @@ def test_pictures_of_the_first_and_the_last_epoch(peas_run: Run) -> None:
     assert len({stem[10:] for stem in stems}) == 1
     assert names == sorted(f"{stem}.{end}" for stem in stems for end in ("png", "pdf"))
     for name in names:
-        path = peas_run.folder / "pictures" / name
+        path = peas_run.folder / "plots" / name
         if path.suffix == ".png":
             image = matplotlib.image.imread(path)
             assert image.shape[0] > 500
@@ -232,7 +231,7 @@ def test_every_strategy_has_pictures_of_chosen_clips(
     strategy: BlockMasking, sounds: Path, tmp_path: Path
 ) -> None:
     chosen = data(sounds).clips("train").ids[5]
-    pictures = Pictures(clips=[chosen])
+    pictures = MaskPlots(clips=[chosen])
     # The order in the list of callbacks does not matter.
     order: list[Callback] = [strategy, pictures]
     fit(sounds, tmp_path, *(order if isinstance(strategy, SpecAugment) else order[::-1]))
@@ -243,8 +242,8 @@ def test_every_strategy_has_pictures_of_chosen_clips(
 def test_pictures_refuse_clips_that_do_not_train(sounds: Path, tmp_path: Path) -> None:
     table = data(sounds)
     tested, absent = table.clips("validation").ids[0], "gone.wav"
-    pictures = Pictures(clips=[table.clips("train").ids[0], tested, absent])
-    with pytest.raises(ConfigError, match=r"Pictures.*clips") as told:
+    pictures = MaskPlots(clips=[table.clips("train").ids[0], tested, absent])
+    with pytest.raises(ConfigError, match=r"MaskPlots.*clips") as told:
         fit(sounds, tmp_path, SpecAugment(20, 24), pictures)
     assert tested in str(told.value)
     assert absent in str(told.value)
@@ -252,8 +251,8 @@ def test_pictures_refuse_clips_that_do_not_train(sounds: Path, tmp_path: Path) -
 
 
 def _stand_ins(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
-    monkeypatch.setattr("peas.callbacks.pictures._view", lambda *_: time.sleep(seconds))
-    monkeypatch.setattr("peas.callbacks.pictures.draw", lambda _: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("peas.callbacks.mask_plots._view", lambda *_: time.sleep(seconds))
+    monkeypatch.setattr("peas.callbacks.mask_plots.plot_clip", lambda _: Figure(figsize=(1, 1)))
 
 
 def test_pictures_take_more_clips_than_a_batch_has(
@@ -261,15 +260,15 @@ def test_pictures_take_more_clips_than_a_batch_has(
 ) -> None:
     _stand_ins(monkeypatch)
     size = data(sounds).batch_size
-    fit(sounds, tmp_path / "a", SpecAugment(20, 24), Pictures(clips=size + 2))
+    fit(sounds, tmp_path / "a", SpecAugment(20, 24), MaskPlots(clips=size + 2))
     drawn = [name for name in pictures_of(tmp_path / "a") if name.endswith("png")]
     assert len(drawn) == size + 2
-    with pytest.warns(UserWarning, match=r"Pictures.*clips. is 1000"):
-        fit(sounds, tmp_path / "b", SpecAugment(20, 24), Pictures(clips=1000))
+    with pytest.warns(UserWarning, match=r"MaskPlots.*clips. is 1000"):
+        fit(sounds, tmp_path / "b", SpecAugment(20, 24), MaskPlots(clips=1000))
 
 
 def test_clips_that_are_named_win_over_those_of_a_checkpoint() -> None:
-    pictures = Pictures(clips=["b"])
+    pictures = MaskPlots(clips=["b"])
     pictures.load_state_dict({"ids": ["a"]})
     assert pictures.state_dict() == {"ids": ["b"]}
 
@@ -280,14 +279,14 @@ def test_the_rate_leaves_out_what_pictures_take(
     _stand_ins(monkeypatch, seconds=0.5)
     lines: list[str] = []
     monkeypatch.setattr(progress, "rank_zero_info", lines.append)
-    line, pictures = EpochLine(), Pictures(clips=4)
+    line, pictures = EpochLine(), MaskPlots(clips=4)
     fit(sounds, tmp_path, SpecAugment(20, 24), pictures, line)
     assert pictures.seconds > 2.0
     assert line._training < 2.0
     rate = Rate()
     rate.reset()
     time.sleep(0.1)
-    rate.add(1, drawing=0.1)
+    rate.add(1, plotting=0.1)
     assert rate.value > 20
 
 
@@ -298,16 +297,16 @@ def test_without_reconstruction_the_picture_says_so(
     task.model.reconstructs.fill_(False)
     trainer = task.trainer
     trainer.default_root_dir = str(tmp_path)
-    strategy, pictures = RandomMasking(2, 1, 40, 30), Pictures(clips=["yes/a.wav", "no/a.wav"])
+    strategy, pictures = RandomMasking(2, 1, 40, 30), MaskPlots(clips=["yes/a.wav", "no/a.wav"])
     trainer.callbacks = [strategy, pictures]
     loaded = clips(2)
     loaded["id"] = ["yes/a.wav", "no/a.wav"]
     batch = masked(strategy, task, heard(task, loaded))
     view = _view(trainer, task, strategy, batch, 1)
     assert view.reconstruction is None
-    texts = [text.get_text() for axes in draw(view).axes for text in axes.texts]
+    texts = [text.get_text() for axes in plot_clip(view).axes for text in axes.texts]
     assert texts == ["this model has no reconstruction head"]
-    monkeypatch.setattr("peas.callbacks.pictures.draw", lambda _: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("peas.callbacks.mask_plots.plot_clip", lambda _: Figure(figsize=(1, 1)))
     pictures.on_train_batch_start(trainer, task, batch, 0)
     pictures.on_before_backward(trainer, task, torch.zeros(()))
     # Equal file names in two folders are two clips.
@@ -372,13 +371,13 @@ def test_no_clip_is_too_long_or_odd_for_a_file_name(tmp_path: Path) -> None:
     for clip in odd:
         figure = Figure(figsize=(1, 1))
         figure.suptitle(clip, parse_math=False)
-        save_picture(StandIn(tmp_path), figure, clip, "reconstruction")  # type: ignore[arg-type]
+        save_plot(StandIn(tmp_path), figure, clip, "reconstruction")  # type: ignore[arg-type]
     assert len(pictures_of(tmp_path)) == 2 * len(odd)
 
 
 def test_pictures_are_drawn_in_due_epochs_only() -> None:
     task = make_task()
-    pictures = Pictures(every_n_epochs=10)
+    pictures = MaskPlots(every_n_epochs=10)
     task.trainer.max_epochs = 25
     due_in = []
     for epoch in range(25):
@@ -386,6 +385,6 @@ def test_pictures_are_drawn_in_due_epochs_only() -> None:
         pictures.on_train_batch_start(task.trainer, task, clips(1), 0)
         due_in += [epoch] if pictures._batch is not None else []
     assert due_in == [0, 10, 20, 24]
-    later = Pictures()
+    later = MaskPlots()
     later.load_state_dict({"ids": ["a"]})
     assert later.state_dict() == {"ids": ["a"]}

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from made import built_audiomae, built_ssast, classification
 from toys import FACTS, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
-from peas.callbacks import PEAS, Pictures
+from peas.callbacks import PEAS, MaskPlots
 from peas.cli.kfold_table import _reading
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.audiomae import AudioMAE
@@ -176,13 +176,13 @@ def test_peas_on_weights_without_a_pixel_head(
     run = fit(
         sounds,
         tmp_path / "probe",
-        Pictures(clips=1),
+        MaskPlots(clips=1),
         strategy(aux_encoder="frozen"),
         epochs=2,
         **keys,
     )
     assert "reconstruction: errors of a linear pixel probe" in printed.text
-    assert len(list((tmp_path / "probe" / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "probe" / "plots").glob("*.png"))) == 2
     probe = run.task.model.pixel_probe
     assert probe is not None
     file = torch.load(tmp_path / "probe" / "checkpoints" / "pixel_probe.pt", weights_only=True)

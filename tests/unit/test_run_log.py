@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from peas.training.run_log import RunLog
+from peas.training.trainer import RunLog
 
 LINES: list[dict[str, float]] = [{"loss": 3.0}, {"loss": 2.5, "lr": 0.1}, {"acc": 0.5}, {"lr": 0.2}]
 

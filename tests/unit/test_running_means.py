@@ -9,8 +9,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from toys import StandIn, make_task
 
 from peas.tasks import base
-from peas.training import running_means
-from peas.training.running_means import STATES, forget_sums, save_sums
+from peas.training import epoch_means as running_means
+from peas.training.epoch_means import STATES, forget_sums, save_sums
 
 
 def _saved(**parts: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from peas.cli import verbs
 from peas.errors import PeasError
-from peas.utils.children import CONTEXT
+from peas.utils.processes import CONTEXT
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -54,13 +54,16 @@ class ImportReport:
         return "\n".join(lines)
 
 
-def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
+def read_state(
+    path: str | Path, *, pretrained: bool = False, file: BinaryIO | None = None
+) -> dict[str, Any]:
     """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
 
     Args:
         path: A file written by `torch.save`, in the zip or the old pickle format.
         pretrained: Whether official weights would do, so that the error for a missing file names
             their source.
+        file: The open file, to be read in place of `path`.
 
     Raises:
         CheckpointError: The file is missing or damaged, contains code, holds no dictionary with
@@ -79,7 +82,7 @@ def read_state(path: str | Path, *, pretrained: bool = False) -> dict[str, Any]:
         # Official AudioMAE files hold their arguments: a class of plain attributes, made here
         # without calling anything that the file names.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(file or path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None and not _is_plain_pickle(path):

@@ -1,9 +1,10 @@
-"""Processes that a process starts: they leave its signals to it, and end when it does."""
+"""Worker processes that ignore the run's signals and end with it, and a process's memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import sys
 import threading
@@ -14,13 +15,13 @@ from weakref import WeakSet
 from peas.errors import PeasError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that ask a run to stop. A terminal, `timeout`, systemd and a container's end send them to
-every process of the run; only the one that trains answers."""
+"""Signals that stop a run. A terminal, `timeout`, systemd and a container's end send them to every
+process of the run; only the one that trains handles them."""
 PARENT = "PEAS_PARENT"
-"""Tells the processes that Lightning starts for DDP the number of the one that started them."""
+"""Environment variable with the id of the process that started others for DDP."""
 
 _PR_SET_PDEATHSIG = 1
-# Looked up before any fork: the loader of libraries has a lock.
+# Looked up before any fork: the dynamic linker has a lock.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
@@ -28,10 +29,10 @@ def end_with_parent(parent: int) -> bool:
     """Have the system kill this process as soon as its parent has ended; on Linux only.
 
     Args:
-        parent: Number of the parent.
+        parent: Id of the parent.
 
     Returns:
-        False where it had ended before.
+        False if it has ended already.
     """
     if _prctl is None:
         return True
@@ -42,7 +43,7 @@ def end_with_parent(parent: int) -> bool:
 def end_with_launcher() -> None:
     """The same for a process that Lightning started for DDP, before it imports anything large.
 
-    Until the process group is up, nothing else tells it that the first process is gone.
+    Until the process group is up, it would not notice the end of the first process.
 
     Raises:
         PeasError: The first process has ended.
@@ -54,10 +55,10 @@ def end_with_launcher() -> None:
 
 
 def signal_that_ended(pid: int) -> signal.Signals | None:
-    """Signal that ended a worker of `CONTEXT`; None where it is another process, or none did.
+    """Signal that ended a worker of `CONTEXT`; None for other processes and other ends.
 
     Args:
-        pid: Number of the process.
+        pid: Id of the process.
     """
     for process in list(_started):
         if process.pid == pid and (process.exitcode or 0) < 0:
@@ -66,12 +67,12 @@ def signal_that_ended(pid: int) -> signal.Signals | None:
 
 
 def kill_workers(reason: str) -> None:
-    """Kills every worker of `CONTEXT` that this process has started.
+    """Kill every worker of `CONTEXT` that this process has started.
 
-    PyTorch then reports their deaths, at any place of the main thread.
+    PyTorch then raises in the main thread, wherever it is.
 
     Args:
-        reason: What a user is told in place of that.
+        reason: The message for the user in place of PyTorch's.
     """
     _reasons.append(reason)
     for process in list(_started):
@@ -80,9 +81,9 @@ def kill_workers(reason: str) -> None:
 
 
 def end_workers() -> None:
-    """Ends every worker of `CONTEXT`, at the end of a run.
+    """End every worker of `CONTEXT`, at the end of a run.
 
-    Python would do so as the process ends, and PyTorch then report their deaths.
+    Python does so when the process ends, and PyTorch would then report their deaths.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
@@ -97,7 +98,7 @@ def end_workers() -> None:
 
 
 def why_killed() -> str:
-    """Reason for which this process has killed its workers; empty where it has not."""
+    """Reason for which this process has killed its workers; empty if it has not."""
     return _reasons[-1] if _reasons else ""
 
 
@@ -106,15 +107,15 @@ _reasons: list[str] = []
 
 
 class _Popen(popen_fork.Popen):
-    """A fork whose child never gets the signals that ask a run to stop."""
+    """A fork whose child never gets the signals that stop a run."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        # Held back, and not ignored: PyTorch's workers set a handler for SIGTERM of their own.
+        # Blocked, and not ignored: PyTorch's workers set their own handler for SIGTERM.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             super()._launch(process_obj)  # type: ignore[misc]
         finally:
-            # The child never comes here.
+            # The child never gets here.
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
@@ -133,7 +134,7 @@ class _Worker(context.ForkProcess):
 
     def start(self) -> None:
         """Starts it."""
-        # The system counts the thread that forked as the parent, and another one may end earlier.
+        # For the system the forking thread is the parent, and a thread may end earlier.
         self._by_main = threading.current_thread() is threading.main_thread()
         self._parent = os.getpid()
         super().start()
@@ -153,3 +154,35 @@ class WorkerContext(context.ForkContext):
 
 
 CONTEXT = WorkerContext()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+_ARROWS = "JE_ARROW_MALLOC_CONF"
+_USER_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Make this process keep the memory that it frees.
+
+    A training step on a CPU frees and allocates the same large tensors again and again. By default
+    glibc returns each to the system, which fills every page with zeros before it hands it out
+    again. Results and peak memory stay the same. Allocators other than glibc's, and thresholds that
+    the user has set in the environment, are not changed.
+
+    Returns:
+        Whether the setting was made.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _USER_SETTINGS):
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_MMAP_THRESHOLD, _NEVER) and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def keep_arrow_from_threads() -> None:
+    """Keep pyarrow's second allocator from starting a thread; call it before pyarrow is imported.
+
+    That thread does nothing while another allocator is the default, but shares locks with it that
+    are taken at every fork. A user's setting is not changed.
+    """
+    os.environ.setdefault(_ARROWS, "background_thread:false")

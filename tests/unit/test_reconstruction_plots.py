@@ -1,4 +1,4 @@
-"""Pictures of pretraining: what they show, of which clips, and when."""
+"""Plots of pretraining: what they show, of which clips, and when."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,14 @@ from made import built_audiomae, masked_task, ssast_task
 from target_toys import Maps, maps_of, write
 from toys import FACTS, StandIn, clips, data, fit, heard, quiet_trainer
 
-from peas.callbacks import Reconstructions
-from peas.callbacks.reconstruction_figure import draw, place_of
-from peas.callbacks.reconstructions import _take, hidden_cells, reconstruction_views
+from peas.callbacks import ReconstructionPlots
+from peas.callbacks.reconstruction_plots import (
+    _take,
+    masked_bins,
+    mel_bin,
+    plot_clip,
+    reconstruction_views,
+)
 from peas.errors import ConfigError
 from peas.models.patches import patchify
 from peas.tasks import Pretraining
@@ -40,7 +45,7 @@ def built(task: Any) -> Any:
 
 
 def names(folder: Path, ending: str = ".png") -> list[str]:
-    return sorted(path.name for path in (folder / "pictures").glob(f"*{ending}"))
+    return sorted(path.name for path in (folder / "plots").glob(f"*{ending}"))
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +83,24 @@ def test_views_show_the_mask_and_the_drawing_of_evaluation(make: Any) -> None:
         hidden = hidden.view(3, 8, 8).transpose(1, 2).flatten(1)
         assert not torch.equal(hidden, by_time)
     for row, view in enumerate(views):
-        cells = patchify(view.hidden[None].float(), (16, 16))[0]
+        cells = patchify(view.masked[None].float(), (16, 16))[0]
         assert torch.equal(cells.amin(1), cells.amax(1))
         assert torch.equal(cells[:, 0] > 0, hidden[row])
-        assert view.drawn is not None
+        assert view.prediction is not None
         assert torch.equal(view.log_mel, batch["log_mel"][row])
         assert view.own_level is (make is mae)
         assert view.features is None
-    assert views[2].drawn is not None
-    assert again.drawn is not None
-    assert torch.equal(again.hidden, views[2].hidden)
-    assert torch.allclose(again.drawn, views[2].drawn, atol=1e-5)
+    assert views[2].prediction is not None
+    assert again.prediction is not None
+    assert torch.equal(again.masked, views[2].masked)
+    assert torch.allclose(again.prediction, views[2].prediction, atol=1e-5)
     # What is drawn follows from the visible patches alone, but for norm_pix's level.
     if not views[2].own_level:
-        batch["log_mel"] = batch["log_mel"].masked_fill(torch.stack([v.hidden for v in views]), 9.0)
+        batch["log_mel"] = batch["log_mel"].masked_fill(torch.stack([v.masked for v in views]), 9.0)
         with torch.no_grad():
-            blind = reconstruction_views(task, batch)[2].drawn
+            blind = reconstruction_views(task, batch)[2].prediction
         assert blind is not None
-        assert torch.allclose(blind, views[2].drawn, atol=1e-5)
+        assert torch.allclose(blind, views[2].prediction, atol=1e-5)
 
 
 def test_cells_under_overlapping_patches() -> None:
@@ -104,11 +109,11 @@ def test_cells_under_overlapping_patches() -> None:
     hidden = torch.zeros(1, 25, dtype=torch.bool)
     # Two neighbours along time: what they share with visible patches is seen.
     hidden[0, [11, 12]] = True
-    cells = hidden_cells(model, hidden, 48, 48)[0]
+    cells = masked_bins(model, hidden, 48, 48)[0]
     assert not cells.any()
     rows = torch.arange(25).view(5, 5)
     hidden[0, rows[1:4, 1:4].flatten()] = True
-    cells = hidden_cells(model, hidden, 48, 48)[0]
+    cells = masked_bins(model, hidden, 48, 48)[0]
     assert cells.nonzero().min(0).values.tolist() == [16, 16]
     assert cells.nonzero().max(0).values.tolist() == [31, 31]
     assert int(cells.sum()) == 16 * 16
@@ -116,7 +121,7 @@ def test_cells_under_overlapping_patches() -> None:
 
 def test_features_of_a_perfect_prediction(sounds: Path, targets: Path, tmp_path: Path) -> None:
     task = mae(reconstruction=0.0, distillation=1.0, targets=str(targets))
-    run(task, sounds, tmp_path, Reconstructions(clips=1))
+    run(task, sounds, tmp_path, ReconstructionPlots(clips=1))
     module = data(sounds)
     batch = next(iter(module.loader(module.clips("validation"))))
     task.eval()
@@ -127,7 +132,7 @@ def test_features_of_a_perfect_prediction(sounds: Path, targets: Path, tmp_path:
     with torch.no_grad():
         view = reconstruction_views(task, batch)[0]
     found = view.features
-    assert view.drawn is None
+    assert view.prediction is None
     assert found is not None
     assert found.target.shape == (8, 4)
     assert torch.allclose(found.target.nan_to_num(), found.predicted.nan_to_num())
@@ -137,7 +142,7 @@ def test_features_of_a_perfect_prediction(sounds: Path, targets: Path, tmp_path:
     assert sound.any(dim=0).tolist() == [True, True, True, False]
     assert 0 < found.share < 1
     assert found.constant < 1 - 1e-3
-    assert len(draw(view).axes) == 2 * 5
+    assert len(plot_clip(view).axes) == 2 * 5
 
 
 def _perfect(forward: Any) -> Any:
@@ -150,14 +155,14 @@ def _perfect(forward: Any) -> Any:
 
 def test_frequencies_lie_where_the_patches_do() -> None:
     for number, hertz in enumerate(patch_edges(8).tolist()):
-        assert place_of(hertz, 128) == pytest.approx(16 * number, abs=1e-6)
+        assert mel_bin(hertz, 128) == pytest.approx(16 * number, abs=1e-6)
 
 
 # --- in a run ------------------------------------------------------------------------------
 
 
 def test_epochs_and_clips(sounds: Path, tmp_path: Path) -> None:
-    run(ssast(), sounds, tmp_path, Reconstructions(clips=2, every_n_epochs=3), max_epochs=6)
+    run(ssast(), sounds, tmp_path, ReconstructionPlots(clips=2, every_n_epochs=3), max_epochs=6)
     first = list(data(sounds).clips("validation").ids)[:2]
     stems = [Path(clip).stem for clip in first]
     wanted = [
@@ -169,13 +174,13 @@ def test_epochs_and_clips(sounds: Path, tmp_path: Path) -> None:
 
 def test_named_clips_and_rare_validation(sounds: Path, targets: Path, tmp_path: Path) -> None:
     clip = list(data(sounds).clips("validation").ids)[7]
-    callback = Reconstructions(clips=[clip], every_n_epochs=2)
+    callback = ReconstructionPlots(clips=[clip], every_n_epochs=2)
     task = mae(distillation=1.0, classification=0.1, targets=str(targets))
     run(task, sounds, tmp_path, callback, max_epochs=4, check_val_every_n_epoch=3)
     stem = Path(clip).stem
     # Epoch 2 is the only one with a validation.
     assert names(tmp_path) == [f"epoch_003_reconstruction_{stem}.png"]
-    resumed = Reconstructions(clips=[clip], every_n_epochs=2)
+    resumed = ReconstructionPlots(clips=[clip], every_n_epochs=2)
     resumed.load_state_dict(callback.state_dict())
     assert not resumed._due(StandIn(current_epoch=3))  # type: ignore[arg-type]
     assert resumed._due(StandIn(current_epoch=4))  # type: ignore[arg-type]
@@ -184,8 +189,8 @@ def test_named_clips_and_rare_validation(sounds: Path, targets: Path, tmp_path: 
 def test_pictures_change_nothing(sounds: Path, targets: Path, tmp_path: Path) -> None:
     keys = {"distillation": 1.0, "targets": str(targets), "drop_path": 0.2}
     plain, drawn = mae(**keys), mae(**keys)
-    run(plain, sounds, tmp_path / "plain", Reconstructions(clips=1, every_n_epochs=99))
-    run(drawn, sounds, tmp_path / "drawn", Reconstructions(clips=4, every_n_epochs=1))
+    run(plain, sounds, tmp_path / "plain", ReconstructionPlots(clips=1, every_n_epochs=99))
+    run(drawn, sounds, tmp_path / "drawn", ReconstructionPlots(clips=4, every_n_epochs=1))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, drawn.state_dict()[name]), name
 
@@ -196,10 +201,10 @@ def test_pictures_change_nothing(sounds: Path, targets: Path, tmp_path: Path) ->
 def test_refusals(sounds: Path, tmp_path: Path) -> None:
     for settings in ({"clips": 0}, {"every_n_epochs": 0}):
         with pytest.raises(ConfigError, match="give 1 or more"):
-            Reconstructions(**settings)
-    with pytest.raises(ConfigError, match=r"names nowhere\.wav, which the validation set"):
-        run(ssast(), sounds, tmp_path, Reconstructions(clips=["nowhere.wav"]))
+            ReconstructionPlots(**settings)
+    with pytest.raises(ConfigError, match=r"names nowhere\.wav"):
+        run(ssast(), sounds, tmp_path, ReconstructionPlots(clips=["nowhere.wav"]))
     with pytest.raises(ConfigError, match="predict neither patches nor"):
-        run(ssast(objective="discriminative"), sounds, tmp_path, Reconstructions())
-    with pytest.raises(ConfigError, match=r"use `peas\.callbacks\.Pictures`"):
-        fit(sounds, tmp_path, Reconstructions())
+        run(ssast(objective="discriminative"), sounds, tmp_path, ReconstructionPlots())
+    with pytest.raises(ConfigError, match=r"use `peas\.callbacks\.MaskPlots`"):
+        fit(sounds, tmp_path, ReconstructionPlots())

@@ -1,4 +1,4 @@
-"""AudioMAE's masking in fine-tuning: whole times and whole bands of patches are left out."""
+"""AudioMAE's masking in fine-tuning: patch dropout along time and frequency."""
 
 import math
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from peas.callbacks.siblings import siblings
 from peas.errors import ConfigError
 from peas.masking.patches import time_freq_mask
 from peas.models.encoder import Encoder
 from peas.tasks.base import BaseTask
+from peas.training.trainer import callbacks_of
 
 
-class PatchDropping(Callback):
-    """Drops a share of the times and of the bands of patches in training, drawn for each clip.
+class PatchDropout(Callback):
+    """Drops a random share of the columns (times) and rows (bands) of patches in training.
 
-    The patches that stay keep their values and places; the sequence is shorter, so a step is
-    faster. Of T' x F' patches ⌊T'(1 - time)⌋ x ⌊F'(1 - freq)⌋ stay: with 0.2 and 0.2 of AudioMAE's
-    64 x 8 patches 51 x 6 = 306, that is 40 % are dropped. In evaluation all are there.
+    The other patches keep their values and positions; the sequence is shorter, so a step is
+    faster. Of T' x F' patches ⌊T'(1 - time)⌋ x ⌊F'(1 - freq)⌋ are kept: with 0.2 and 0.2 of
+    AudioMAE's 64 x 8 patches 51 x 6 = 306, so 40 % are dropped. Evaluation drops none.
 
-    It stands in `trainer.callbacks`. A masking strategy, under the key `masking`, may go beside it:
-    that one fills bins of the log-mel, this one takes patches out of the sequence.
+    It belongs in `trainer.callbacks`. A masking strategy, under the key `masking`, can be used with
+    it: that one fills bins of the log-mel, this one shortens the sequence.
 
     Args:
         time: Share of the times that are dropped. AudioMAE's published commands have 0.2 for both,
@@ -36,32 +36,32 @@ class PatchDropping(Callback):
         for key, share in (("time", time), ("freq", freq)):
             if not 0 <= share < 1:
                 raise ConfigError(
-                    f"`PatchDropping.init_args.{key}` is {share}: give a share from 0 to below 1"
+                    f"`PatchDropout.init_args.{key}` is {share}: give a share from 0 to below 1"
                 )
         self.time, self.freq = time, freq
 
     def kept(self, model: Encoder) -> tuple[int, int]:
-        """Numbers of times and of bands that stay."""
+        """Numbers of times and bands that are kept."""
         bands, times = model.grid
         return _kept(times, self.time), _kept(bands, self.freq)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses shares that leave nothing, and a second such callback; says what stays."""
+        """Refuses shares that keep nothing, and a second such callback; logs what is kept."""
         assert isinstance(pl_module, BaseTask)
         pl_module.require_maskable("trainer.callbacks")
-        if len(siblings(trainer, PatchDropping)) > 1:
-            raise ConfigError("`trainer.callbacks` has several `PatchDropping`: keep one")
+        if len(callbacks_of(trainer, PatchDropout)) > 1:
+            raise ConfigError("`trainer.callbacks` has several `PatchDropout`: keep one")
         bands, times = pl_module.model.grid
         kept_times, kept_bands = self.kept(pl_module.model)
-        for key, count, whole in (("time", kept_times, times), ("freq", kept_bands, bands)):
+        for key, count, total in (("time", kept_times, times), ("freq", kept_bands, bands)):
             if not count:
                 raise ConfigError(
-                    f"`PatchDropping.init_args.{key}` is {getattr(self, key)}, which keeps none of "
-                    f"{whole} {'times' if key == 'time' else 'bands'} of patches: give less than "
-                    f"{1 - 1 / whole:g}, or 0"
+                    f"`PatchDropout.init_args.{key}` is {getattr(self, key)}, which keeps none of "
+                    f"{total} {'times' if key == 'time' else 'bands'} of patches: give less than "
+                    f"{1 - 1 / total:g}, or 0"
                 )
         rank_zero_info(
-            f"PatchDropping keeps {kept_times} of {times} times and {kept_bands} of {bands} bands: "
+            f"PatchDropout keeps {kept_times} of {times} times and {kept_bands} of {bands} bands: "
             f"{kept_times * kept_bands} of {times * bands} patches"
         )
 
@@ -81,5 +81,5 @@ class PatchDropping(Callback):
 
 
 def _kept(count: int, share: float) -> int:
-    # A product such as 10 * (1 - 0.9) is a hair below its whole number.
+    # A product such as 10 * (1 - 0.9) is slightly below its integer.
     return math.floor(count * (1 - share) + 1e-9)

@@ -8,7 +8,7 @@ import torch
 from made import classification
 from toys import FACTS, StandIn, clips, fit, heard, part
 
-from peas.callbacks.patch_dropping import PatchDropping
+from peas.callbacks.patch_dropout import PatchDropout
 from peas.callbacks.spec_augment import SpecAugment
 from peas.data.batch import Batch
 from peas.errors import ConfigError
@@ -40,7 +40,7 @@ def make(encoder: str, frames: int = 128, **settings: Any) -> Classification:
     return task
 
 
-def dropped(callback: PatchDropping, task: Classification, batch: Batch) -> Batch:
+def dropped(callback: PatchDropout, task: Classification, batch: Batch) -> Batch:
     batch = batch.copy()
     callback.on_train_batch_start(task.trainer, task, batch, 0)
     return batch
@@ -61,7 +61,7 @@ def test_numbers_that_stay_are_audiomaes(
     frames: int, shares: tuple[float, float], kept: tuple[int, int]
 ) -> None:
     task = make("audiomae", frames)
-    callback = PatchDropping(*shares)
+    callback = PatchDropout(*shares)
     assert callback.kept(task.model) == kept
     batch = heard(task, clips(2))
     hidden = dropped(callback, task, batch)["dropped_patches"]
@@ -76,7 +76,7 @@ def test_no_gradient_reaches_a_dropped_patch_and_every_other_gets_one(encoder: s
     task = make(encoder, frames=192)
     batch = heard(task, clips(3, seconds=1.92))
     batch["log_mel"].requires_grad_()
-    batch = dropped(PatchDropping(0.4, 0.3), task, batch)
+    batch = dropped(PatchDropout(0.4, 0.3), task, batch)
     task.training_step(batch, 0).backward()
     gradient = batch["log_mel"].grad
     assert gradient is not None
@@ -95,13 +95,13 @@ def test_no_gradient_reaches_a_dropped_patch_and_every_other_gets_one(encoder: s
 def test_both_families_drop_the_same_places_and_every_process_its_own_rows() -> None:
     tasks = [make(encoder) for encoder in FAMILIES]
     hidden = [
-        dropped(PatchDropping(), task, heard(task, clips()))["dropped_patches"] for task in tasks
+        dropped(PatchDropout(), task, heard(task, clips()))["dropped_patches"] for task in tasks
     ]
     assert torch.equal(hidden[0].view(8, 8, 8).mT.flatten(1), hidden[1])
     task = tasks[1]
     for rank in (0, 1):
         rows = list(range(rank, 8, 2))
-        some = dropped(PatchDropping(), task, part(heard(task, clips()), rows))
+        some = dropped(PatchDropout(), task, part(heard(task, clips()), rows))
         assert torch.equal(some["dropped_patches"], hidden[1][rows])
 
 
@@ -117,7 +117,7 @@ def test_evaluation_sees_every_patch(
         return original(task, log_mel, hidden)
 
     monkeypatch.setattr(Classification, "forward", watched)
-    fit(sounds, tmp_path, PatchDropping(), SpecAugment(20, 24), encoder=encoder)
+    fit(sounds, tmp_path, PatchDropout(), SpecAugment(20, 24), encoder=encoder)
     assert set(seen) == {(True, True), (False, False)}
 
 
@@ -126,23 +126,23 @@ def test_evaluation_sees_every_patch(
 
 @pytest.mark.parametrize(("key", "share"), [("time", 1.0), ("freq", -0.1), ("time", float("nan"))])
 def test_a_share_out_of_range_is_refused(key: str, share: float) -> None:
-    with pytest.raises(ConfigError, match=rf"PatchDropping\.init_args\.{key}` is .*below 1"):
-        PatchDropping(**{key: share})
+    with pytest.raises(ConfigError, match=rf"PatchDropout\.init_args\.{key}` is .*below 1"):
+        PatchDropout(**{key: share})
 
 
 def test_shares_that_keep_nothing_are_refused() -> None:
     task = make("audiomae")
-    callback = PatchDropping(freq=0.9)
+    callback = PatchDropout(freq=0.9)
     task.trainer.callbacks = [callback]
     with pytest.raises(ConfigError, match=r"freq` is 0\.9, which keeps none of 8 bands.*0\.875"):
         callback.on_fit_start(task.trainer, task)
-    callback = PatchDropping(time=0.88)
+    callback = PatchDropout(time=0.88)
     with pytest.raises(ConfigError, match=r"time` is 0\.88, which keeps none of 8 times"):
         callback.on_fit_start(task.trainer, task)
 
 
 def test_two_of_them_are_refused() -> None:
     task = make("audiomae")
-    task.trainer.callbacks = [PatchDropping(), PatchDropping()]
-    with pytest.raises(ConfigError, match="several `PatchDropping`"):
+    task.trainer.callbacks = [PatchDropout(), PatchDropout()]
+    with pytest.raises(ConfigError, match="several `PatchDropout`"):
         task.trainer.callbacks[0].on_fit_start(task.trainer, task)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from peas.callbacks import signals
-from peas.callbacks.signals import Asked, Stopped
+from peas.callbacks import stopping as signals
+from peas.callbacks.stopping import Stopped, StopRequest
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -30,7 +30,7 @@ def test_a_second_ctrl_c_after_a_second_ends_at_once(
     came: list[tuple[float, int]],
     code: int | None,
 ) -> None:
-    asked, left = Asked(at_once=at_once), []
+    asked, left = StopRequest(at_once=at_once), []
     for time, number in came:
         monkeypatch.setattr(
             signals, "time", SimpleNamespace(monotonic=lambda time=time: 100.0 + time)

@@ -14,7 +14,7 @@ from toys import StandIn
 from peas import recipes
 from peas.audio.frontend import KaldiLogMel
 from peas.callbacks import PEAS
-from peas.callbacks.continuity import Continuity, changes, flat
+from peas.callbacks.run_checks import ResumeCheck, changes, flat
 from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError
 from peas.models import SSAST, AudioMAE
@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
         "accumulate_grad_batches": 1,
         "precision": "32-true",
         "callbacks": [
-            {"class_path": "peas.callbacks.Pictures", "init_args": {"clips": 2}},
+            {"class_path": "peas.callbacks.MaskPlots", "init_args": {"clips": 2}},
             {"class_path": "peas.callbacks.WeightAverage", "init_args": {"decay": 0.9}},
         ],
     },
@@ -59,17 +59,17 @@ def loops(*, inside: bool, last_batch: bool = True, ready: int = 4) -> dict[str,
 def resumed(saved: dict[str, Any], now: dict[str, Any], *callbacks: Any, **parts: Any) -> None:
     """A run with some settings goes on from a checkpoint with others."""
     checkpoint = {"settings": flat(saved), "callbacks": {}, "loops": loops(inside=False), **parts}
-    Continuity(now).on_load_checkpoint(trainer(*callbacks), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
+    ResumeCheck(now).on_load_checkpoint(trainer(*callbacks), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
 
 
 def test_keys_are_those_of_the_command_line() -> None:
     found = flat(CONFIG)
     assert found["model.init_args.lr"] == 1e-3
     assert found["masking.init_args.n_time"] == 1
-    assert found["trainer.callbacks[Pictures].init_args.clips"] == 2
+    assert found["trainer.callbacks[MaskPlots].init_args.clips"] == 2
     assert found["data.class_path"] == "peas.data.ESC50"
     one = flat({"trainer": {"callbacks": CONFIG["trainer"]["callbacks"][0]}})
-    assert one["trainer.callbacks[Pictures].init_args.clips"] == 2
+    assert one["trainer.callbacks[MaskPlots].init_args.clips"] == 2
     twice = flat({"callbacks": [{"class_path": "a.B"}, {"class_path": "c.B"}]})
     assert list(twice) == ["callbacks[B]", "callbacks[B 2]"]
 
@@ -83,12 +83,12 @@ def test_a_checkpoint_may_hold_the_settings(tmp_path: Path) -> None:
 
 def test_changes_tell_what_differs_and_no_more() -> None:
     now = {**flat(CONFIG), "model.init_args.lr": 5e-3, "trainer.default_root_dir": "runs/b"}
-    now.pop("trainer.callbacks[Pictures]")
+    now.pop("trainer.callbacks[MaskPlots]")
     now["trainer.callbacks[KNN]"] = "there"
     now["trainer.new_in_this_version"] = 1
     assert changes(flat(CONFIG), now) == {
         "model.init_args.lr": (1e-3, 5e-3),
-        "trainer.callbacks[Pictures]": ("there", "gone"),
+        "trainer.callbacks[MaskPlots]": ("there", "gone"),
         "trainer.callbacks[KNN]": ("not there", "there"),
     }
 
@@ -143,7 +143,7 @@ def test_pretrained_is_not_read_again() -> None:
 
 def test_an_older_checkpoint_goes_on_and_it_is_said(printed: pytest.LogCaptureFixture) -> None:
     checkpoint: dict[str, Any] = {"callbacks": {}, "loops": loops(inside=False)}
-    Continuity(CONFIG).on_load_checkpoint(trainer(), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
+    ResumeCheck(CONFIG).on_load_checkpoint(trainer(), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
     assert "older version" in printed.text
 
 
@@ -151,7 +151,7 @@ def test_an_older_checkpoint_goes_on_and_it_is_said(printed: pytest.LogCaptureFi
 def test_settings_that_are_none_are_refused(saved: Any) -> None:
     checkpoint = {"settings": saved, "callbacks": {}, "loops": loops(inside=False)}
     with pytest.raises(CheckpointError, match="settings"):
-        Continuity(CONFIG).on_load_checkpoint(trainer(), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
+        ResumeCheck(CONFIG).on_load_checkpoint(trainer(), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
 
 
 def test_an_average_cannot_be_left_behind(recwarn: pytest.WarningsRecorder) -> None:
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_a_cut_epoch_says_so() -> None:
 
 def test_patience_is_that_of_the_settings() -> None:
     stopping = EarlyStopping("val/loss", patience=7)
-    run, keeper = trainer(stopping), Continuity(CONFIG)
+    run, keeper = trainer(stopping), ResumeCheck(CONFIG)
     keeper.on_load_checkpoint(
         run,
         SimpleNamespace(),
@@ -185,7 +185,7 @@ def test_errors_scored_by_other_settings_are_scored_anew() -> None:
     for n_time, kept in ((1, 1), (2, 0)):
         state = {"cache": {"ids": ["a"], "time": torch.ones(1, 2), "freq": torch.ones(1, 2)}}
         now = flat(CONFIG) | {"masking.init_args.n_time": n_time}
-        keeper = Continuity(CONFIG)
+        keeper = ResumeCheck(CONFIG)
         keeper.settings = now
         checkpoint = {"settings": flat(CONFIG), "callbacks": {key: state}}
         keeper.on_load_checkpoint(trainer(strategy), SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
@@ -285,8 +285,8 @@ def test_what_the_table_calls_applied_is_told_with_both_values(key: str) -> None
         return {"seed_everything": 0, **nested}
 
     if key == "trainer.callbacks":
-        old, new = [], [{"class_path": "peas.callbacks.Pictures"}]
-        expected = r"trainer\.callbacks\[Pictures\]: not there → there"
+        old, new = [], [{"class_path": "peas.callbacks.MaskPlots"}]
+        expected = r"trainer\.callbacks\[MaskPlots\]: not there → there"
     elif key == "masking":
         old, new = None, {"class_path": "peas.callbacks.SpecAugment"}
         expected = r"masking: None → SpecAugment"
