@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from peas.audio.frontend import KaldiLogMel
-from peas.cli.data.sets import SetParser
+from peas.cli.data.sets import DataSet
 from peas.cli.kfold import numbers
+from peas.cli.parser import call
 from peas.errors import PeasError
 
 if TYPE_CHECKING:
@@ -109,38 +110,25 @@ def score(module: ClipDataModule, known: dict[str, Features], c: float) -> float
     return float(average_precision_score(test_target[:, there], scores, average="macro"))
 
 
-def parsed(argv: list[str]) -> tuple[Any, ClipDataModule]:
-    """Options and data set of a command line.
-
-    Raises:
-        ConfigError: The command line is wrong.
-    """
-    parser = SetParser("linear", "Scores a linear model on band statistics.", argv)
-    parser.parser.add_argument("--folds", type=str | None, default=None, help="such as 1-6")
-    parser.parser.add_argument("--c", type=float, default=1.0, help="inverse strength of L2")
-    return parser.parse()
-
-
-def main(argv: list[str]) -> None:
-    """Prints a row for each fold, and their mean.
+def linear_baseline(data_set: DataSet, *, folds: str | None = None, c: float = 1.0) -> None:
+    """Scores a linear model on band statistics: a row for each fold, and their mean.
 
     Args:
-        argv: The command line after the script's name.
+        data_set: The set.
+        folds: Such as 1-6.
+        c: Inverse strength of L2.
     """
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    options, module = parsed(argv)
-    folds: list[int | None] = [None]
-    if options.folds is not None:
-        folds = [*numbers(options.folds, "--folds")]
+    numbered: list[int | None] = [None]
+    if folds is not None:
+        numbered = [*numbers(folds, "--folds")]
     known: dict[str, Features] = {}
     results = []
     print("| test | training clips | test clips | score |\n|---|---|---|---|")
-    for fold in folds:
+    module = data_set.module
+    for fold in numbered:
         if fold is not None:
-            _, module = parsed([*argv, f"--fold={fold}"])
-        results.append(score(module, known, options.c))
+            module = data_set.changed(fold=fold)
+        results.append(score(module, known, c))
         sizes = [len(module.clips(split)) for split in ("train", "test")]
         name = "split" if fold is None else f"fold {fold}"
         print(f"| {name} | {sizes[0]} | {sizes[1]} | {results[-1]:.1%} |", flush=True)
@@ -150,6 +138,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        sys.exit(call("linear", linear_baseline, sys.argv[1:]))
     except PeasError as error:
         sys.exit(str(error))

@@ -36,7 +36,7 @@ from peas.callbacks.signals import SaveOnSignal, StopOnSignal
 from peas.callbacks.summary import SizeSummary
 from peas.callbacks.wandb_run import WandbRun, connect, place
 from peas.cli.errors import cause, no_device
-from peas.cli.parser import PeasParser
+from peas.cli.fit_parser import PeasParser
 from peas.data.module import ClipDataModule, require_test_apart
 from peas.errors import CheckpointError, ConfigError
 from peas.models.weights import read_state
@@ -49,7 +49,7 @@ from peas.training.run_log import RunLog
 from peas.training.trainer import PeasTrainer
 
 RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
-"""Tells the processes that Lightning starts for DDP which folder rank 0 chose."""
+"""Gives the processes that Lightning starts for DDP the folder that rank 0 chose."""
 
 
 class PeasCLI(LightningCLI):
@@ -97,8 +97,8 @@ class PeasCLI(LightningCLI):
             "--paper.requires",
             type=dict[str, Any] | None,
             default=None,
-            help="settings of the row by their whole keys, and `clips`, the scored ones; a table "
-            "leaves the figure out where a run differs",
+            help="settings of the row by their full keys, and `clips`, the number scored; a table "
+            "leaves the paper's number out where a run differs",
         )
         parser.add_argument(
             "--checkpoints.every_n_train_steps",
@@ -109,13 +109,13 @@ class PeasCLI(LightningCLI):
         parser.add_argument(
             "--new",
             action="store_true",
-            help="begin another run where one has checkpoints; what it wrote is put into earlier/",
+            help="start a new run in a folder that has one; the old files move to earlier/",
         )
         parser.add_argument(
             "--paper.preset",
             type=str | None,
             default=None,
-            help="reading of what the paper leaves open: likely or literal",
+            help="how choices that the paper leaves open are read: reference_code or paper_literal",
         )
         parser.add_argument(
             "--allow_test_selection",
@@ -125,17 +125,17 @@ class PeasCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Checks the checkpoint early; its settings never replace what the user asked for.
+        """Checks the checkpoint early; its settings never replace the user's.
 
         LightningCLI would merge the checkpoint's hyperparameters over config and command line.
-        Here the task compares them when it loads and says where they contradict.
+        Here the task compares them when it loads, and names contradictions.
         """
         verb = self.config.subcommand
         config = self.config[verb]
-        given = config.get("ckpt_path")
+        asked = config.get("ckpt_path")
         if config.get("new"):
-            self._require_possible(verb, given)
-        path = config.ckpt_path = self._path(verb, given)
+            self._check_new(verb, asked)
+        path = config.ckpt_path = self._checkpoint_file(verb, asked)
         folder = config.trainer.default_root_dir
         if path is None:
             if verb == "fit" and folder is not None and not config.get("new"):
@@ -150,20 +150,20 @@ class PeasCLI(LightningCLI):
         if missing:
             raise CheckpointError(
                 f"{path}: not a checkpoint of a run that `{verb}` can use (it has no "
-                f"{', '.join(missing)}). `--ckpt_path` goes on with a run; weights of other "
-                "origin go into `--model.init_args.pretrained`"
+                f"{', '.join(missing)}). `--ckpt_path` resumes a run; other weights go into "
+                " `--model.init_args.pretrained`"
             )
 
-        if verb == "fit" and folder is not None and given != "last":
+        if verb == "fit" and folder is not None and asked != "last":
             require_own(Path(folder), Path(path))
 
-    def _require_possible(self, verb: str, given: str | None) -> None:
-        """Refuses `--new` where it contradicts what else is asked for."""
+    def _check_new(self, verb: str, asked: str | None) -> None:
+        """Refuses `--new` where it contradicts another option."""
         if verb != "fit":
-            raise ConfigError(f"`--new` begins a run: leave it out of `peas {verb}`")
-        if given:
+            raise ConfigError(f"`--new` starts a run: leave it out of `peas {verb}`")
+        if asked:
             raise ConfigError(
-                f"`--new` begins a run and `--ckpt_path {given}` goes on with one: give one of them"
+                f"`--new` starts a run and `--ckpt_path {asked}` resumes one: give one of them"
             )
         folder = self.config.fit.trainer.default_root_dir
         if folder is not None:
@@ -171,51 +171,49 @@ class PeasCLI(LightningCLI):
             named = [(key, value) for key, value in items if key != "trainer.default_root_dir"]
             require_outside(Path(folder), _texts(named))
 
-    def _path(self, verb: str, given: str | None) -> str | None:
+    def _checkpoint_file(self, verb: str, asked: str | None) -> str | None:
         """The file that `--ckpt_path` means; None where nothing is loaded."""
-        if not given:
+        if not asked:
             return None
-        if Path(given).is_dir():
+        if Path(asked).is_dir():
             raise CheckpointError(
-                f"{given}: is a folder. For the run in it give `--trainer.default_root_dir {given} "
-                f"--ckpt_path last`; or name a file, such as {Path(given) / CHECKPOINTS / BEST}"
+                f"{asked}: is a folder. For the run in it give `--trainer.default_root_dir {asked} "
+                f"--ckpt_path last`; or name a file, such as {Path(asked) / CHECKPOINTS / BEST}"
             )
-        if given not in ("last", "best", "hpc") and not given.startswith("registry"):
-            if Path(given).name == given and not Path(given).suffix and not Path(given).exists():
+        if asked not in ("last", "best", "hpc"):
+            if asked.startswith("registry") and not Path(asked).is_file():
                 raise ConfigError(
-                    f"`--ckpt_path {given}`: there is no such file. Is `last` meant? `last` and "
+                    f"`--ckpt_path {asked}`: peas has no model registry. Give `last`, or a file"
+                )
+            if Path(asked).name == asked and not Path(asked).suffix and not Path(asked).exists():
+                raise ConfigError(
+                    f"`--ckpt_path {asked}`: there is no such file. Is `last` meant? `last` and "
                     "`best` take a checkpoint of `--trainer.default_root_dir`"
                 )
-            return given
-        if given not in ("last", "best", "hpc"):
-            if Path(given).is_file():
-                return given
-            raise ConfigError(
-                f"`--ckpt_path {given}`: there is no model registry in peas. Give `last`, or a file"
-            )
+            return asked
         folder = self.config[verb].trainer.default_root_dir
         if folder is None:
             raise ConfigError(
-                f"`--ckpt_path {given}` takes a checkpoint of a run's folder: name that folder "
+                f"`--ckpt_path {asked}` takes a checkpoint of a run's folder: name that folder "
                 "with `--trainer.default_root_dir`"
             )
         best = Path(folder) / CHECKPOINTS / BEST
-        if given == "best" and verb == "fit":
+        if asked == "best" and verb == "fit":
             raise ConfigError(
-                "`--ckpt_path best`: a run goes on from its end, which `--ckpt_path last` takes. "
+                "`--ckpt_path best`: a run resumes from its end, which is `--ckpt_path last`. "
                 "To train another one from the best weights give "
                 f"`--model.init_args.pretrained {best}`"
             )
-        if given == "best":
-            found = best if best.is_file() else None
+        if asked == "best":
+            file = best if best.is_file() else None
         else:
-            found = newest_whole(Path(folder), HPC if given == "hpc" else None)
-        if found is None and (verb != "fit" or given == "hpc"):
+            file = newest_whole(Path(folder), HPC if asked == "hpc" else None)
+        if file is None and (verb != "fit" or asked == "hpc"):
             raise ConfigError(
-                f"`--ckpt_path {given}`: there is no checkpoint of that kind in {folder}"
+                f"`--ckpt_path {asked}`: there is no checkpoint of that kind in {folder}"
             )
-        rank_zero_info(f"going on from {found}" if found else f"{folder}: a new run begins")
-        return str(found) if found else None
+        rank_zero_info(f"resuming from {file}" if file else f"{folder}: starting a new run")
+        return str(file) if file else None
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder and the default logger."""
@@ -230,53 +228,50 @@ class PeasCLI(LightningCLI):
             # Before a logger writes into the folder.
             start = Path(config.ckpt_path) if config.ckpt_path else None
             self._lock = take(self.run_dir, start=start, new=config.new)
-        given = config.trainer.logger
-        if any(
-            "Wandb" in str(logger) for logger in (given if isinstance(given, list) else [given])
-        ):
+        if any("Wandb" in str(logger) for logger in _listed(config.trainer.logger)):
             place(self.run_dir, afresh=self.config.subcommand == "fit" and not config.ckpt_path)
 
     def instantiate_classes(self) -> None:
-        """Instantiates everything; an argument that a class refuses is one clear message."""
+        """Instantiates everything; an argument that a class refuses is one message."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            # jsonargparse wraps whatever a constructor raised, and keeps its text only.
+            # jsonargparse wraps what a constructor raised, and keeps its text only.
             if not str(error).startswith("Does not validate against"):
                 raise
             raise ConfigError(cause(str(error))) from error
 
     def before_fit(self) -> None:
-        """Tells the task whether its weights come from a checkpoint of the run.
+        """Sets whether the task's weights come from a checkpoint of the run.
 
         Raises:
             ConfigError: A sweep would choose by the test clips.
         """
         if "WANDB_SWEEP_ID" in os.environ:
             # The agent sets it, for every process of the run.
-            allowed = self._get(self.config_init, "allow_test_selection")
+            allowed = self._setting("allow_test_selection")
             require_test_apart(self.datamodule, allowed=allowed)
-        self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
+        self.model.resumes = bool(self._setting("ckpt_path"))
+
+    def _setting(self, key: str) -> Any:
+        """A setting of the verb that runs, with classes instantiated."""
+        return self.config_init[self.subcommand].get(key)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""
-        config = self._get(self.config_init, "trainer")
+        config = self._setting("trainer")
         wandb_run: list[Callback] = []
         if config.logger is not False:
-            given = config.logger if isinstance(config.logger, list) else [config.logger]
-            loggers = [logger for logger in given if logger not in (None, True)]
+            loggers = [logger for logger in _listed(config.logger) if logger not in (None, True)]
             if not any(isinstance(logger, CSVLogger) for logger in loggers):
-                # A fresh version_N for each start: CSVLogger deletes an older file in its place.
+                # A new version_N for each start: CSVLogger would delete an older file.
                 loggers.append(RunLog(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
             if any(isinstance(logger, WandbLogger) for logger in loggers):
                 connect(loggers)
                 wandb_run.append(WandbRun(self.run_dir))
-        given_callbacks = config.callbacks or []
         # Lightning's Trainer takes a callback for a list of one.
-        callbacks = list(
-            given_callbacks if isinstance(given_callbacks, list) else [given_callbacks]
-        )
+        callbacks = list(_listed(config.callbacks or []))
         callbacks += self._masking(callbacks)
         always: list[Callback] = [
             OddClipCount(),
@@ -298,7 +293,7 @@ class PeasCLI(LightningCLI):
                 isinstance(callback, ModelSummary) for callback in callbacks
             ):
                 always.append(SizeSummary())
-                # Else Lightning says that it adds none of its own.
+                # Else Lightning adds its own, or logs that it does not.
                 kwargs["enable_model_summary"] = False
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
             always += self._checkpoints()
@@ -306,26 +301,26 @@ class PeasCLI(LightningCLI):
             callbacks[:0] = [WriteAfterLog(), stop]
             always += [SaveOnSignal(stop), SaveBeforeTheCut()]
         if self.subcommand == "fit":
-            dumped = self._parser("fit").dump(self.config["fit"], skip_none=False)
-            always.append(Continuity(yaml.safe_load(dumped)))
+            dumped = self.parser.dump(self.config, skip_none=False)
+            always.append(Continuity(yaml.safe_load(dumped)["fit"]))
         kwargs["callbacks"] = callbacks + always
-        if not _writes_checkpoints(config.plugins):
-            plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
-            kwargs["plugins"] = [*(p for p in plugins if p is not None), AtomicCheckpointIO()]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(config.plugins)):
+            plugins = [plugin for plugin in _listed(config.plugins) if plugin is not None]
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            # Only settings are looked at here, and most of Lightning's messages name no key.
+            # Only settings are checked here, and most of Lightning's messages name no key.
             raise ConfigError(f"`trainer`: {no_device(' '.join(str(error).split()))}") from error
 
     def _masking(self, callbacks: list[Callback]) -> list[Callback]:
-        """The strategy under `masking`, which may also stand in the list, as it did before.
+        """The strategy under `masking`; earlier releases had it among the callbacks.
 
         Raises:
-            ConfigError: There is one in both places.
+            ConfigError: There is one in both.
         """
-        strategy = self._get(self.config_init, "masking")
-        listed = [type(one).__name__ for one in callbacks if isinstance(one, MaskingStrategy)]
+        strategy = self._setting("masking")
+        listed = [type(c).__name__ for c in callbacks if isinstance(c, MaskingStrategy)]
         if strategy is not None and listed:
             raise ConfigError(
                 f"`masking` holds {type(strategy).__name__}, and `trainer.callbacks` "
@@ -335,7 +330,7 @@ class PeasCLI(LightningCLI):
         if listed:
             rank_zero_warn(
                 f"`trainer.callbacks` holds the masking strategy {listed[0]}: that is deprecated, "
-                "its place is the key `masking`",
+                "use the key `masking`",
                 category=FutureWarning,
             )
         return [] if strategy is None else [strategy]
@@ -347,11 +342,10 @@ class PeasCLI(LightningCLI):
             multi_label = getattr(self.datamodule, "multi_label", False)
         monitor, mode = self.model.monitor(multi_label)
         folder = self.run_dir / CHECKPOINTS
-        per_epoch = self._get(self.config_init, "trainer").check_val_every_n_epoch
-        every = self._get(self.config_init, "checkpoints.every_n_train_steps")
+        per_epoch = self._setting("trainer").check_val_every_n_epoch
+        every = self._setting("checkpoints.every_n_train_steps")
         # Lightning's `save_last` writes only when the best has improved: an interrupted run would
-        # go back to its best epoch. The second one saves always, and after the best was chosen.
-        # Between two validations nothing is known that could be better.
+        # resume from its best epoch. The second one always saves, after the best was chosen.
         # Where validations count steps, an epoch may be 100,000 of them.
         return [
             BestCheckpoint(folder, monitor, mode, every_n_epochs=per_epoch or 1),
@@ -369,14 +363,12 @@ class PeasCLI(LightningCLI):
         return kwargs
 
 
-def _writes_checkpoints(plugins: Any) -> bool:
-    """Whether the user's plugins say how checkpoints are written."""
-    given = plugins if isinstance(plugins, list) else [plugins]
-    return any(isinstance(plugin, CheckpointIO) for plugin in given)
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _texts(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Every text below some keys, such as a path, with its key."""
+    """Every string below some keys, such as a path, with its key."""
     for key, value in named:
         if isinstance(value, dict | Namespace):
             yield from _texts((f"{key}.{inner}", item) for inner, item in value.items())
@@ -404,6 +396,7 @@ def _new_run_dir(config: Any, *, make: bool) -> Path:
 
 
 SETTINGS: dict[str, Any] = {
+    "parser_kwargs": {"prog": "peas"},
     "model_class": BaseTask,
     "datamodule_class": ClipDataModule,
     "subclass_mode_model": True,
@@ -415,4 +408,4 @@ SETTINGS: dict[str, Any] = {
     "seed_everything_default": 0,
     "auto_configure_optimizers": False,
 }
-"""Of LightningCLI."""
+"""Arguments of `PeasCLI`."""
