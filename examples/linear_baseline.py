@@ -136,8 +136,20 @@ def linear_baseline(data_set: DataSet, *, folds: str | None = None, c: float = 1
     print(f"| mean {metric} | | | {np.mean(results):.1%} |")
 
 
+def main(argv: list[str]) -> None:
+    """Runs the script.
+
+    Args:
+        argv: The command line after the script's name.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    call("linear", linear_baseline, argv)
+
+
 if __name__ == "__main__":
     try:
-        sys.exit(call("linear", linear_baseline, sys.argv[1:]))
+        main(sys.argv[1:])
     except PeasError as error:
         sys.exit(str(error))

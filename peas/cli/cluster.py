@@ -98,11 +98,9 @@ def this_rank() -> Rank:
     Raises:
         PeasError: The variables contradict each other.
     """
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -255,7 +255,7 @@ class PeasCLI(LightningCLI):
 
     def _setting(self, key: str) -> Any:
         """A setting of the verb that runs, with classes instantiated."""
-        return self.config_init[self.subcommand].get(key)
+        return self.config_init[str(self.subcommand)].get(key)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the callbacks that are always on."""

@@ -77,7 +77,7 @@ class StrictParser(ArgumentParser):
 class VerbParser(StrictParser):
     """Parser of a verb that is a function."""
 
-    error_class = UsageError
+    error_class: type[ConfigError] = UsageError
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises the cause; the argument is named as on the command line."""
@@ -245,11 +245,12 @@ def spell(
         if "-" in key.removeprefix("--") and key not in ALIASES:
             warnings.warn(f"{key} is deprecated: write --{name}", FutureWarning, stacklevel=2)
         types = types_of(found.options[name].annotation)
+        origins = [get_origin(kind) for kind in types]
         if bool in types:
             if not sign:
                 value = queue.popleft() if queue and queue[0] in ("true", "false") else "true"
             words.append(f"--{name}={value}")
-        elif tuple in map(get_origin, types):
+        elif tuple in origins:
             inner = get_args(next(kind for kind in types if get_origin(kind) is tuple))
             if sign:
                 words.append(f"--{name}={value}")
@@ -260,7 +261,7 @@ def spell(
             raise UsageError(f"`--{name}` needs a value")
         else:
             value = value if sign else queue.popleft()
-            is_list = list in map(get_origin, types)
+            is_list = list in origins
             last_list = name if is_list else ""
             words.append(f"--{name}{'+' * is_list}={value}")
     given = {word.partition("=")[0].removesuffix("+") for word in words}
