@@ -51,6 +51,12 @@ from peas.training.trainer import PeasTrainer
 RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
 """Gives the processes that Lightning starts for DDP the folder that rank 0 chose."""
 
+PAPER_REQUIRES = (
+    "settings of the row by their full keys, and `clips`, the number scored; a table leaves the "
+    "paper's number out where a run differs"
+)
+"""Help of `paper.requires`."""
+
 
 class PeasCLI(LightningCLI):
     """LightningCLI with a folder for each run and callbacks that are always on.
@@ -71,53 +77,32 @@ class PeasCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `masking`, `paper` (a config's row in a paper), and what a run may do."""
-        parser.add_argument(
+        add = parser.add_argument
+        add(
             "--masking",
             type=MaskingStrategy | None,
-            default=None,
             help="which bins of the training clips are masked in fine-tuning: "
             "`peas.callbacks.PEAS`, `SpecAugment`, `RandomMasking`, or a class of your own",
         )
-        parser.add_argument(
-            "--paper.table",
-            type=str | None,
-            default=None,
-            help="table of a paper that this config reproduces a row of, e.g. PEAS II",
-        )
-        parser.add_argument(
-            "--paper.row", type=str | None, default=None, help="that row, e.g. PEAS (1, 1)"
-        )
-        parser.add_argument(
-            "--paper.accuracy",
-            type=float | None,
-            default=None,
-            help="the accuracy that the paper reports there, in per cent",
-        )
-        parser.add_argument(
-            "--paper.requires",
-            type=dict[str, Any] | None,
-            default=None,
-            help="settings of the row by their full keys, and `clips`, the number scored; a table "
-            "leaves the paper's number out where a run differs",
-        )
-        parser.add_argument(
-            "--checkpoints.every_n_train_steps",
-            type=int | None,
-            default=None,
-            help="also save last.ckpt inside an epoch, after so many optimiser steps",
-        )
-        parser.add_argument(
+        for key, kind, text in (
+            ("paper.table", str, "table of a paper with this config's row, e.g. PEAS II"),
+            ("paper.row", str, "that row, e.g. PEAS (1, 1)"),
+            ("paper.accuracy", float, "accuracy that the paper reports there, in per cent"),
+            ("paper.requires", dict[str, Any], PAPER_REQUIRES),
+            ("paper.preset", str, "reading of what the paper leaves open: an overlay's name"),
+            (
+                "checkpoints.every_n_train_steps",
+                int,
+                "also save last.ckpt inside an epoch, after so many optimiser steps",
+            ),
+        ):
+            add(f"--{key}", type=kind | None, help=text)
+        add(
             "--new",
             action="store_true",
             help="start a new run in a folder that has one; the old files move to earlier/",
         )
-        parser.add_argument(
-            "--paper.preset",
-            type=str | None,
-            default=None,
-            help="how choices that the paper leaves open are read: reference_code or paper_literal",
-        )
-        parser.add_argument(
+        add(
             "--allow_test_selection",
             type=bool,
             default=False,

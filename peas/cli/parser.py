@@ -155,7 +155,7 @@ def build(name: str, function: Callable[..., Any], argv: Sequence[str] = ()) -> 
 
         add_set(parser, argv)
     special = {"data_set", "fit_args"}
-    if add_arguments := getattr(sys.modules[function.__module__], "add_arguments", None):
+    if add_arguments := getattr(sys.modules.get(function.__module__), "add_arguments", None):
         # Of a type that is expensive to import.
         special |= set(add_arguments(parser, argv))
     parser.add_function_arguments(
