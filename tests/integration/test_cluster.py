@@ -94,7 +94,7 @@ def test_a_run_that_slurm_warns_goes_on_as_if_nothing_had_happened(
     # The step that was being taken is in it, and nothing after it: four batches an epoch.
     left = torch.load(run / "hpc_ckpt_1.ckpt", weights_only=True)
     assert left["global_step"] == 6
-    assert f"going on from {run / 'hpc_ckpt_1.ckpt'}" in log
+    assert f"resuming from {run / 'hpc_ckpt_1.ckpt'}" in log
     assert masks.read_text() == trained.masks.read_text()
     ours, unbroken = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

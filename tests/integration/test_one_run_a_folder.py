@@ -144,7 +144,7 @@ def test_checkpoints_of_the_users_own_take_nothing_away(
         done = call(*argv, more, f"--trainer.max_epochs={epochs}")
         assert done.code == 0, done.err
     last = folder / "checkpoints/last.ckpt"
-    assert f"going on from {last}" in caplog.text
+    assert f"resuming from {last}" in caplog.text
     assert _state(last)["epoch"] == 1
     assert (folder / "checkpoints/best.ckpt").exists()
     assert len(list(folder.glob("logs/*/checkpoints/*.ckpt"))) == 2
@@ -163,7 +163,7 @@ def test_the_best_checkpoint_of_a_copied_run_is_kept(
     argv = ("--config", copied.config, "--trainer.default_root_dir", copied.folder)
     done = call("fit", *argv, "--ckpt_path=last", "--trainer.max_epochs=4")
     assert done.code == 0, done.err
-    assert f"going on from {copied.last}" in caplog.text
+    assert f"resuming from {copied.last}" in caplog.text
     assert copied.best.read_bytes() == content
     assert float(_state(copied.last)["callbacks"]["BestCheckpoint"]["best_model_score"]) == 2
 

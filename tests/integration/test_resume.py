@@ -171,7 +171,7 @@ def test_asked_to_stop_and_gone_on(
     assert _checkpoint(run.last)["global_step"] == step
     again = _go_on(run, sounds, *log)
     assert again.code == 0, again.err
-    assert f"going on from {run.last}" in caplog.text
+    assert f"resuming from {run.last}" in caplog.text
     # Nothing was made twice.
     seen = [(line["epoch"], line["step"]) for line in recorded(run.masks)]
     assert len(seen) == len(set(seen))
@@ -245,7 +245,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     again = _go_on(Run(copied.folder, copied.folder.with_suffix(".yaml"), copied.masks), sounds)
     assert again.code == 0, again.err
     assert f"{copied.last} is damaged" in caplog.text
-    assert f"going on from {before}" in caplog.text
+    assert f"resuming from {before}" in caplog.text
     _same(_checkpoint(copied.last)["state_dict"], _checkpoint(trained.last)["state_dict"])
     # The damaged file did not take the place of the whole one.
     assert _checkpoint(before)["epoch"] == 1
@@ -270,7 +270,7 @@ def test_last_begins_where_there_is_nothing_and_says_so(
     where = ("--trainer.default_root_dir", tmp_path / "new")
     done = call("fit", *argv, *where, "--trainer.max_epochs=1")
     assert done.code == 0, done.err
-    assert "a new run begins" in caplog.text
+    assert "starting a new run" in caplog.text
     assert "there is no checkpoint" in call("test", *argv[:3], "last", *where[:1], tmp_path).message
     done = call("test", *argv, "--trainer.default_root_dir", copied.folder)
     assert done.code == 0, done.err
