@@ -186,6 +186,7 @@ def call(name: str, function: Callable[..., int | None], argv: Sequence[str]) ->
     words, rest = spell(argv, found, keys_of(parser))
     options = parser.parse_args(words)
     values = [options[key] for key in found.positional]
+    values = [_names(value) if isinstance(value, list) else value for value in values]
     try:
         if found.takes_data_set:
             from peas.cli.data.sets import chosen_set
@@ -282,6 +283,11 @@ def types_of(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if is_union else (annotation,)
 
 
+def _names(values: list[str]) -> list[str]:
+    """Positional words as they were typed; see `_placed`."""
+    return [value.encode("latin-1").decode("utf-8", "surrogateescape") for value in values]
+
+
 def _plain(word: str, kind: type) -> str:
     return json.dumps(word) if kind is str else word
 
@@ -298,7 +304,9 @@ def _placed(free: list[str], found: Arguments, last_list: str) -> list[str]:
         if not free and required:
             missing.append(name.removesuffix("_name").upper())
         elif get_origin(parameter.annotation) is list:
-            words, free = [*words, json.dumps(free)], []
+            # By their bytes: YAML has no file names that are not UTF-8.
+            names = [word.encode("utf-8", "surrogateescape").decode("latin-1") for word in free]
+            words, free = [*words, json.dumps(names)], []
         elif free:
             word, *free = free
             words.append(word if required else f"--{name}={word}")
