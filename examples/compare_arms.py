@@ -1,14 +1,14 @@
-"""Compares arms of an experiment: which masking strategy was better, and could it have been seen?
+"""Compares conditions of an experiment: which masking strategy was better, and was it detectable?
 
-Each arm is the folder of a `peas kfold` run. Runs are paired: the same seeds, folds and clips, and
-settings that differ in the masking strategy alone, not in its widths. The last epoch counts, so
-that nothing was chosen by the clips that are scored. The tables hold, in this order,
+Each condition is the folder of a `peas kfold` run. Runs are paired: the same seeds, folds and
+clips, and settings that differ in the masking strategy alone, not in its widths. The last epoch
+counts, so that nothing was chosen by the clips that are scored. The tables hold, in this order,
 
-1. the minimum detectable effect of each comparison
-   (`peas.evaluation.significance.detectable_effect`): printed first, since a smaller difference
-   could not have been significant, whichever way the results fell;
-2. each arm's accuracy, mean ± standard deviation over the seeds;
-3. each arm against the baseline: difference, 95 % bootstrap interval over clusters of clips,
+1. the smallest detectable gap of each comparison
+   (`peas.evaluation.significance.detectable_effect`), printed first: what lies below it could not
+   have been shown, whichever way the results fell;
+2. each condition's accuracy, mean ± standard deviation over the seeds;
+3. each condition against the baseline: difference, 95 % bootstrap interval over clusters of clips,
    p-value (exact sign-flip test over clusters), Holm's p-value over all comparisons, verdict.
 
 A cluster is what was recorded once: `--cluster esc` takes the Freesound id in ESC's file names
@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from peas.callbacks.run_files import config_hash
-from peas.cli.kfold_arms import Arm, read_arm, require_pairs
+from peas.cli.conditions import Condition, read_condition, require_pairs
 from peas.errors import DataError, PeasError
 from peas.evaluation.significance import Comparison, compare, smallest_p
 from peas.utils.text import some
@@ -62,16 +62,16 @@ def clusters(ids: list[str], kind: str) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str:
+def tables(conditions: list[Condition], kind: str, rows: list[Comparison], test: str) -> str:
     """Markdown of the comparison.
 
     Args:
-        arms: The baseline and the others.
+        conditions: The baseline and the others.
         kind: Key of `CLUSTERS`.
         rows: Results of the others.
         test: Name of the test.
     """
-    base, units = arms[0], CLUSTERS[kind][1]
+    base, units = conditions[0], CLUSTERS[kind][1]
     groups, seeds, folds = rows[0].spread.groups, len(base.seeds), len(set(base.fold))
     lines = [
         f"{len(base.ids)} clips of {groups} {units}, {folds} fold{'s' * (folds > 1)}, "
@@ -92,8 +92,8 @@ def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str
         detectable = "none" if np.isinf(row.detectable) else f"{100 * row.detectable:.2f}"
         both, alone = 100 * row.spread.error, 100 * row.spread.given_seeds
         lines.append(f"| {row.condition} | {detectable} | {both:.2f} | {alone:.2f} |")
-    lines += ["", "| arm | accuracy, % | by seed | config hash |", "|---|---:|---|---|"]
-    for condition in arms:
+    lines += ["", "| condition | accuracy, % | by seed | config hash |", "|---|---:|---|---|"]
+    for condition in conditions:
         values = [100 * float(value) for value in condition.correct.mean(axis=1)]
         mean = f"{statistics.mean(values):.2f}"
         mean += f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -113,7 +113,7 @@ def tables(arms: list[Arm], kind: str, rows: list[Comparison], test: str) -> str
             f"| {row.condition} | {100 * row.difference:+.2f} | {by_seed} | {ends} | {row.p:.3g} "
             f"| {row.holm:.3g} | {row.verdict} |"
         )
-    origins = sorted({origin for condition in arms for origin in condition.origins})
+    origins = sorted({origin for condition in conditions for origin in condition.origins})
     lines += ["", f"Gaps, errors and differences in points. {'; '.join(origins)}."]
     return "\n".join(lines)
 
@@ -139,29 +139,38 @@ def main(argv: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("arms", nargs="+", metavar="NAME=FOLDER", help="arms, and the --out of their kfold runs")
+    add(
+        "conditions",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="conditions, and the --out of their kfold runs",
+    )
     add("--cluster", choices=list(CLUSTERS), required=True, help="what clips are clustered by")
-    add("--baseline", default="random", help="arm that others are compared with (default random)")
+    add(
+        "--baseline",
+        default="random",
+        help="condition that others are compared with (default random)",
+    )
     add("--test", choices=["sign-flip", "t"], default="sign-flip", help="see peas.evaluation")
     example = "model.init_args.recipe.init_args.lr"
     add("--may-differ", nargs="+", default=[], metavar="KEY", help=f"such as {example}")
     add("--out", type=Path, help="file for the tables, beside printing them")
     options = parser.parse_args(argv)
-    folders = dict(text.partition("=")[::2] for text in options.arms)
-    if len(folders) < len(options.arms) or "" in {*folders, *folders.values()}:
-        sys.exit(f"give arms as NAME=FOLDER, each name once: {' '.join(options.arms)}")
+    folders = dict(text.partition("=")[::2] for text in options.conditions)
+    if len(folders) < len(options.conditions) or "" in {*folders, *folders.values()}:
+        sys.exit(f"give conditions as NAME=FOLDER, each name once: {' '.join(options.conditions)}")
     if options.baseline not in folders or len(folders) < 2:
         sys.exit(f"--baseline is {options.baseline}: give it and another of {', '.join(folders)}")
     names = sorted(folders, key=lambda name: name != options.baseline)
-    arms = [read_arm(name, Path(folders[name]).expanduser()) for name in names]
-    require_pairs(arms, options.may_differ)
+    conditions = [read_condition(name, Path(folders[name]).expanduser()) for name in names]
+    require_pairs(conditions, options.may_differ)
     rows = compare(
-        {condition.name: condition.correct for condition in arms},
-        clusters(arms[0].ids, options.cluster),
+        {condition.name: condition.correct for condition in conditions},
+        clusters(conditions[0].ids, options.cluster),
         options.baseline,
         test=options.test,
     )
-    text = tables(arms, options.cluster, rows, options.test)
+    text = tables(conditions, options.cluster, rows, options.test)
     print(text)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

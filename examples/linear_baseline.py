@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from peas.audio.frontend import KaldiLogMel
-from peas.cli.data.sets import SetParser
+from peas.cli.data.sets import DataSet
 from peas.cli.kfold import numbers
+from peas.cli.parser import call
 from peas.errors import PeasError
 
 if TYPE_CHECKING:
@@ -109,20 +110,34 @@ def score(module: ClipDataModule, known: dict[str, Features], c: float) -> float
     return float(average_precision_score(test_target[:, there], scores, average="macro"))
 
 
-def parsed(argv: list[str]) -> tuple[Any, ClipDataModule]:
-    """Options and data set of a command line.
+def linear_baseline(data_set: DataSet, *, folds: str | None = None, c: float = 1.0) -> None:
+    """Scores a linear model on band statistics: a row for each fold, and their mean.
 
-    Raises:
-        ConfigError: The command line is wrong.
+    Args:
+        data_set: The set.
+        folds: Such as 1-6.
+        c: Inverse strength of L2.
     """
-    parser = SetParser("linear", "Scores a linear model on band statistics.", argv)
-    parser.parser.add_argument("--folds", type=str | None, default=None, help="such as 1-6")
-    parser.parser.add_argument("--c", type=float, default=1.0, help="inverse strength of L2")
-    return parser.parse()
+    numbered: list[int | None] = [None]
+    if folds is not None:
+        numbered = [*numbers(folds, "--folds")]
+    known: dict[str, Features] = {}
+    results = []
+    print("| test | training clips | test clips | score |\n|---|---|---|---|")
+    module = data_set.module
+    for fold in numbered:
+        if fold is not None:
+            module = data_set.changed(fold=fold)
+        results.append(score(module, known, c))
+        sizes = [len(module.clips(split)) for split in ("train", "test")]
+        name = "split" if fold is None else f"fold {fold}"
+        print(f"| {name} | {sizes[0]} | {sizes[1]} | {results[-1]:.1%} |", flush=True)
+    metric = "mAP" if module.multi_label else "accuracy"
+    print(f"| mean {metric} | | | {np.mean(results):.1%} |")
 
 
 def main(argv: list[str]) -> None:
-    """Prints a row for each fold, and their mean.
+    """Runs the script.
 
     Args:
         argv: The command line after the script's name.
@@ -130,22 +145,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return
-    options, module = parsed(argv)
-    folds: list[int | None] = [None]
-    if options.folds is not None:
-        folds = [*numbers(options.folds, "--folds")]
-    known: dict[str, Features] = {}
-    results = []
-    print("| test | training clips | test clips | score |\n|---|---|---|---|")
-    for fold in folds:
-        if fold is not None:
-            _, module = parsed([*argv, f"--fold={fold}"])
-        results.append(score(module, known, options.c))
-        sizes = [len(module.clips(split)) for split in ("train", "test")]
-        name = "split" if fold is None else f"fold {fold}"
-        print(f"| {name} | {sizes[0]} | {sizes[1]} | {results[-1]:.1%} |", flush=True)
-    metric = "mAP" if module.multi_label else "accuracy"
-    print(f"| mean {metric} | | | {np.mean(results):.1%} |")
+    call("linear", linear_baseline, argv)
 
 
 if __name__ == "__main__":

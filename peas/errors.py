@@ -8,11 +8,11 @@ from typing import TextIO
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text with control characters as escapes, as labels and file names may move a cursor.
+    """Text with control characters escaped: labels and file names could move the cursor.
 
     Args:
-        text: To be printed.
-        keep: Control characters that stay.
+        text: What is to be printed.
+        keep: Control characters to keep.
     """
     if text.isprintable():
         return text
@@ -26,7 +26,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print at once; what the text quotes from a file cannot control a terminal.
+    """Print and flush, control characters escaped.
 
     Args:
         text: One or more lines.
@@ -36,10 +36,10 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 class PeasError(Exception):
-    """Base of every error whose cause lies in the user's files, data or settings."""
+    """Base of all errors caused by the user's files, data or settings."""
 
     def __str__(self) -> str:
-        """The message; what it quotes from a file cannot control a terminal."""
+        """The message, control characters escaped."""
         return printable(super().__str__(), keep="\n\t")
 
 
@@ -59,5 +59,9 @@ class ConfigError(PeasError):
     """A setting is impossible, or contradicts another one."""
 
 
+class UsageError(ConfigError):
+    """A command line is wrong; the command ends with status 2."""
+
+
 class NoReconstruction(PeasError):
-    """The model has no head that turns tokens back into a spectrogram."""
+    """The model has no head that reconstructs spectrograms."""

@@ -205,7 +205,7 @@ def _find(path: str, base: type[Part], where: str, modules: Sequence[str]) -> ty
     if not _is_allowed(module, modules):
         raise CheckpointError(
             f"{where}: names {path}, which is not of `peas`; nothing of it was imported. If you "
-            f"trust its code, add `--allow-module {module}`"
+            f"trust its code, add `--allow_module {module}`"
         )
     try:
         cls = getattr(importlib.import_module(module), name, None)
@@ -228,7 +228,7 @@ def _find(path: str, base: type[Part], where: str, modules: Sequence[str]) -> ty
     if not _is_allowed(cls.__module__, modules):
         raise CheckpointError(
             f"{where}: names {path}, which is defined in {cls.__module__} and was not called. "
-            f"If you trust that module too, add `--allow-module {cls.__module__}`"
+            f"If you trust that module too, add `--allow_module {cls.__module__}`"
         )
     return cls
 

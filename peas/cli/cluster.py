@@ -1,12 +1,5 @@
-"""`peas doctor --cluster`: what each rank of a job sees, and whether the ranks agree.
+"""What each rank of a job sees, and whether the ranks agree: `peas doctor --cluster`."""
 
-Started by every rank as training would be: `srun peas doctor --cluster ...` or `torchrun
---no-python ... peas doctor --cluster ...`; alone it is one rank. It takes `--data SET ROOT`, or
-the very arguments of `peas fit` (`--config`, overlays, overrides), whose data set it opens and
-whose run folder it tries. Sounds are not decoded.
-"""
-
-import argparse
 import contextlib
 import hashlib
 import os
@@ -14,98 +7,152 @@ import secrets
 import socket
 import time
 import warnings
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peas.cli.arguments import Arguments
-from peas.cli.cluster_report import Report, disagreements, table
-from peas.cli.rendezvous import Place, joined, place
 from peas.errors import DataError, PeasError, say
 
 if TYPE_CHECKING:
     from peas.data.module import ClipDataModule
 
-LOOK = 10.0
-"""Seconds in which a file must show on other hosts; network file systems remember for a while."""
+VISIBLE = 10.0
+"""Seconds within which a file must be visible to other hosts; network file systems cache."""
+CLOCK = 5.0
+"""Seconds by which clocks may differ: with more, ages of files and logs mislead."""
 
 
-def parser() -> Arguments:
-    """Arguments of the command; it hands others on to the parser of `peas fit`."""
-    p = Arguments(prog="peas doctor --cluster", description=__doc__)
-    p.add_argument("--data", nargs=2, metavar=("SET", "ROOT"), help="as for `peas data`")
-    # Not `--run`, which torchrun would take for the start of one of its own options.
-    p.add_argument("--run_dir", help="folder of the run (default: that of the config, or runs)")
-    p.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        help="seconds to wait for the other ranks, while they read the data set as well",
-    )
-    return p
+class Rank(NamedTuple):
+    """This process in its job."""
+
+    rank: int
+    world: int
+    local_rank: int
+    address: str
+    port: int
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command on one rank.
+@dataclass(frozen=True)
+class Report:
+    """What one rank sees.
 
-    Args:
-        argv: The command line after `peas doctor`, without `--cluster`.
-
-    Returns:
-        The exit status: 1 on all ranks when they disagree; the first one says why.
-
-    Raises:
-        PeasError: A rank does not answer; or, on the first rank, the ranks disagree.
+    Attributes:
+        rank: Of the process.
+        local_rank: On its host, which is the index of its GPU.
+        host: Name of its machine.
+        device: What it would train on.
+        gpu: Unique id of its GPU; empty without one.
+        versions: Of `peas`, Python and the packages that decide a result.
+        data: Folder of the data set; empty without one.
+        clips: Number of clips of each split; None = the set has no such split.
+        digest: Of the names and classes of all clips, in order.
+        run: Folder of the run.
+        run_seen: Whether it sees the file that rank 0 wrote there.
+        clock: Seconds by which its clock is ahead of rank 0's.
+        problem: What failed; empty when nothing did.
     """
-    # Its warnings about a rank that is missing are backtraces; the message below says it once.
+
+    rank: int
+    local_rank: int
+    host: str
+    device: str
+    gpu: str
+    versions: dict[str, str]
+    data: str = ""
+    clips: dict[str, int | None] = field(default_factory=dict)
+    digest: str = ""
+    run: str = ""
+    run_seen: bool = True
+    clock: float = 0.0
+    problem: str = ""
+
+
+def compare_ranks(
+    data: tuple[str, str] | None, run_dir: str | None, timeout: float, fit_args: list[str]
+) -> int:
+    """Compares all ranks; see `peas.cli.doctor.doctor`."""
+    # Its warnings about a missing rank are backtraces; the message below is enough.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    args, rest = parser().parse_known_args(argv)
-    here = place()
-    with joined(here, timedelta(seconds=args.timeout)):
-        reports = _exchange(look(here, args, rest))
-    found = disagreements(reports)
+    here = this_rank()
+    with process_group(here, timedelta(seconds=timeout)):
+        reports = _exchange(look(here, data, run_dir, fit_args))
+    problems = disagreements(reports)
     if here.rank:
-        return 1 if found else 0
-    say(table(reports))
-    if found:
-        raise PeasError("\n  ".join(["the ranks disagree, or cannot train:", *found]))
+        return 1 if problems else 0
+    say(f"rank 0 at {here.address}:{here.port}\n{table(reports)}")
+    if problems:
+        raise PeasError("\n  ".join(["the ranks disagree, or cannot train:", *problems]))
     hosts = len({report.host for report in reports})
     say(f"ok: {here.world} rank(s) on {hosts} host(s) agree")
     return 0
 
 
-def look(here: Place, args: argparse.Namespace, rest: list[str]) -> Report:
-    """What this rank sees by itself. A fault is part of it, so that the others hear of it.
+# What a rank sees
 
-    Args:
-        here: Its place.
-        args: Options of the command.
-        rest: Arguments of `peas fit`.
+
+def this_rank() -> Rank:
+    """This process as Lightning would see it: the same variables, in the same order.
+
+    Raises:
+        PeasError: The variables contradict each other.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found: Any = LightningEnvironment
+            for environment in (TorchElasticEnvironment, SLURMEnvironment):
+                if environment.detect():
+                    found = environment
+                    break
+            job = found()
+            return Rank(
+                job.global_rank(),
+                job.world_size(),
+                job.local_rank(),
+                job.main_address,
+                job.main_port,
+            )
+        except KeyError as error:
+            raise PeasError(
+                f"this job has no variable {error.args[0]}: start every rank with srun or torchrun"
+            ) from error
+        except (ValueError, RuntimeError) as error:
+            raise PeasError(f"the variables of this job cannot be read: {error}") from error
+
+
+def look(
+    here: Rank, data: tuple[str, str] | None, run_dir: str | None, fit_args: list[str]
+) -> Report:
+    """What this rank sees by itself. A fault is part of it, so that the others learn of it."""
     from peas.callbacks.run_files import versions
 
-    report = Report(
-        rank=here.rank,
-        local_rank=here.local_rank,
-        host=socket.gethostname(),
-        device="cpu",
-        gpu="",
-        address=f"{here.address}:{here.port}",
-        versions=versions(),
-        run=str(Path(args.run_dir or "runs").expanduser().absolute()),
-    )
+    run = str(Path(run_dir or "runs").expanduser().absolute())
+    host = socket.gethostname()
+    report = Report(here.rank, here.local_rank, host, "cpu", "", versions(), run=run)
     try:
         device, gpu = _device(here.local_rank)
         report = replace(report, device=device, gpu=gpu)
         module = None
-        if args.data is not None:
+        if data is not None:
             from peas.cli.data.sets import make_set
 
-            module = make_set(args.data[0], os.path.expanduser(args.data[1]))
-        elif rest:
-            module, folder = _of_config(rest)
-            if folder is not None and args.run_dir is None:
+            module = make_set(data[0], os.path.expanduser(data[1]))
+        elif fit_args:
+            from peas.cli.fit import FitReader
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                reader = FitReader()
+                config = reader.settings(fit_args)
+                module = reader.data(config)
+            folder = config.trainer.default_root_dir
+            if folder is not None and run_dir is None:
                 report = replace(report, run=str(Path(folder).absolute()))
         if module is not None:
             clips, digest = counted(module)
@@ -117,7 +164,7 @@ def look(here: Place, args: argparse.Namespace, rest: list[str]) -> Report:
 
 
 def _device(local_rank: int) -> tuple[str, str]:
-    """Name and identity of the device that Lightning would give to this rank."""
+    """Name and id of the device that Lightning would give to this rank."""
     import torch
 
     count = torch.cuda.device_count()
@@ -128,37 +175,12 @@ def _device(local_rank: int) -> tuple[str, str]:
             f"its local rank is {local_rank}, and it sees {count} GPU: ask for as many GPUs a node "
             "as tasks, and let each task see all of them (--gpus-per-node, not --gpus-per-task)"
         )
-    facts = torch.cuda.get_device_properties(local_rank)
-    return f"cuda:{local_rank} {facts.name}", str(facts.uuid)
-
-
-def _of_config(argv: list[str]) -> tuple["ClipDataModule", str | None]:
-    """Data set and run folder of a `peas fit` with these arguments; nothing else is built."""
-    from peas.cli.main import SETTINGS, PeasCLI
-
-    class Reader(PeasCLI):
-        """Stops where the data set is there."""
-
-        def _parse_ckpt_path(self) -> None: ...
-
-        def _set_seed(self) -> None: ...
-
-        def before_instantiate_classes(self) -> None: ...
-
-        def instantiate_classes(self) -> None:
-            wanted = type(self.config)(data=self.config.fit.data)
-            self.datamodule = self._parser("fit").instantiate_classes(wanted).data
-
-        def _run_subcommand(self, subcommand: str) -> None: ...
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        read = Reader(args=["fit", *argv], **SETTINGS)
-    return read.datamodule, read.config.fit.trainer.default_root_dir
+    properties = torch.cuda.get_device_properties(local_rank)
+    return f"cuda:{local_rank} {properties.name}", str(properties.uuid)
 
 
 def counted(module: "ClipDataModule") -> tuple[dict[str, int | None], str]:
-    """Clips of each split, and the hash of their names and classes in their order.
+    """Clips of each split, and the hash of their names and classes in order.
 
     Args:
         module: The data set.
@@ -174,7 +196,7 @@ def counted(module: "ClipDataModule") -> tuple[dict[str, int | None], str]:
         try:
             clips = module.clips(split)
         except DataError:
-            # Not every set has all splits; without training clips there is nothing to do.
+            # Not every set has all splits.
             if split == "train":
                 raise
             counts[split] = None
@@ -187,36 +209,213 @@ def counted(module: "ClipDataModule") -> tuple[dict[str, int | None], str]:
     return counts, digest.hexdigest()
 
 
-def _exchange(mine: Report) -> list[Report]:
-    """Reports of all ranks, with what only a comparison tells: the run folder and the clocks."""
+# How ranks find each other
+
+
+@contextlib.contextmanager
+def process_group(here: Rank, limit: timedelta) -> Iterator[None]:
+    """The group of all ranks, over gloo.
+
+    Raises:
+        PeasError: It does not come together, or breaks.
+    """
     from torch import distributed as dist
 
-    world = dist.get_world_size()
-    name, folder = f".doctor-{secrets.token_hex(8)}", Path(mine.run)
-    made = not os.path.exists(folder)
-    if mine.rank == 0:
+    host = socket.gethostname()
+    # torchrun's agent holds the store, else rank 0.
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            here.address,
+            here.port,
+            is_master=here.rank == 0 and not agents,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        raise PeasError(
+            f"rank {here.rank} on {host} cannot reach rank 0 at {here.address}:{here.port}. Is it "
+            "started, is the name known here (MASTER_ADDR gives another), and is the port free and "
+            f"not behind a firewall (MASTER_PORT)? Cause: {_first_line(error)}"
+        ) from error
+    store.set(f"here/{here.rank}", host)
+    try:
+        store.wait([f"here/{rank}" for rank in range(here.world)], limit)
+    except RuntimeError as error:
+        silent = [rank for rank in range(here.world) if not store.check([f"here/{rank}"])]
+        raise PeasError(
+            f"{ranks(silent)} of {here.world} did not answer within {limit.total_seconds():.0f} s: "
+            "are they started, one task a GPU, by srun or torchrun? See their output"
+        ) from error
+    try:
+        group_store = dist.PrefixStore("gloo", store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "gloo", store=group_store, rank=here.rank, world_size=here.world, timeout=limit
+        )
+        yield
+        dist.barrier()
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        raise PeasError(
+            f"rank {here.rank} on {host} reached rank 0, but not all others, or one stopped. Name "
+            "the network between the hosts (`ip addr` lists them): GLOO_SOCKET_IFNAME=eth0, and "
+            f"NCCL_SOCKET_IFNAME=eth0 for GPUs. Cause: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _exchange(report: Report) -> list[Report]:
+    """Reports of all ranks, with what only a comparison shows: the run folder and the clocks."""
+    from torch import distributed as dist
+
+    name, folder = f".doctor-{secrets.token_hex(8)}", Path(report.run)
+    new = not os.path.exists(folder)
+    if report.rank == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
         except OSError as error:
             name, problem = "", f"{folder} cannot be written: {error.strerror}"
-            mine = replace(mine, problem=mine.problem or problem)
-    told: list[Any] = [name]
-    dist.broadcast_object_list(told, src=0)
+            report = replace(report, problem=report.problem or problem)
+    shared: list[Any] = [name]
+    dist.broadcast_object_list(shared, src=0)
     # Every rank has read its data by now, so that the clocks are read at one moment.
     dist.barrier()
     now = time.time()
-    mark = folder / told[0]
-    until = time.monotonic() + LOOK
-    while told[0] and not os.path.exists(mark) and time.monotonic() < until:
+    mark = folder / shared[0]
+    until = time.monotonic() + VISIBLE
+    while shared[0] and not os.path.exists(mark) and time.monotonic() < until:
         time.sleep(0.2)
-    seen = replace(mine, run_seen=not told[0] or os.path.exists(mark), clock=now)
-    gathered: list[Any] = [None] * world
-    dist.all_gather_object(gathered, seen)
-    if mine.rank == 0 and told[0]:
+    report = replace(report, run_seen=not shared[0] or os.path.exists(mark), clock=now)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, report)
+    if report.rank == 0 and shared[0]:
         with contextlib.suppress(OSError):
             mark.unlink()
-            if made:
+            if new:
                 folder.rmdir()
-    first = gathered[0].clock
-    return [replace(report, clock=report.clock - first) for report in gathered]
+    return [replace(other, clock=other.clock - gathered[0].clock) for other in gathered]
+
+
+# Whether they agree
+
+
+def ranks(numbers: Sequence[int]) -> str:
+    """`rank 3`, or `ranks 0-3, 8` for several."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    text = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+    return f"rank{'s' if len(numbers) > 1 else ''} {text}"
+
+
+def _who(reports: Sequence[Report]) -> str:
+    hosts = ", ".join(sorted({report.host for report in reports}))
+    return f"{ranks([report.rank for report in reports])} ({hosts})"
+
+
+def _groups(reports: Sequence[Report], values: Sequence[Hashable]) -> dict[Any, list[Report]]:
+    """Reports by their value, in the order of first appearance."""
+    groups: dict[Any, list[Report]] = {}
+    for report, value in zip(reports, values, strict=True):
+        groups.setdefault(value, []).append(report)
+    return groups
+
+
+def _compare(what: str, reports: Sequence[Report], values: Sequence[Hashable], cure: str) -> str:
+    """A line where ranks have different values; empty where they agree."""
+    groups = _groups(reports, values)
+    parts = ", ".join(f"{value} on {_who(members)}" for value, members in groups.items())
+    return f"{what} {parts}: {cure}" if len(groups) > 1 else ""
+
+
+def disagreements(reports: Sequence[Report]) -> list[str]:
+    """What is wrong, and what to do about it; empty when the ranks agree.
+
+    Args:
+        reports: Of all ranks, rank 0's first.
+    """
+    copy = "copy the data set again where it is wrong; `peas data verify` names what is missing"
+    image = "install the set of constraints.txt everywhere, or use one image"
+    lines = [f"{_who([report])}: {report.problem}" for report in reports if report.problem]
+    for name in dict.fromkeys(name for report in reports for name in report.versions):
+        values = [report.versions.get(name, "missing") for report in reports]
+        lines.append(_compare(f"{name} is", reports, values, image))
+    good = [report for report in reports if not report.problem]
+    counts = [
+        _compare(f"clips of {split}:", good, [report.clips.get(split) for report in good], copy)
+        for split in dict.fromkeys(split for report in good for split in report.clips)
+    ]
+    if not any(counts):
+        what = "equally many clips with other names or classes:"
+        counts = [_compare(what, good, [report.digest for report in good], copy)]
+    lines += counts
+    lines += [
+        f"{_who(members)} have the same GPU, {members[0].device}: start one task a GPU "
+        "(--ntasks-per-node as large as --gpus-per-node), each of which sees all of its host"
+        for gpu, members in _groups(reports, [report.gpu for report in reports]).items()
+        if gpu and len(members) > 1
+    ]
+    without = [report for report in reports if not report.gpu]
+    if without and len(without) < len(reports):
+        lines.append(
+            f"{_who(without)} would train on the CPU, the others on GPUs: look at `nvidia-smi` and "
+            "at the GPUs that the job asked for there"
+        )
+    for host, members in _groups(reports, [report.host for report in reports]).items():
+        ahead = max((report.clock for report in members), key=abs)
+        if abs(ahead) > CLOCK:
+            lines.append(
+                f"the clock of {host} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}: "
+                f"set it and that of {reports[0].host} by one time service (NTP, chrony)"
+            )
+    blind = [report for report in reports if not report.run_seen]
+    if blind:
+        lines.append(
+            f"{_who(blind)}: {blind[0].run} is not the folder that rank 0 ({reports[0].host}) "
+            "writes: give `--trainer.default_root_dir` a folder on a file system that all hosts "
+            "share, by its full path"
+        )
+    return [line for line in lines if line]
+
+
+def table(reports: Sequence[Report]) -> str:
+    """A line a rank, then the folders.
+
+    Args:
+        reports: Of all ranks.
+    """
+    from peas.data.checks.report import columns
+
+    rows = [("rank", "host", "local", "device", "clock", "run", "peas", "torch", "clips", "ids")]
+    for report in reports:
+        counts = [str(count) for count in report.clips.values() if count is not None]
+        rows.append(
+            (
+                str(report.rank),
+                report.host,
+                str(report.local_rank),
+                report.device,
+                f"{report.clock:+.2f} s",
+                "shared" if report.run_seen else "another",
+                report.versions.get("peas", "?"),
+                report.versions.get("torch", "?"),
+                "+".join(counts) or "-",
+                report.digest or "-",
+            )
+        )
+    lines = list(columns(rows))
+    for name, values in (
+        ("run folder", [report.run for report in reports]),
+        ("data", [report.data for report in reports]),
+    ):
+        for value, members in _groups(reports, values).items():
+            if value:
+                lines.append(f"{name:<12}{value}   {ranks([report.rank for report in members])}")
+    return "\n".join(lines)

@@ -1,7 +1,4 @@
-"""`peas doctor`: versions, devices, decoders, folders, and what is missing.
-
-`peas doctor --cluster`, started by every rank of a job, compares what the ranks see instead.
-"""
+"""`peas doctor`: versions, devices, decoders, folders, and what is missing."""
 
 import os
 import shutil
@@ -10,8 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from peas.cli.arguments import Arguments
-from peas.errors import PeasError, say
+from peas.errors import PeasError, UsageError, say
 
 
 def _versions() -> str:
@@ -25,9 +21,10 @@ def _versions() -> str:
 
 
 def _python() -> str:
+    version = sys.version.split()[0]
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
-        raise PeasError(f"{sys.version.split()[0]}: peas needs 3.11 or 3.12")
-    return sys.version.split()[0]
+        raise PeasError(f"{version}: peas needs 3.11 or 3.12")
+    return version
 
 
 def _torchaudio() -> str:
@@ -59,9 +56,8 @@ def _devices() -> str:
 def _decoders() -> str:
     import soundfile
 
-    wanted = ("WAV", "FLAC", "OGG", "MP3")
-    have = soundfile.available_formats()
-    lacking = [name for name in wanted if name not in have]
+    formats = soundfile.available_formats()
+    lacking = [name for name in ("WAV", "FLAC", "OGG", "MP3") if name not in formats]
     if lacking:
         raise PeasError(f"libsndfile lacks {', '.join(lacking)}: reinstall soundfile's wheel")
     opus = "opus" if "OPUS" in soundfile.available_subtypes("OGG") else "no opus"
@@ -90,7 +86,7 @@ def _run_folder() -> str:
     here = Path.cwd()
     if not os.access(here, os.W_OK):
         raise PeasError(f"{here} cannot be written: give `--trainer.default_root_dir`")
-    return f"{here / 'runs'} (unless `--trainer.default_root_dir` says otherwise)"
+    return f"{here / 'runs'} (or `--trainer.default_root_dir`)"
 
 
 def _wandb() -> str:
@@ -110,24 +106,42 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Prints a line a check; exits with 1 when something is missing.
+def doctor(
+    *fit_args: str,
+    cluster: bool = False,
+    data: tuple[str, str] | None = None,
+    run_dir: str | None = None,
+    timeout: float = 120.0,
+) -> int:
+    """Check versions, devices, decoders and folders; report what is missing.
+
+    With --cluster, started by every rank of a job as training would be (`srun peas doctor
+    --cluster ...` or `torchrun --no-python ... peas doctor --cluster ...`), it compares what the
+    ranks see. It then takes `--data SET ROOT`, or the arguments of `peas fit` (`--config`,
+    overlays, overrides), whose data set it opens and whose run folder it tries. No sound is
+    decoded.
 
     Args:
-        argv: The command line after `peas doctor`.
+        fit_args: With --cluster, arguments of `peas fit`.
+        cluster: Compare all ranks of a job.
+        data: With --cluster, SET ROOT as for `peas data`.
+        run_dir: With --cluster, folder of the run; default: that of the config, or runs.
+        timeout: With --cluster, seconds to wait for the other ranks.
+
+    Returns:
+        The exit status: 1 on all ranks when they disagree; rank 0 reports why.
 
     Raises:
-        PeasError: Something is missing.
+        PeasError: Something is missing, or the ranks disagree.
     """
-    if "--cluster" in argv:
-        from peas.cli import cluster
+    if cluster:
+        from peas.cli.cluster import compare_ranks
 
-        return cluster.main([word for word in argv if word != "--cluster"])
-    p = Arguments(prog="peas doctor", description=__doc__)
-    p.add_argument(
-        "--cluster", action="store_true", help="compare all ranks; see `peas doctor --cluster -h`"
-    )
-    p.parse_args(argv)
+        return compare_ranks(data, run_dir, timeout, list(fit_args))
+    if fit_args or data or run_dir:
+        raise UsageError(
+            f"{' '.join([*fit_args, *(data or ()), run_dir or '']).strip()}: needs --cluster"
+        )
     missing = []
     for name, check in CHECKS.items():
         try:

@@ -29,7 +29,7 @@ from peas.callbacks.masking import MaskingStrategy
 from peas.callbacks.run_files import RunFiles
 from peas.callbacks.wandb_run import connect, use_run_folder
 from peas.cli.errors import cause, no_device
-from peas.cli.parser import PeasParser
+from peas.cli.fit_parser import PeasParser
 from peas.data.module import ClipDataModule, refuse_selection_on_test
 from peas.errors import CheckpointError, ConfigError
 from peas.models.weights import read_state
@@ -47,7 +47,13 @@ from peas.training.run_folder import open_run, require_new, require_outside, req
 from peas.training.trainer import PeasTrainer, RunLog
 
 RUN_DIR_VARIABLE = "PEAS_RUN_DIR"
-"""Tells the processes that Lightning starts for DDP which folder rank 0 chose."""
+"""Gives the processes that Lightning starts for DDP the folder that rank 0 chose."""
+
+PAPER_REQUIRES = (
+    "settings of the row by their full keys, and `clips`, the number scored; a table leaves the "
+    "paper's number out where a run differs"
+)
+"""Help of `paper.requires`."""
 
 
 class PeasCLI(LightningCLI):
@@ -67,54 +73,33 @@ class PeasCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `masking`, `paper` (a config's row in a paper), and what a run may do."""
-        parser.add_argument(
+        add = parser.add_argument
+        add(
             "--masking",
             type=MaskingStrategy | None,
-            default=None,
             help="which bins of the training clips are masked in fine-tuning: "
             "`peas.callbacks.PEAS`, `SpecAugment`, `RandomMasking`, or a class of your own",
         )
-        parser.add_argument(
-            "--paper.table",
-            type=str | None,
-            default=None,
-            help="table of a paper that this config reproduces a row of, e.g. PEAS II",
-        )
-        parser.add_argument(
-            "--paper.row", type=str | None, default=None, help="that row, e.g. PEAS (1, 1)"
-        )
-        parser.add_argument(
-            "--paper.accuracy",
-            type=float | None,
-            default=None,
-            help="the accuracy that the paper reports there, in per cent",
-        )
-        parser.add_argument(
-            "--paper.requires",
-            type=dict[str, Any] | None,
-            default=None,
-            help="settings of the row by their whole keys, and `clips`, the scored ones; a table "
-            "leaves the figure out where a run differs",
-        )
         parser.add_class_arguments(Defaults, "defaults")
-        parser.add_argument(
-            "--checkpoints.every_n_train_steps",
-            type=int | None,
-            default=None,
-            help="also save last.ckpt inside an epoch, after so many optimiser steps",
-        )
-        parser.add_argument(
+        for key, kind, text in (
+            ("paper.table", str, "table of a paper with this config's row, e.g. PEAS II"),
+            ("paper.row", str, "that row, e.g. PEAS (1, 1)"),
+            ("paper.accuracy", float, "accuracy that the paper reports there, in per cent"),
+            ("paper.requires", dict[str, Any], PAPER_REQUIRES),
+            ("paper.preset", str, "reading of what the paper leaves open: an overlay's name"),
+            (
+                "checkpoints.every_n_train_steps",
+                int,
+                "also save last.ckpt inside an epoch, after so many optimiser steps",
+            ),
+        ):
+            add(f"--{key}", type=kind | None, help=text)
+        add(
             "--new",
             action="store_true",
-            help="begin another run where one has checkpoints; what it wrote is put into earlier/",
+            help="start a new run in a folder that has one; the old files move to earlier/",
         )
-        parser.add_argument(
-            "--paper.preset",
-            type=str | None,
-            default=None,
-            help="reading of what the paper leaves open: reference_code or paper_literal",
-        )
-        parser.add_argument(
+        add(
             "--allow_test_selection",
             type=bool,
             default=False,
@@ -122,17 +107,17 @@ class PeasCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Checks the checkpoint early; its settings never replace what the user asked for.
+        """Checks the checkpoint early; its settings never replace the user's.
 
         LightningCLI would merge the checkpoint's hyperparameters over config and command line.
-        Here the task compares them when it loads and says where they contradict.
+        Here the task compares them when it loads, and names contradictions.
         """
         verb = self.config.subcommand
         config = self.config[verb]
-        given = config.get("ckpt_path")
+        asked = config.get("ckpt_path")
         if config.get("new"):
-            self._require_possible(verb, given)
-        loaded = self._load(verb, given)
+            self._check_new(verb, asked)
+        loaded = self._load(verb, asked)
         config.ckpt_path = str(loaded.path) if loaded else None
         folder = config.trainer.default_root_dir
         if loaded is None:
@@ -148,20 +133,20 @@ class PeasCLI(LightningCLI):
         if missing:
             raise CheckpointError(
                 f"{path}: not a checkpoint of a run that `{verb}` can use (it has no "
-                f"{', '.join(missing)}). `--ckpt_path` goes on with a run; weights of other "
-                "origin go into `--model.init_args.pretrained`"
+                f"{', '.join(missing)}). `--ckpt_path` resumes a run; other weights go into "
+                " `--model.init_args.pretrained`"
             )
 
-        if verb == "fit" and folder is not None and given != "last":
+        if verb == "fit" and folder is not None and asked != "last":
             require_own(Path(folder), path)
 
-    def _require_possible(self, verb: str, given: str | None) -> None:
-        """Refuses `--new` where it contradicts what else is asked for."""
+    def _check_new(self, verb: str, asked: str | None) -> None:
+        """Refuses `--new` where it contradicts another option."""
         if verb != "fit":
-            raise ConfigError(f"`--new` begins a run: leave it out of `peas {verb}`")
-        if given:
+            raise ConfigError(f"`--new` starts a run: leave it out of `peas {verb}`")
+        if asked:
             raise ConfigError(
-                f"`--new` begins a run and `--ckpt_path {given}` goes on with one: give one of them"
+                f"`--new` starts a run and `--ckpt_path {asked}` resumes one: give one of them"
             )
         folder = self.config.fit.trainer.default_root_dir
         if folder is not None:
@@ -169,48 +154,46 @@ class PeasCLI(LightningCLI):
             named = [(key, value) for key, value in items if key != "trainer.default_root_dir"]
             require_outside(Path(folder), _texts(named))
 
-    def _load(self, verb: str, given: str | None) -> LoadedCheckpoint | None:
+    def _load(self, verb: str, asked: str | None) -> LoadedCheckpoint | None:
         """The checkpoint of `--ckpt_path`, read once for the run; None where nothing is loaded."""
-        if not given:
+        if not asked:
             return None
-        if Path(given).is_dir():
+        if Path(asked).is_dir():
             raise CheckpointError(
-                f"{given}: is a folder. For the run in it give `--trainer.default_root_dir {given} "
-                f"--ckpt_path last`; or name a file, such as {Path(given) / CHECKPOINTS / BEST}"
+                f"{asked}: is a folder. For the run in it give `--trainer.default_root_dir {asked} "
+                f"--ckpt_path last`; or name a file, such as {Path(asked) / CHECKPOINTS / BEST}"
             )
-        if given not in ("last", "best", "hpc") and not given.startswith("registry"):
-            if Path(given).name == given and not Path(given).suffix and not Path(given).exists():
+        if asked not in ("last", "best", "hpc"):
+            if asked.startswith("registry") and not Path(asked).is_file():
                 raise ConfigError(
-                    f"`--ckpt_path {given}`: there is no such file. Is `last` meant? `last` and "
+                    f"`--ckpt_path {asked}`: peas has no model registry. Give `last`, or a file"
+                )
+            if Path(asked).name == asked and not Path(asked).suffix and not Path(asked).exists():
+                raise ConfigError(
+                    f"`--ckpt_path {asked}`: there is no such file. Is `last` meant? `last` and "
                     "`best` take a checkpoint of `--trainer.default_root_dir`"
                 )
-            return LoadedCheckpoint(Path(given), read_state(given))
-        if given not in ("last", "best", "hpc"):
-            if Path(given).is_file():
-                return LoadedCheckpoint(Path(given), read_state(given))
-            raise ConfigError(
-                f"`--ckpt_path {given}`: there is no model registry in peas. Give `last`, or a file"
-            )
+            return LoadedCheckpoint(Path(asked), read_state(asked))
         folder = self.config[verb].trainer.default_root_dir
         if folder is None:
             raise ConfigError(
-                f"`--ckpt_path {given}` takes a checkpoint of a run's folder: name that folder "
+                f"`--ckpt_path {asked}` takes a checkpoint of a run's folder: name that folder "
                 "with `--trainer.default_root_dir`"
             )
         best = Path(folder) / CHECKPOINTS / BEST
-        if given == "best" and verb == "fit":
+        if asked == "best" and verb == "fit":
             raise ConfigError(
-                "`--ckpt_path best`: a run goes on from its end, which `--ckpt_path last` takes. "
+                "`--ckpt_path best`: a run resumes from its end, which is `--ckpt_path last`. "
                 "To train another one from the best weights give "
                 f"`--model.init_args.pretrained {best}`"
             )
-        if given == "best":
+        if asked == "best":
             loaded = LoadedCheckpoint(best, read_state(best)) if best.is_file() else None
         else:
-            loaded = newest_checkpoint(Path(folder), HPC if given == "hpc" else None)
-        if loaded is None and (verb != "fit" or given == "hpc"):
+            loaded = newest_checkpoint(Path(folder), HPC if asked == "hpc" else None)
+        if loaded is None and (verb != "fit" or asked == "hpc"):
             raise ConfigError(
-                f"`--ckpt_path {given}`: there is no checkpoint of that kind in {folder}"
+                f"`--ckpt_path {asked}`: there is no checkpoint of that kind in {folder}"
             )
         rank_zero_info(f"resuming from {loaded.path}" if loaded else f"{folder}: a new run starts")
         return loaded
@@ -233,49 +216,51 @@ class PeasCLI(LightningCLI):
             use_run_folder(self.run_dir, afresh=fresh)
 
     def instantiate_classes(self) -> None:
-        """Instantiates everything; an argument that a class refuses is one clear message."""
+        """Instantiates everything; an argument that a class refuses is one message."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            # jsonargparse wraps whatever a constructor raised, and keeps its text only.
+            # jsonargparse wraps what a constructor raised, and keeps its text only.
             if not str(error).startswith("Does not validate against"):
                 raise
             raise ConfigError(cause(str(error))) from error
 
     def before_fit(self) -> None:
-        """Tells the task whether its weights come from a checkpoint of the run.
+        """Sets whether the task's weights come from a checkpoint of the run.
 
         Raises:
             ConfigError: A sweep would choose by the test clips.
         """
         if "WANDB_SWEEP_ID" in os.environ:
             # The agent sets it, for every process of the run.
-            allowed = self._get(self.config_init, "allow_test_selection")
+            allowed = self._setting("allow_test_selection")
             refuse_selection_on_test(self.datamodule, allowed=allowed)
-        self.model.resumes = bool(self._get(self.config_init, "ckpt_path"))
+        self.model.resumes = bool(self._setting("ckpt_path"))
+
+    def _setting(self, key: str) -> Any:
+        """A setting of the verb that runs, with classes instantiated."""
+        return self.config_init[str(self.subcommand)].get(key)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the logger and the default callbacks."""
-        config = self._get(self.config_init, "trainer")
-        on: Defaults = self._get(self.config_init, "defaults")
+        config = self._setting("trainer")
+        on: Defaults = self._setting("defaults")
         self.save_config_kwargs = {**self.save_config_kwargs, "files": on.run_files}
         wandb = False
         if config.logger is not False:
-            given = config.logger if isinstance(config.logger, list) else [config.logger]
-            loggers = [logger for logger in given if logger not in (None, True)]
+            loggers = [logger for logger in _listed(config.logger) if logger not in (None, True)]
             if on.csv_log and not any(isinstance(logger, CSVLogger) for logger in loggers):
-                # A fresh version_N for each start: CSVLogger deletes an older file in its place.
+                # A new version_N for each start: CSVLogger would delete an older file.
                 loggers.append(RunLog(self.run_dir, name="logs"))
             kwargs["logger"] = loggers
             wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
             if wandb and on.wandb:
                 connect(loggers)
         # Lightning's Trainer takes a callback for a list of one.
-        callbacks = config.callbacks or []
-        own = list(callbacks if isinstance(callbacks, list) else [callbacks])
+        own = list(_listed(config.callbacks or []))
         own += self._masking(own)
         verb = self.config.subcommand
-        plain = yaml.safe_load(self._parser(verb).dump(self.config[verb], skip_none=False))
+        plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[verb]
         run = RunSettings(self.run_dir, verb, plain, self._monitor(), own, wandb)
         kwargs["callbacks"] = default_callbacks(on, run)
         if not shows_bar(run.trainer):
@@ -285,27 +270,26 @@ class PeasCLI(LightningCLI):
             if not any(isinstance(callback, ModelCheckpoint) for callback in own):
                 kwargs["enable_checkpointing"] = False
         elif summarises(run):
-            # Else Lightning logs that it adds none of its own.
+            # Else Lightning adds its own, or logs that it does not.
             kwargs["enable_model_summary"] = False
-        if not _writes_checkpoints(config.plugins):
-            plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
-            writer = AtomicCheckpointIO(self._checkpoint)
-            kwargs["plugins"] = [*(p for p in plugins if p is not None), writer]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(config.plugins)):
+            plugins = [plugin for plugin in _listed(config.plugins) if plugin is not None]
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO(self._checkpoint)]
         self._checkpoint = None
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            # Only settings are looked at here, and most of Lightning's messages name no key.
+            # Only settings are checked here, and most of Lightning's messages name no key.
             raise ConfigError(f"`trainer`: {no_device(' '.join(str(error).split()))}") from error
 
     def _masking(self, callbacks: list[Callback]) -> list[Callback]:
-        """The strategy under `masking`, which may also stand in the list, as it did before.
+        """The strategy under `masking`; earlier releases had it among the callbacks.
 
         Raises:
-            ConfigError: There is one in both places.
+            ConfigError: There is one in both.
         """
-        strategy = self._get(self.config_init, "masking")
-        listed = [type(one).__name__ for one in callbacks if isinstance(one, MaskingStrategy)]
+        strategy = self._setting("masking")
+        listed = [type(c).__name__ for c in callbacks if isinstance(c, MaskingStrategy)]
         if strategy is not None and listed:
             raise ConfigError(
                 f"`masking` holds {type(strategy).__name__}, and `trainer.callbacks` "
@@ -315,7 +299,7 @@ class PeasCLI(LightningCLI):
         if listed:
             rank_zero_warn(
                 f"`trainer.callbacks` holds the masking strategy {listed[0]}: that is deprecated, "
-                "its place is the key `masking`",
+                "use the key `masking`",
                 category=FutureWarning,
             )
         return [] if strategy is None else [strategy]
@@ -339,14 +323,12 @@ class PeasCLI(LightningCLI):
         return kwargs
 
 
-def _writes_checkpoints(plugins: Any) -> bool:
-    """Whether the user's plugins say how checkpoints are written."""
-    given = plugins if isinstance(plugins, list) else [plugins]
-    return any(isinstance(plugin, CheckpointIO) for plugin in given)
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _texts(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Every text below some keys, such as a path, with its key."""
+    """Every string below some keys, such as a path, with its key."""
     for key, value in named:
         if isinstance(value, dict | Namespace):
             yield from _texts((f"{key}.{inner}", item) for inner, item in value.items())
@@ -374,6 +356,7 @@ def _new_run_dir(config: Any, *, make: bool) -> Path:
 
 
 SETTINGS: dict[str, Any] = {
+    "parser_kwargs": {"prog": "peas"},
     "model_class": BaseTask,
     "datamodule_class": ClipDataModule,
     "subclass_mode_model": True,
@@ -385,4 +368,4 @@ SETTINGS: dict[str, Any] = {
     "seed_everything_default": 0,
     "auto_configure_optimizers": False,
 }
-"""Of LightningCLI."""
+"""Arguments of `PeasCLI`."""

@@ -1,94 +1,54 @@
-"""The parser of Lightning's verbs: jsonargparse, where it guesses made to ask."""
+"""Parsers of the command line: strict ones, and the call of a verb that is a function.
+
+A verb is a function. Its positional parameters are positional arguments, its keyword-only
+parameters are options of the same names, and its Google docstring is the help. `*fit_args` takes
+what the verb does not know, for `peas fit`; a parameter `data_set` takes SET ROOT and the arguments
+of the set's class.
+"""
 
 import ast
-import itertools
+import inspect
 import json
-import logging
 import re
 import sys
-from argparse import ArgumentParser, _SubParsersAction
-from collections.abc import Sequence
-from typing import Any, NoReturn, Self
+import warnings
+from argparse import ArgumentParser as ArgparseParser
+from argparse import _SubParsersAction
+from collections import deque
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin
 
-import yaml
-from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_warn
+from jsonargparse import ArgumentParser, Namespace
 
-from peas.cli.arguments import NEGATIVE
-from peas.cli.config_file import read_config
 from peas.cli.errors import cause
-from peas.errors import ConfigError
-from peas.parts import Part, class_path
-from peas.utils.migration import config as of_this_release
-from peas.utils.migration import words
+from peas.errors import ConfigError, PeasError, UsageError
 
-_load = get_loader("yaml")
-
-
-def _load_config(text: str) -> Any:
-    return of_this_release(_load(text))
-
-
-set_loader("yaml", _load_config, exceptions=(yaml.YAMLError,))
+NEGATIVE = re.compile(r"-\.?\d|-(?:inf|nan)$")
+"""A value and not an option. Python's own pattern leaves out -1e-3."""
+ALIASES = {"-c": "config", "--from": "maps"}
+"""Short options, and options of earlier releases."""
+FIT_KEYS = (
+    *("config", "trainer", "model", "data", "masking", "paper", "checkpoints", "new", "ckpt_path"),
+    *("seed_everything", "allow_test_selection", "weights_only", "print_config"),
+)
+"""First words of the options of `peas fit`."""
 
 
-class _Discards(logging.Logger):
-    """Says aloud which settings jsonargparse drops when a class is exchanged for another."""
+class StrictParser(ArgumentParser):
+    """Parser without abbreviations, whose `null` is null only where the type allows it.
 
-    def debug(self, msg: object, *args: object, **_: object) -> None:
-        """Warns where the message is of discarded settings."""
-        found = re.match(
-            r"Due to class_path change from (\S+) to (\S+), discarding .*?: (.*)\.$", str(msg)
-        )
-        if found and found[3] not in self.said:
-            self.said.add(found[3])
-            rank_zero_warn(
-                f"{found[2]} takes the place of {found[1]} and has no such settings: {found[3]}. "
-                "Settings that both have are kept; others have the new class's defaults"
-            )
-
-    def __init__(self) -> None:
-        super().__init__("peas.discards")
-        # Else logging prints what else jsonargparse says.
-        self.addHandler(logging.NullHandler())
-        self.said: set[str] = set()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """Itself: parsers are copied, and a logger outside logging's tree cannot be."""
-        return self
-
-
-class PeasParser(LightningArgumentParser):
-    """Parser without abbreviations, whose `null` is null at any depth and only where it may be.
-
-    It raises ConfigError in place of printing its usage and ending the process.
+    It raises an error instead of printing its usage and ending the process.
     """
 
+    error_class: type[ConfigError] = ConfigError
+    null_anywhere = False
+    """Whether null is allowed for arguments whose types do not say so."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "logger": _Discards(), **kwargs})
+        super().__init__(*args, **{"prog": "peas", "allow_abbrev": False, **kwargs})
         self._negative_number_matcher = NEGATIVE
-        self._lightnings = False
-        self._default_parts: dict[str, type[Part]] = {}
-
-    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
-        """Adds the arguments of a class."""
-        # Lightning takes null for arguments whose types do not say so.
-        self._lightnings = theclass.__module__.startswith("lightning.")
-        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
-        self._default_parts = getattr(theclass, "default_parts", {})
-        for action in self._actions:
-            if part := self._default_parts.get(action.dest):
-                # Of settings without a class.
-                action.default = {"class_path": class_path(part)}
-        return added
-
-    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
-        """Defaults of all arguments; of a part null, or its settings would be another class's."""
-        defaults: Namespace = super().get_defaults(*args, **kwargs)
-        for key in self._default_parts:
-            defaults[key] = None
-        return defaults
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any
@@ -96,58 +56,52 @@ class PeasParser(LightningArgumentParser):
         """Parses a command line.
 
         A key inside a class inside a class reaches the inner class's parser as `--key=VALUE` with
-        Python's text of a value that was parsed already: None, which is a word in YAML.
+        the Python text of a parsed value: None, which is a word in YAML.
         """
-        if getattr(self, "_inner_parser", False):
-            args = None if args is None else [_yaml(word) for word in args]
-        else:
-            args = words(sys.argv[1:] if args is None else args)
-            for file in _config_files(args):
-                read_config(file)
+        if getattr(self, "_inner_parser", False) and args is not None:
+            args = [_yaml(word) for word in args]
         config: Namespace = super().parse_args(args, *more, **kwargs)
         return config
 
-    def merge_config(self, cfg_from: Namespace, cfg_to: Namespace) -> Namespace:
-        """One config over another; of a table whose entries have names, only those it names."""
-        merged: Namespace = super().merge_config(cfg_from, cfg_to)
-        for key, value in list(merged.items()):
-            below = cfg_to.get(key)
-            if isinstance(value, dict) and isinstance(below, dict):
-                merged[key] = {**below, **value}
-        return merged
-
     def validate(self, cfg: Namespace, skip_none: bool = True, *more: Any, **kwargs: Any) -> None:
         """Checks a configuration; nulls too, which jsonargparse takes for values not given."""
-        super().validate(cfg, skip_none and self._lightnings, *more, **kwargs)
+        super().validate(cfg, skip_none and self.null_anywhere, *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ConfigError with the cause.
-
-        Raises:
-            ConfigError: Always, except inside jsonargparse's own trials.
-        """
+        """Raises the cause, except inside jsonargparse's own trials."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ConfigError(cause(message, keys_of(self))) from ex
+        raise self.error_class(cause(message, keys_of(self))) from ex
 
 
-def keys_of(parser: ArgumentParser) -> list[str]:
+class VerbParser(StrictParser):
+    """Parser of a verb that is a function."""
+
+    error_class: type[ConfigError] = UsageError
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises the cause; the argument is named as on the command line."""
+        options = {action.dest for action in self._actions if action.option_strings}
+
+        def spelled(match: re.Match[str]) -> str:
+            name = match[1]
+            return f"`--{name}`" if name in options else name.removesuffix("_name").upper()
+
+        try:
+            super().error(message, ex)
+        except ConfigError as error:
+            raise type(error)(re.sub(r"^`(\w+)`", spelled, str(error))) from ex
+
+
+def keys_of(parser: ArgparseParser) -> list[str]:
     """Keys of a parser and, where it has verbs, of theirs."""
-    actions = parser._actions
-    verbs = [a.choices.values() for a in actions if isinstance(a, _SubParsersAction)]
+    verbs = [a.choices.values() for a in parser._actions if isinstance(a, _SubParsersAction)]
     inner = [key for parsers in verbs for verb in parsers for key in keys_of(verb)]
-    return [*(action.dest for action in actions), *inner]
-
-
-def _config_files(words: Sequence[str]) -> list[str]:
-    """The files that a command line names behind `--config`."""
-    files = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    pairs = itertools.pairwise(words)
-    return files + [file for option, file in pairs if option in ("--config", "-c")]
+    return [*(action.dest for action in parser._actions), *inner]
 
 
 def _yaml(word: str) -> str:
-    """`--key=VALUE` with Python's text of a null, list or mapping in YAML's words."""
+    """`--key=VALUE` with the Python text of a null, list or mapping as YAML."""
     key, sign, text = word.partition("=")
     try:
         value = ast.literal_eval(text)
@@ -156,3 +110,219 @@ def _yaml(word: str) -> str:
     if value is None or isinstance(value, list | dict):
         return key + sign + json.dumps(value)
     return word
+
+
+class Arguments(NamedTuple):
+    """Parameters of a verb's function by their roles."""
+
+    positional: dict[str, inspect.Parameter]
+    options: dict[str, inspect.Parameter]
+    takes_fit_args: bool
+    takes_data_set: bool
+
+
+def arguments(function: Callable[..., Any]) -> Arguments:
+    """Parameters of a verb's function by their roles."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    kinds: dict[Any, dict[str, inspect.Parameter]] = {}
+    for name, parameter in parameters.items():
+        kinds.setdefault(parameter.kind, {})[name] = parameter
+    positional = kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {})
+    data_set = positional.pop("data_set", None) is not None
+    return Arguments(
+        positional,
+        kinds.get(inspect.Parameter.KEYWORD_ONLY, {}),
+        inspect.Parameter.VAR_POSITIONAL in kinds,
+        data_set,
+    )
+
+
+def build(name: str, function: Callable[..., Any], argv: Sequence[str] = ()) -> VerbParser:
+    """Parser of a verb.
+
+    Args:
+        name: Of the verb.
+        function: What it calls.
+        argv: Command line, where SET decides which options there are.
+    """
+    found = arguments(function)
+    # As types: for strings jsonargparse would import all that the module imports for typing.
+    function.__annotations__ = inspect.get_annotations(function, eval_str=True)
+    about, _, _ = (inspect.getdoc(function) or "").partition("\nArgs:")
+    parser = VerbParser(prog=f"peas {name}", description=about.strip())
+    if found.takes_data_set:
+        from peas.cli.data.sets import add_set
+
+        add_set(parser, argv)
+    special = {"data_set", "fit_args"}
+    if add_arguments := getattr(sys.modules.get(function.__module__), "add_arguments", None):
+        # Of a type that is expensive to import.
+        special |= set(add_arguments(parser, argv))
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=True, skip={*found.options, *special}
+    )
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=False, skip={*found.positional, *special}
+    )
+    for action in parser._actions:
+        if not action.option_strings and not action.choices:
+            action.metavar = action.dest.removesuffix("_name").upper()
+    return parser
+
+
+def call(name: str, function: Callable[..., int | None], argv: Sequence[str]) -> int:
+    """Calls a verb with a command line; returns the exit status.
+
+    Args:
+        name: Of the verb.
+        function: What it calls; returns the status, or None for 0.
+        argv: Words after the verb.
+
+    Raises:
+        UsageError: The command line is wrong.
+    """
+    found = arguments(function)
+    parser = build(name, function, argv)
+    words, rest = spell(argv, found, keys_of(parser))
+    options = parser.parse_args(words)
+    values = [options[key] for key in found.positional]
+    values = [_names(value) if isinstance(value, list) else value for value in values]
+    try:
+        if found.takes_data_set:
+            from peas.cli.data.sets import chosen_set
+
+            own = {"set_name", "root", *found.options}
+            of_set = {key: value for key, value in vars(options).items() if key not in own}
+            command = ["peas", *name.split(), *argv]
+            values = [chosen_set(options.set_name, options.root, of_set, command)]
+        return function(*values, *rest, **{key: options[key] for key in found.options}) or 0
+    except PeasError as error:
+        if name.startswith("data "):
+            from peas.cli.data.sets import in_arguments
+
+            error.args = (in_arguments(str(error)),)
+        raise
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and not NEGATIVE.match(word)
+
+
+def spell(
+    argv: Sequence[str], found: Arguments, keys: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """A command line as jsonargparse takes it, and the words for `peas fit`.
+
+    A switch needs no value, a list option may be repeated, a tuple is several words, and hyphens
+    in the name of an option are underscores, as release 0.1 spelled some.
+
+    Args:
+        argv: Words after the verb.
+        found: Parameters of the verb's function.
+        keys: Of the verb's parser.
+
+    Raises:
+        UsageError: A word is not understood, or one is missing.
+    """
+    words: list[str] = []
+    rest: list[str] = []
+    free: list[str] = []
+    queue = deque(argv)
+    last_list = ""
+    while queue:
+        word = queue.popleft()
+        if not _is_option(word):
+            free.append(word)
+            continue
+        key, sign, value = word.partition("=")
+        name = ALIASES.get(key, key.removeprefix("--").removesuffix("+").replace("-", "_"))
+        if name not in found.options:
+            if word in ("-h", "--help"):
+                return [word], []
+            _require_known(name, found, keys)
+            following = [] if sign or not queue or _is_option(queue[0]) else [queue.popleft()]
+            (rest if found.takes_fit_args else words).extend([word, *following])
+            continue
+        if "-" in key.removeprefix("--") and key not in ALIASES:
+            warnings.warn(f"{key} is deprecated: write --{name}", FutureWarning, stacklevel=2)
+        types = types_of(found.options[name].annotation)
+        origins = [get_origin(kind) for kind in types]
+        if bool in types:
+            if not sign:
+                value = queue.popleft() if queue and queue[0] in ("true", "false") else "true"
+            words.append(f"--{name}={value}")
+        elif tuple in origins:
+            inner = get_args(next(kind for kind in types if get_origin(kind) is tuple))
+            if sign:
+                words.append(f"--{name}={value}")
+                continue
+            values = [queue.popleft() for _ in inner if queue and not _is_option(queue[0])]
+            words.append(f"--{name}=[{', '.join(map(_plain, values, inner))}]")
+        elif not sign and (not queue or _is_option(queue[0])):
+            raise UsageError(f"`--{name}` needs a value")
+        else:
+            value = value if sign else queue.popleft()
+            is_list = list in origins
+            last_list = name if is_list else ""
+            words.append(f"--{name}{'+' * is_list}={value}")
+    given = {word.partition("=")[0].removesuffix("+") for word in words}
+    missing = [
+        f"`--{name}`"
+        for name, parameter in found.options.items()
+        if parameter.default is parameter.empty and f"--{name}" not in given
+    ]
+    placed = _placed(free, found, last_list)
+    if missing:
+        raise UsageError(f"{', '.join(missing)} must be given (required)")
+    return words + placed, rest
+
+
+def types_of(annotation: Any) -> tuple[Any, ...]:
+    """Members of a union, or the type itself."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _names(values: list[str]) -> list[str]:
+    """Positional words as they were typed; see `_placed`."""
+    return [value.encode("latin-1").decode("utf-8", "surrogateescape") for value in values]
+
+
+def _plain(word: str, kind: type) -> str:
+    return json.dumps(word) if kind is str else word
+
+
+def _placed(free: list[str], found: Arguments, last_list: str) -> list[str]:
+    """Positional arguments: required ones as they are, others by name."""
+    words: list[str] = []
+    missing: list[str] = []
+    if found.takes_data_set:
+        words, free = free[:2], free[2:]
+        missing = ["SET", "ROOT"][len(words) :]
+    for name, parameter in found.positional.items():
+        required = parameter.default is parameter.empty
+        if not free and required:
+            missing.append(name.removesuffix("_name").upper())
+        elif get_origin(parameter.annotation) is list:
+            # By their bytes: YAML has no file names that are not UTF-8.
+            names = [word.encode("utf-8", "surrogateescape").decode("latin-1") for word in free]
+            words, free = [*words, json.dumps(names)], []
+        elif free:
+            word, *free = free
+            words.append(word if required else f"--{name}={word}")
+    if missing:
+        raise UsageError(f"{', '.join(missing)} must be given (required)")
+    if free and not last_list:
+        raise UsageError(f"{free[0]!r} is one argument too many")
+    return words + [f"--{last_list}+={word}" for word in free]
+
+
+def _require_known(name: str, found: Arguments, keys: Sequence[str]) -> None:
+    """Refuses an option that there is not; `peas fit` checks those that are passed on to it."""
+    first = name.partition(".")[0]
+    if first in keys or (found.takes_fit_args and ("." in name or name in FIT_KEYS)):
+        return
+    near = get_close_matches(name, [*found.options, *keys], n=1)
+    if near or not found.takes_fit_args:
+        hint = f"did you mean `--{near[0]}`? " if near else ""
+        raise UsageError(f"`--{name}`: there is no such option; {hint}`--help` lists the options")

@@ -1,112 +1,147 @@
-"""One call of one of Lightning's verbs, and what a user reads when it fails."""
+"""The table of verbs, `peas --help`, and the call of a verb.
 
-import os
-import re
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+A verb's module is imported when the verb is called, and modules of the own verbs import torch only
+where they need it, so help is quick.
+"""
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
 
-from peas.callbacks.stopping import Stopped, ending_by_signals
-from peas.callbacks.wandb_run import VARIABLES
-from peas.cli.main import RUN_DIR_VARIABLE, SETTINGS, PeasCLI
-from peas.errors import ConfigError, PeasError, say
-from peas.utils.processes import PARENT, end_workers, signal_that_ended, why_killed
-from peas.utils.quiet import be_quiet
+from peas import __version__
+from peas.errors import UsageError, say
+from peas.utils.processes import end_with_launcher
+from peas.utils.quiet import be_harmless
 
-KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*(\d+)")
-"""PyTorch's message of a worker that was killed, with its number."""
-LOST_PROCESS = (
-    # gloo
-    "Connection closed by peer",
-    "Connection reset by peer",
-    # NCCL and its watchdog
-    "NCCL communicator was aborted",
-    "remote process exited",
-)
-"""What the survivors of a broken run report, while they wait for a process that is gone."""
+LIGHTNING = ("fit", "validate", "test", "predict")
+"""Verbs of LightningCLI, which `peas.cli.fit` runs."""
+GROUPS = {
+    "train": "Train and compare",
+    "use": "Use a checkpoint",
+    "data": "Data sets (peas data VERB SET ROOT)",
+    "machine": "This machine",
+}
 
 
-@contextmanager
-def _command(argv: Sequence[str]) -> Iterator[None]:
-    """Leaves the process as it was, so that one process may run several verbs.
+class Verb(NamedTuple):
+    """A verb of the command line.
 
-    LightningCLI warns when it is given arguments while the process has some of its own, and DDP
-    starts the other processes with the arguments of this one.
+    Attributes:
+        group: Key of `GROUPS`.
+        about: One line for `peas --help`.
+        function: `MODULE:NAME` below `peas.cli`; its signature and docstring are the verb's
+            options and help. Empty for the verbs of LightningCLI.
     """
-    before = sys.argv
-    known = {
-        name: os.environ.get(name) for name in (RUN_DIR_VARIABLE, PARENT, "WANDB_MODE", *VARIABLES)
-    }
-    sys.argv = [before[0], *argv]
-    try:
-        yield
-    finally:
-        end_workers()
-        sys.argv = before
-        for name, value in known.items():
-            if value is None:
-                os.environ.pop(name, None)
+
+    group: str
+    about: str
+    function: str = ""
+
+    def load(self) -> Callable[..., int | None]:
+        """The function; its module is imported."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., int | None] = getattr(import_module(f"peas.cli.{module}"), name)
+        return function
 
 
-def run(argv: Sequence[str]) -> None:
-    """Runs one of Lightning's verbs.
+VERBS: dict[str, Verb] = {
+    "fit": Verb("train", "train a model from a config; --ckpt_path last resumes the run"),
+    "kfold": Verb(
+        "train", "folds x seeds of one config, each in a process, and a table", "kfold:kfold"
+    ),
+    "sweep": Verb(
+        "train", "the points of a W&B sweep file on this machine, and a table", "sweep:sweep"
+    ),
+    "configs ls": Verb("train", "list the configs that come with peas", "configs:ls"),
+    "configs copy": Verb("train", "copy one of them, to edit it", "configs:copy"),
+    "validate": Verb("use", "score a checkpoint on the validation split"),
+    "test": Verb("use", "score a checkpoint on the test split"),
+    "predict": Verb("use", "scores of every clip of a data set, as predictions.csv"),
+    "tag": Verb("use", "label sound files with a checkpoint alone", "tag:tag"),
+    "export": Verb("use", "write a checkpoint in the official layout", "convert:export"),
+    "import": Verb(
+        "use", "make a checkpoint of an official file, or report its keys", "convert:import_"
+    ),
+    "data prepare": Verb(
+        "data", "download a set, where that is allowed, and check it", "data.prepare:prepare"
+    ),
+    "data verify": Verb(
+        "data", "decode every clip; report missing, bad and shared ones", "data.verify:verify"
+    ),
+    "data stats": Verb(
+        "data", "mean and std of the log-mel, class counts, lengths", "data.stats:stats"
+    ),
+    "data pack": Verb("data", "write a set into shards for fast random access", "data.pack:pack"),
+    "data targets": Verb(
+        "data", "compute a teacher's targets of a set once", "data.targets:targets"
+    ),
+    "doctor": Verb(
+        "machine", "versions, devices, decoders; --cluster compares all ranks", "doctor:doctor"
+    ),
+    "completion": Verb(
+        "machine", "print a script that completes commands in your shell", "completion:completion"
+    ),
+}
+"""Every verb, in the order of the help."""
+
+
+def usage(first: str = "") -> str:
+    """Text of `peas --help`, or of `peas FIRST --help` where FIRST has verbs of its own.
 
     Args:
-        argv: Arguments, the verb first.
+        first: Such as `data`.
+    """
+    lines = [f"peas {__version__}: pretrain, fine-tune and compare masked audio models", ""]
+    lines += ["usage: peas VERB [options]      peas VERB --help"]
+    for group, title in GROUPS.items():
+        verbs = {
+            name: verb.about
+            for name, verb in VERBS.items()
+            if verb.group == group and name.startswith(first)
+        }
+        if verbs:
+            lines += ["", f"{title}:", *(f"  {name:<13} {text}" for name, text in verbs.items())]
+    return "\n".join(lines)
+
+
+def find(argv: Sequence[str]) -> str:
+    """Name of the verb that a command line begins with.
 
     Raises:
-        ConfigError: A setting is unknown, of the wrong type or impossible.
-        PeasError: Any other fault of the user's files, data or settings.
+        UsageError: There is no such verb.
     """
-    os.environ.setdefault("WANDB_MODE", "offline")
-    be_quiet(argv[0])
-    with _command(argv), ending_by_signals() as asked:
-        os.environ[PARENT] = str(os.getpid())
-        try:
-            PeasCLI(**SETTINGS)
-        except Stopped as stop:
-            if not stop.saved and os.environ.get("LOCAL_RANK", "0") == "0":
-                say(f"\npeas {argv[0]}: {_stopped(argv[0], stop.number)}", sys.stderr)
-            raise
-        except MisconfigurationException as error:
-            raise ConfigError(" ".join(str(error).split())) from error
-        except RuntimeError as error:
-            if killed := KILLED_WORKER.search(str(error)):
-                told = why_killed() or _killed(str(error), int(killed[1]))
-                raise PeasError(told) from error
-            if not any(phrase in str(error) for phrase in LOST_PROCESS):
-                raise
-            if asked.number:
-                # All were asked, and another one has left before.
-                raise Stopped(asked.number) from error
-            # The process that failed has told why; fifty lines of this one's would bury it.
-            raise PeasError(
-                "another process of this run stopped, so this one stops too; what went wrong is "
-                "in that process's message, above or in its own log"
-            ) from error
+    for count in (2, 1):
+        if (name := " ".join(argv[:count])) in VERBS:
+            return name
+    firsts = list(dict.fromkeys(name.split()[0] for name in VERBS))
+    if argv[0] in firsts:
+        name, choices = " ".join(argv[:2]), [n for n in VERBS if n.startswith(f"{argv[0]} ")]
+    else:
+        name, choices = argv[0], firsts
+    if name in firsts:
+        raise UsageError(f"give one of {', '.join(choices)}")
+    near = get_close_matches(name, choices, n=1)
+    hint = f"did you mean `peas {near[0]}`? " if near else ""
+    raise UsageError(f"there is no verb {name!r}; {hint}`peas --help` lists the verbs")
 
 
-def _stopped(verb: str, number: int) -> str:
-    """What a process says that a signal has ended before or after training, or a second Ctrl-C."""
-    told = f"stopped by {signal.Signals(number).name}, at once"
-    saved = "; what was saved before resumes with `--ckpt_path last`"
-    return told + (saved if verb == "fit" else "")
+def dispatch(argv: Sequence[str]) -> int:
+    """Calls the verb that `argv` begins with; returns the exit status."""
+    asks = len(argv) == 1 or argv[1] in ("-h", "--help")
+    if asks and any(name.startswith(f"{argv[0]} ") for name in VERBS):
+        say(usage(f"{argv[0]} "))
+        return 0
+    name = find(argv)
+    if name in LIGHTNING:
+        end_with_launcher()
+        from peas.cli.fit import run
 
+        run(argv)
+        return 0
+    from peas.cli.parser import call
 
-def _killed(message: str, pid: int) -> str:
-    """What a run says that has lost a worker."""
-    number = signal_that_ended(pid)
-    name = number.name if number else "a signal"
-    advice = "one of its clips may crash a decoder: `peas data verify` finds it"
-    if number == signal.SIGKILL:
-        advice = (
-            "the system does that when memory is short: lower `data.init_args.num_workers` or the "
-            "batch size"
-        )
-    return (
-        f"{message.strip().rstrip('.')}. It read clips for this run and was ended by {name}; "
-        f"{advice}. Resume with `--ckpt_path last`"
-    )
+    function = VERBS[name].load()
+    # The module may have imported Lightning.
+    be_harmless()
+    return call(name, function, argv[len(name.split()) :])

@@ -439,5 +439,5 @@ def refuse_selection_on_test(data: ClipDataModule, *, allowed: bool = False) -> 
             f"a sweep selects on validation clips, and those of {type(data).__name__} are its test "
             "clips (data.init_args.split is official): the best metric would be selected on the "
             "test. Set data.init_args.split to 3/1/1, or allow it with "
-            "--allow_test_selection=true (`peas sweep --allow-test-selection`)"
+            "--allow_test_selection=true (`peas sweep --allow_test_selection`)"
         )

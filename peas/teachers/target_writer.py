@@ -140,9 +140,9 @@ class TargetWriter(ShardWriter[Manifest, Block]):
     """Shards are npy files of a fixed number of clips."""
 
     state_file = MANIFEST
-    skip_option = "--allow-missing"
+    skip_option = "--allow_missing"
     checksums = True
-    option_names = {"set": "SET", "shard_clips": "--shard-clips"}  # noqa: RUF012
+    option_names = {"set": "SET", "shard_clips": "--shard_clips"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -368,7 +368,7 @@ class TeacherMaps:
         if left_out and not self.allow_missing:
             raise AudioError(
                 f"{left_out[0].reason} (clip {left_out[0].id}). To leave out such clips give "
-                "--allow-missing; the same command resumes after the finished shards"
+                "--allow_missing; the same command resumes after the finished shards"
             )
         block = np.zeros((len(batch), *self.shape), np.float16)
         if rows:

@@ -380,7 +380,7 @@ def test_a_full_disk_behind_standard_output(
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    from peas.cli import tag
+    from peas.cli.verbs import dispatch
     from peas.errors import PeasError
 
     clip = sorted(sounds.glob("audio/*.wav"))[0]
@@ -388,7 +388,7 @@ def test_a_full_disk_behind_standard_output(
     with open("/dev/full", "w", encoding="ascii", errors="strict") as full:
         monkeypatch.setattr("sys.stdout", full)
         with pytest.raises(PeasError, match=r"standard output: .*No space left"):
-            tag.main([str(clip), "--checkpoint", str(trained.best)])
+            dispatch(["tag", str(clip), "--checkpoint", str(trained.best)])
 
 
 @pytest.mark.parametrize("top", ["-1", "0", "x"])

@@ -219,14 +219,14 @@ def test_tag_takes_any_rate_and_length(trained: Run, sounds: Path, tmp_path: Pat
     wave = np.random.default_rng(0).normal(0, 0.1, (8_000 * 2, 2))
     soundfile.write(path, wave, 8_000)
     short = next((sounds / "audio").iterdir())
-    found, other = tags(trained.best, path, short, "--per-window", "--top", 2)
+    found, other = tags(trained.best, path, short, "--per_window", "--top", 2)
     assert found["clip"] == str(path)
     assert found["seconds"] == 2
     # Sixty-four frames are 0.655 s: three windows end to end and one that ends with the file.
     spans = [(w["start"], w["end"]) for w in found["windows"]]
     assert spans == [(0, 0.655), (0.655, 1.31), (1.31, 1.965), (1.345, 2)]
     assert len(found["tags"]) == len(found["windows"][0]["tags"]) == 2
-    whole, *_ = tags(trained.best, path, "--per-window")
+    whole, *_ = tags(trained.best, path, "--per_window")
     # As in `test`: the model's own frames, from the beginning.
     assert whole["tags"] == whole["windows"][0]["tags"]
     assert whole["scored"] == whole["windows"][0]["end"] < whole["seconds"]
@@ -287,7 +287,7 @@ def test_export_and_import_give_the_same_scores(sounds: Path, tmp_path: Path) ->
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Jobs of `peas kfold` run here, which saves each its imports. Holds their commands."""
-    from peas.cli import kfold
+    from peas.cli import jobs
 
     started: list[list[str]] = []
 
@@ -300,7 +300,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, done.code)
 
     own = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(kfold, "subprocess", own)
+    monkeypatch.setattr(jobs, "subprocess", own)
     return started
 
 
@@ -375,7 +375,7 @@ def test_kfold_goes_on_and_keeps_what_is_done(
     ):
         assert named in call(*argv, *wrong).message
         assert not out.exists()
-    dry = call(*argv, "--dry-run")
+    dry = call(*argv, "--dry_run")
     assert [line.count(" fit ") for line in dry.out.splitlines()] == [1, 1]
     assert not out.exists()
     # What only the run finds out ends with its first job, whose folder then takes the right one.
@@ -386,7 +386,7 @@ def test_kfold_goes_on_and_keeps_what_is_done(
     assert "fit.log" in bad
     # To ask what would run changes nothing; and a job that runs still keeps its folder.
     left = contents(out)
-    assert len(call(*argv, "--dry-run").out.splitlines()) == 2
+    assert len(call(*argv, "--dry_run").out.splitlines()) == 2
     with (out / "fold1_seed0" / "fit.log").open("a") as running:
         fcntl.flock(running, fcntl.LOCK_EX)
         assert "fold1_seed0" in call(*argv).message
@@ -464,7 +464,7 @@ def test_version_answers_without_torch() -> None:
 def test_unknown_verb() -> None:
     done = call("train")
     assert done.code == 2
-    assert "unknown verb 'train'" in done.err
+    assert "'train'" in done.err
 
 
 def test_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ def test_a_rank_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("SLURM_PROCID", "2")
     monkeypatch.setenv("MASTER_PORT", free_port())
     message = call(*asked).message
-    assert f"the first rank is not to be found at 127.0.0.1:{os.environ['MASTER_PORT']}" in message
+    assert f"rank 0 at 127.0.0.1:{os.environ['MASTER_PORT']}" in message
 
 
 def test_alone_it_is_one_rank(write: Write, tmp_path: Path) -> None:

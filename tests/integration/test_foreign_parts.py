@@ -155,8 +155,8 @@ def tagged(folder: Path, *argv: object) -> Outcome:
 def test_tag_needs_the_flag(installed: Path, finetuned: dict[str, Any]) -> None:
     message = tagged(installed).message
     assert "foreign_parts.encoder.TimmViT" in message
-    assert "--allow-module foreign_parts" in message
-    done = tagged(installed, "--allow-module", "foreign_parts")
+    assert "--allow_module foreign_parts" in message
+    done = tagged(installed, "--allow_module", "foreign_parts")
     assert done.code == 0, done.err
     assert {"low", "middle", "high"} <= set(done.out.split())
 

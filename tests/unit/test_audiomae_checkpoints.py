@@ -9,7 +9,7 @@ import torch
 import toys  # noqa: F401 - the size `toy`
 from made import built_audiomae, built_ssast, classification
 
-from peas.cli import export, import_
+from peas.cli.verbs import dispatch
 from peas.errors import CheckpointError, ConfigError, NoReconstruction
 from peas.models.audiomae_layers import DecoderShape, position_table
 from peas.models.weights import AUDIOMAE, SSAST, load_pretrained, read_state
@@ -288,10 +288,10 @@ def test_export_of_a_pretraining_run(tmp_path, capsys):
     path = checkpoint(tmp_path, model, ["a", "b"])
     out = tmp_path / "out" / "official.pth"
     argv = ["--checkpoint", str(path), "--out", str(out)]
-    with pytest.raises(CheckpointError, match=r"run\.ckpt.*no classifier"):
-        export.main(argv)
+    with pytest.raises(CheckpointError, match=r"run\.ckpt: these weights have no classifier"):
+        dispatch(["export", *argv])
     assert not out.exists()
-    export.main([*argv, "--layout", "pretrained"])
+    dispatch(["export", *argv, "--layout", "pretrained"])
     assert "pretrained layout" in capsys.readouterr().out
     theirs = torch.load(out, weights_only=True)
     assert set(theirs) == {"model"}
@@ -303,8 +303,9 @@ def test_export_of_a_pretraining_run(tmp_path, capsys):
         assert torch.equal(again.reconstruct(x), model.reconstruct(x))
     # It is official already.
     with pytest.raises(CheckpointError, match="in the official layout already"):
-        export.main(
+        dispatch(
             [
+                "export",
                 "--checkpoint",
                 str(out),
                 "--out",
@@ -318,8 +319,8 @@ def test_export_of_a_pretraining_run(tmp_path, capsys):
 def test_export_without_a_pixel_decoder_names_the_file(tmp_path):
     path = checkpoint(tmp_path, build(decoder=LOCAL, pixels=False), ["a"])
     argv = ["--checkpoint", str(path), "--out", str(tmp_path / "o.pth"), "--layout", "pretrained"]
-    with pytest.raises(NoReconstruction, match=rf"{re.escape(str(path))}: .*pixel decoder"):
-        export.main(argv)
+    with pytest.raises(NoReconstruction, match=rf"{re.escape(str(path))}: .*no pixel decoder"):
+        dispatch(["export", *argv])
 
 
 def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
@@ -341,11 +342,11 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
     torch.nn.init.normal_(task.model.head.weight)
     own, out, back = (tmp_path / name for name in ("own.ckpt", "out.pth", "back.ckpt"))
     torch.save({"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}, own)
-    export.main(["--checkpoint", str(own), "--out", str(out)])
+    dispatch(["export", "--checkpoint", str(own), "--out", str(out)])
     assert labels[0] in capsys.readouterr().out
-    import_.main([str(out)])
+    dispatch(["import", str(out)])
     assert "official fine-tuned AudioMAE (toy)" in capsys.readouterr().out
-    import_.main([str(out), "--out", str(back), "--dataset", "esc50"])
+    dispatch(["import", str(out), "--out", str(back), "--dataset", "esc50"])
     made = Classification.load_from_checkpoint(back, weights_only=True, map_location="cpu").eval()
     encoder = made.hparams["encoder"]
     assert encoder["class_path"] == "peas.models.AudioMAE"
@@ -354,9 +355,9 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
     with torch.no_grad():
         assert torch.equal(made(x), task.eval()(x))
     with pytest.raises(CheckpointError, match="leave --stride out"):
-        import_.main([str(out), "--stride", "10", "10"])
+        dispatch(["import", str(out), "--stride", "10", "10"])
     with pytest.raises(CheckpointError, match="50 classes and audioset 527"):
-        import_.main([str(out), "--dataset", "audioset"])
+        dispatch(["import", str(out), "--dataset", "audioset"])
     with pytest.raises(CheckpointError, match="holds a toy model") as caught:
         load_pretrained(built_audiomae("mini", num_classes=50, frames=512), out)
     assert str(out) in str(caught.value)
@@ -365,7 +366,7 @@ def test_fine_tuned_weights_go_out_and_come_back(tmp_path, capsys):
 def test_import_of_a_pretrained_file_says_what_to_do(tmp_path, file, capsys):
     from peas.errors import PeasError
 
-    import_.main([str(file), "--dataset", "speech_commands_v2"])
+    dispatch(["import", str(file), "--dataset", "speech_commands_v2"])
     assert "pretrained AudioMAE" in capsys.readouterr().out
     with pytest.raises(PeasError, match=r"has no classifier.*Fine-tune it"):
-        import_.main([str(file), "--out", str(tmp_path / "o.ckpt")])
+        dispatch(["import", str(file), "--out", str(tmp_path / "o.ckpt")])

@@ -17,7 +17,7 @@ from made import classification
 import peas.__main__ as entry
 from peas.callbacks.progress import SizeSummary
 from peas.callbacks.run_checks import MonitorCheck
-from peas.cli.boundary import known
+from peas.cli.errors import expected
 from peas.data.cache import ResampledCache, default_folder
 from peas.errors import ConfigError, DataError
 
@@ -29,7 +29,7 @@ from peas.errors import ConfigError, DataError
         (OSError(errno.ENOSPC, "No space left on device"), ["No space left", "free some space"]),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), ["runs/x", "Permission"]),
         (OSError(errno.EMFILE, "Too many open files"), ["ulimit"]),
-        (MemoryError(), ["memory is short", "batch size"]),
+        (MemoryError(), ["out of memory", "batch size"]),
         (torch.OutOfMemoryError("CUDA out of memory"), ["batch_size"]),
         (RuntimeError("Could not determine home directory."), ["home"]),
         (RuntimeError("No CUDA GPUs are available"), ["--trainer.accelerator cpu"]),
@@ -68,7 +68,7 @@ def test_an_unexpected_error_keeps_its_traceback_and_says_what_to_do(
     *lines, last = "".join(traceback.format_exception(caught.value)).strip().splitlines()
     assert any("in fail" in line for line in lines)
     assert "peas doctor" in last
-    assert known(error) is None
+    assert expected(error) is None
 
 
 def test_streams_in_ascii_and_full_ones(monkeypatch: pytest.MonkeyPatch) -> None:

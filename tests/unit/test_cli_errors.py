@@ -114,8 +114,8 @@ def test_kfold_of_a_folder_without_folds() -> None:
     assert has_folds([str(DEMO)])
     own = ["--data", "peas.data.AudioFolder", "--data.init_args.root", "x"]
     for null in (["--data.init_args.fold", "null"], ["--data.init_args.fold=null"]):
-        assert not has_folds([str(DEMO)], rest=[*own, *null])
-        assert has_folds([str(DEMO)], asked=True, rest=[*own, *null])
+        assert not has_folds([str(DEMO)], fit_args=[*own, *null])
+        assert has_folds([str(DEMO)], asked=True, fit_args=[*own, *null])
 
 
 def test_the_verbs_of_data_name_their_own_arguments(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from peas.cli.cluster_report import CLOCK, Report, disagreements, ranks, table
+from peas.cli.cluster import CLOCK, Report, disagreements, ranks, table
 
 
 @pytest.fixture
@@ -16,7 +16,6 @@ def reports() -> list[Report]:
         host="alpha",
         device="cuda:0 H100",
         gpu="gpu-0",
-        address="alpha:29500",
         versions={"peas": "1.0", "torch": "2.14.1"},
         data="/data/esc",
         clips={"train": 1600, "validation": 400, "test": None},
@@ -59,7 +58,7 @@ def test_ranks_that_see_the_same_agree(reports: list[Report]) -> None:
         ({"clock": CLOCK + 2}, ("clock of beta is 7 s", "NTP")),
         ({"clock": -CLOCK - 2}, ("clock of beta is 7 s",)),
         ({"run_seen": False}, ("rank 2 (beta): /runs/x is not", "share")),
-        ({"gpu": "gpu-3"}, ("ranks 2-3 (beta) have one and the same GPU", "--ntasks-per-node")),
+        ({"gpu": "gpu-3"}, ("ranks 2-3 (beta) have the same GPU", "--ntasks-per-node")),
         ({"gpu": "", "device": "cpu"}, ("rank 2 (beta) would train on the CPU", "nvidia-smi")),
         ({"problem": "no such set", "clips": {}, "digest": ""}, ("rank 2 (beta): no such set",)),
     ],

@@ -250,7 +250,7 @@ def test_names_of_another_set(arms):
 def test_wrong_command_lines(arms, tmp_path):
     with pytest.raises(SystemExit, match="--baseline is random"):
         run(arms, names=("peas", "energy"))
-    with pytest.raises(SystemExit, match="give arms as NAME=FOLDER"):
+    with pytest.raises(SystemExit, match="NAME=FOLDER"):
         script.main(["peas", "--cluster", "esc"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no folder such as fold1_seed0"):

@@ -12,7 +12,7 @@ from made import parts
 from toys import data, quiet_trainer
 
 from peas import tasks
-from peas.cli.paper_row import differences
+from peas.cli.results import differences
 from peas.parts import class_path
 from peas.recipes import AudioMAERecipe
 from peas.recipes.base import global_lr

@@ -14,7 +14,7 @@ import yaml
 
 from peas.audio.frontend import LogMel
 from peas.callbacks.run_files import label_map
-from peas.cli import verbs
+from peas.cli import fit
 from peas.data.columns import Strings, Targets
 from peas.data.fingerprint import Fingerprint
 from peas.data.folder.csv_file import read_class_order
@@ -830,7 +830,7 @@ def test_a_run_measures_and_writes_its_label_map(noises, tmp_path):
     }
     (noises / "order.txt").write_text("silence\nx\n")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    verbs.run(["fit", "--config", str(tmp_path / "run.yaml")])
+    fit.run(["fit", "--config", str(tmp_path / "run.yaml")])
     assert (run / "labels.csv").read_text() == "index,name,training_clips\n0,silence,0\n1,x,2\n"
     assert len(_kept(noises)) == 1
     # The map of a run gives the same order to another set.

@@ -8,13 +8,19 @@ import pytest
 import yaml
 
 from peas.cli.kfold import has_folds, numbers
-from peas.cli.kfold_table import Result, read_result, spread, summarise, write_tables
-from peas.cli.paper_row import differences
+from peas.cli.results import (
+    FoldResult,
+    differences,
+    read_folds,
+    spread,
+    summarise,
+    write_folds,
+)
 from peas.errors import ConfigError, PeasError
 
 
-def result(fold: int | None, seed: int, *curve: float, **more: Any) -> Result:
-    return Result(fold, seed, "accuracy", dict(enumerate(curve, 1)), 400, **more)
+def result(fold: int | None, seed: int, *curve: float, **more: Any) -> FoldResult:
+    return FoldResult(fold, seed, "accuracy", dict(enumerate(curve, 1)), 400, **more)
 
 
 def official(curves: list[list[float]]) -> tuple[float, int]:
@@ -82,15 +88,15 @@ def test_epochs_are_those_of_the_run(tmp_path: Path) -> None:
     for fold, values in ((1, (0.5, 0.7)), (2, (0.5, 0.6))):
         rows = zip((9, 19), values, strict=True)
         log(tmp_path / str(fold), 0, *({"epoch": e, "val/mAP": v, "val/clips": 6} for e, v in rows))
-    results = [read_result(tmp_path / str(fold), fold, 0) for fold in (1, 2)]
+    results = [read_folds(tmp_path / str(fold), fold, 0) for fold in (1, 2)]
     assert summarise(results).best_epochs == [20]
-    write_tables(tmp_path, "name", {}, results)
+    write_folds(tmp_path, "name", {}, results)
     with (tmp_path / "runs.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["10", "20", "10", "20"]
 
 
 def test_folds_without_a_common_epoch() -> None:
-    odd = Result(2, 0, "accuracy", {3: 0.5}, 400)
+    odd = FoldResult(2, 0, "accuracy", {3: 0.5}, 400)
     with pytest.raises(PeasError, match=r"seed 0 were validated at different epochs"):
         summarise([result(1, 0, 0.5, 0.6), odd])
 
@@ -106,8 +112,8 @@ def test_tables(tmp_path: Path) -> None:
         result(2, 0, 0.2, 0.4, masked=0.3, adaptive=0.5),
         result(1, 0, 0.4, 0.2, masked=0.1, adaptive=0.7),
     ]
-    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "reference_code"}}}
-    text = write_tables(tmp_path, "a_config", config, results)
+    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "likely"}}}
+    text = write_folds(tmp_path, "a_config", config, results)
     assert text == (tmp_path / "results.md").read_text().strip()
     with (tmp_path / "results.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -150,14 +156,14 @@ def peas_1x1() -> dict[str, Any]:
     return config
 
 
-def five_folds(clips: int) -> list[Result]:
-    return [Result(fold, 0, "accuracy", {1: 0.28}, clips // 5) for fold in range(1, 6)]
+def five_folds(clips: int) -> list[FoldResult]:
+    return [FoldResult(fold, 0, "accuracy", {1: 0.28}, clips // 5) for fold in range(1, 6)]
 
 
 def test_the_papers_figure_stands_beside_its_own_work(tmp_path: Path) -> None:
     config = peas_1x1()
     config["model"]["init_args"]["pretrained"] = "/data/weights/SSAST-Base-Patch-400.pth"
-    text = write_tables(tmp_path, "name", config, five_folds(2000))
+    text = write_folds(tmp_path, "name", config, five_folds(2000))
     assert "| 91.15% |" in text
     assert "PEAS II, III PEAS (1, 1)" in text
     assert len(text.splitlines()) == 3
@@ -172,7 +178,7 @@ def test_the_papers_figure_is_left_out_beside_other_work(tmp_path: Path, key: st
         for part in path:
             room = room[part]
         room[last] = value
-    text = write_tables(tmp_path, "name", config, five_folds(400 if key == "clips" else 2000))
+    text = write_folds(tmp_path, "name", config, five_folds(400 if key == "clips" else 2000))
     with (tmp_path / "results.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["paper"] == row["paper row"] == "-"
@@ -183,7 +189,7 @@ def test_the_papers_figure_is_left_out_beside_other_work(tmp_path: Path, key: st
 
 
 def test_two_of_five_folds_are_not_the_papers_figure(tmp_path: Path) -> None:
-    text = write_tables(tmp_path, "name", peas_1x1(), five_folds(2000)[:2])
+    text = write_folds(tmp_path, "name", peas_1x1(), five_folds(2000)[:2])
     assert "clips is 800, the row's 2000" in text
 
 
@@ -206,7 +212,7 @@ def test_a_shipped_config_is_its_row(path: Path) -> None:
 
 def test_a_set_without_folds_shows_its_test(tmp_path: Path) -> None:
     results = [result(None, seed, 0.5, 0.6, test=0.5 + seed / 10) for seed in (0, 2)]
-    write_tables(tmp_path, "name", {}, results)
+    write_folds(tmp_path, "name", {}, results)
     with (tmp_path / "results.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["test at best validation epoch"] == "60.00% ± 14.14%"
@@ -236,7 +242,7 @@ def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
     # Version 10 comes after 9, not after 1; its epochs replace earlier ones.
     log(tmp_path, 9, *epoch(1, 0.3, 0.5))
     log(tmp_path, 10, *epoch(1, 0.4, 0.6), {"epoch": 1, "test/accuracy": 0.75})
-    found = read_result(tmp_path, 2, 5)
+    found = read_folds(tmp_path, 2, 5)
     assert found.curve == {1: 0.1, 2: 0.4}
     assert (found.fold, found.seed, found.metric, found.clips) == (2, 5, "accuracy", 6)
     assert found.masked == pytest.approx(0.4)
@@ -246,13 +252,13 @@ def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
 
 def test_logs_of_several_labels_have_map(tmp_path: Path) -> None:
     log(tmp_path, 0, {"epoch": 0, "val/mAP": 0.3, "val/clips": 6})
-    assert read_result(tmp_path, None, 0).metric == "mAP"
+    assert read_folds(tmp_path, None, 0).metric == "mAP"
 
 
 def test_logs_without_validation_are_refused(tmp_path: Path) -> None:
     log(tmp_path, 0, {"epoch": 0, "train/loss": 0.3})
     with pytest.raises(PeasError, match="no validation"):
-        read_result(tmp_path, 1, 0)
+        read_folds(tmp_path, 1, 0)
 
 
 def test_numbers() -> None:

@@ -15,7 +15,7 @@ import torch
 from packing_toys import bag, content, packed, said, unknown
 
 from peas.audio import decode as audio
-from peas.cli.data import pack as command
+from peas.cli.verbs import dispatch
 from peas.data.columns import Strings
 from peas.data.esc50 import ESC50
 from peas.data.normalisation import measure
@@ -310,12 +310,12 @@ def begun(loose, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": 8_000}, "--rate .*16000 .*8000"),
-        ({"rate": None}, "--rate .*16000 .*null"),
-        ({"audio": "wav"}, "--format .*flac .*wav"),
-        ({"channels": "first"}, "--channels .*mean .*first"),
-        ({"shard_bytes": 99}, "--shard-mb.*16000 .*99"),
-        ({"name": "folder"}, "SET .*bag .*folder"),
+        ({"rate": 8_000}, "--rate was 16000 then, and is 8000 now"),
+        ({"rate": None}, "--rate was 16000 then, and is each file's own now"),
+        ({"audio": "wav"}, "--format was flac then, and is wav now"),
+        ({"channels": "first"}, "--channels was mean then, and is first now"),
+        ({"shard_bytes": 99}, "--shard.mb, in bytes, was 16000 then, and is 99 now"),
+        ({"name": "folder"}, "SET was bag then, and is folder now"),
     ],
 )
 def test_other_settings_are_refused(loose, whole, begun, settings, message, complete):
@@ -398,7 +398,7 @@ def test_a_broken_clip_stops_with_its_name_or_is_left_out(tmp_path):
     (tmp_path / "bag" / "007.wav").write_bytes(b"no sound")
     (tmp_path / "bag" / "009.wav").unlink()
     for _ in range(2):
-        with pytest.raises(AudioError, match=r"007\.wav.* \(clip 007\.wav\).*--on-error skip"):
+        with pytest.raises(AudioError, match=r"007\.wav.* \(clip 007\.wav\).*--on.error skip"):
             packed(module, out)
     manifest = packed(module, out, on_error="skip")
     assert [(clip.id, clip.part) for clip in manifest.left_out] == [
@@ -424,7 +424,7 @@ def test_a_run_that_left_clips_out_does_not_go_on_without_leave(tmp_path, monkey
         packed(module, out, on_error="skip")
 
     assert _child(work) == -9
-    with pytest.raises(ConfigError, match=r"--on-error skip.*000\.wav"):
+    with pytest.raises(ConfigError, match=r"--on_error skip.*000\.wav"):
         packed(module, out)
     assert packed(module, out, on_error="skip").clips == 11
 
@@ -481,7 +481,7 @@ def command_line(sounds, tmp_path):
 
 
 def test_the_command(sounds, command_line, tmp_path, capsys):
-    command.main([*command_line, "--shard-mb", "0.1"])
+    dispatch(["data", "pack", *command_line, "--shard_mb", "0.1"])
     printed = capsys.readouterr().out
     assert "40 clips, 0.01 h" in printed
     assert "fold 5: 8 clips" in printed
@@ -503,8 +503,8 @@ def test_the_command_tells_what_is_missing(sounds, command_line, tmp_path, capsy
     gone.unlink()
     command_line[1] = str(copy)
     with pytest.raises(AudioError, match=gone.name):
-        command.main(command_line)
-    command.main([*command_line, "--on-error", "skip"])
+        dispatch(["data", "pack", *command_line])
+    dispatch(["data", "pack", *command_line, "--on_error", "skip"])
     printed = capsys.readouterr().out
     assert f"1 clips could not be read and were left out: {gone.name} (all in manifest" in printed
 
@@ -512,10 +512,10 @@ def test_the_command_tells_what_is_missing(sounds, command_line, tmp_path, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rate", "8000", "--keep-original-rate"], "exclude each other"),
-        (["--format", "keep"], "give --keep-original-rate with it"),
+        (["--rate", "8000", "--keep_original_rate"], "exclude each other"),
+        (["--format", "keep"], "give --keep_original_rate with it"),
         (["--rate", "0"], "--rate is 0"),
-        (["--shard-mb", "0"], "--shard-mb is 0"),
+        (["--shard_mb", "0"], "--shard_mb is 0"),
         (["--workers", "-1"], "--workers is -1"),
         (["--format", "mp3"], "format"),
         (["--fold", "x"], "fold"),
@@ -523,13 +523,26 @@ def test_the_command_tells_what_is_missing(sounds, command_line, tmp_path, capsy
 )
 def test_the_command_refuses(command_line, options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        command.main([*command_line, *options])
+        dispatch(["data", "pack", *command_line, *options])
     assert not (tmp_path / "packed").exists() or not list((tmp_path / "packed").glob("*.arrow"))
 
 
 def test_a_packed_set_can_be_packed_again(whole, tmp_path):
     out = tmp_path / "again"
-    command.main(["packed", str(whole), "--out", str(out), "--rate", "8000", "--workers", "0"])
+    dispatch(
+        [
+            "data",
+            "pack",
+            "packed",
+            str(whole),
+            "--out",
+            str(out),
+            "--rate",
+            "8000",
+            "--workers",
+            "0",
+        ]
+    )
     assert PackedSet(str(out)).clips("train").ids == PackedSet(str(whole)).clips("train").ids
     assert {row["rate"] for row in _read(out)} == {8_000}
     assert said(out)["mean"] == -6.0

@@ -11,7 +11,7 @@ import torch
 from packing_toys import bag, copy_of, packed, said
 
 import peas.data
-from peas.cli.data.verify import take_stock
+from peas.cli.data.verify import take_inventory
 from peas.data.cache import ResampledCache
 from peas.data.columns import Strings, Targets
 from peas.data.packed.folder import PackedFolder, index_fault
@@ -333,7 +333,7 @@ def test_verify_speaks_of_the_damage_and_not_of_folds(folds, tmp_path):
     copy = copy_of(folds, tmp_path / "damaged")
     index_with(copy, ("labels", 3, np.int32, 0, 2**30))
     with pytest.raises(DataError, match=r"index\.arrow: damaged"):
-        take_stock(PackedSet(str(copy)))
+        take_inventory(PackedSet(str(copy)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from peas.cli.paper_row import differences
+from peas.cli.results import differences
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FINETUNE = sorted(path.stem for path in (CONFIGS / "finetune").glob("*.yaml"))

@@ -17,10 +17,11 @@ import peas.data
 import peas.masking
 import peas.objectives
 import peas.recipes
-from peas.__main__ import OWN_VERBS, main
+from peas.__main__ import main
 from peas.audio.frontend import FrontEnd, KaldiLogMel
-from peas.cli.config_file import read_config
-from peas.cli.parser import PeasParser
+from peas.cli.configs import read_config
+from peas.cli.fit_parser import PeasParser
+from peas.cli.verbs import LIGHTNING, VERBS
 from peas.data.module import ClipDataModule
 from peas.errors import ConfigError
 from peas.masking import PatchMasking
@@ -260,7 +261,10 @@ def test_no_option_is_abbreviated(argv: list[str], capsys: pytest.CaptureFixture
 
 
 def test_help_has_no_doubled_signs(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["fit", "--help"], *([verb, "--help"] for verb in OWN_VERBS)):
+    for argv in (
+        ["fit", "--help"],
+        *([*verb.split(), "--help"] for verb in VERBS if verb not in LIGHTNING),
+    ):
         with contextlib.suppress(SystemExit):
             main(argv)
         assert "%%" not in capsys.readouterr().out

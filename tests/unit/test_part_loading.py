@@ -11,11 +11,13 @@ import torch
 from toys import make_task
 
 from peas.cli import tag
-from peas.errors import CheckpointError, ConfigError
+from peas.cli.verbs import dispatch
+from peas.errors import CheckpointError, ConfigError, UsageError
 from peas.masking import PatchMasking, RandomPatches, StructuredPatches
 from peas.objectives import LabelClassification, Objective, PatchContrast
 from peas.parts import Part, make, make_parts
 from peas.tasks import Pretraining
+from peas.tasks.classification import Classification
 
 FOREIGN = """
 from pathlib import Path
@@ -177,7 +179,7 @@ def test_a_part_of_another_module_is_refused_by_name(
     monkeypatch.setattr("subprocess.Popen", never)
     monkeypatch.setattr("peas.parts.importlib.import_module", never)
     module = path.rpartition(".")[0]
-    refuse(spec(path), path, f"--allow-module {module}")
+    refuse(spec(path), path, f"module {module}")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_nothing_of_a_module_that_nobody_named_is_imported(
 ) -> None:
     # Nor by a name that only begins alike.
     for modules in [(), ("foreign",), ("foreign_package.belo",), ("below",)]:
-        refuse(wanted(spec(path)), path, "--allow-module", modules=modules)
+        refuse(wanted(spec(path)), path, "module", modules=modules)
     assert loaded() == set()
     assert not list(foreign.rglob("imported"))
 
@@ -248,7 +250,7 @@ def test_a_module_that_was_named_is_not_those_above_and_beside_it(foreign: Path)
     named = ["foreign_package.below"]
     make(spec("foreign_package.below.Mine"), PatchMasking, where="x.ckpt", modules=named)
     for path in ("foreign_package.Mine", "foreign_package.again.Mine", "foreign_twin.Mine"):
-        refuse(spec(path), path, "--allow-module", modules=named)
+        refuse(spec(path), path, "module", modules=named)
     assert "foreign_package.again" not in loaded()
     assert "foreign_twin" not in loaded()
 
@@ -263,7 +265,7 @@ def test_a_module_that_was_named_offers_parts_alone(foreign: Path) -> None:
 
 def test_a_class_that_comes_from_elsewhere_is_refused(foreign: Path) -> None:
     path = "foreign_package.again.Mine"
-    refuse(spec(path), path, "--allow-module foreign_twin", modules=["foreign_package"])
+    refuse(spec(path), path, "module foreign_twin", modules=["foreign_package"])
     named = ["foreign_package", "foreign_twin"]
     assert isinstance(make(spec(path), PatchMasking, where="x", modules=named), RandomPatches)
     # Ours is good from wherever.
@@ -381,7 +383,7 @@ def test_a_part_without_end_is_refused() -> None:
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes a fine-tuned checkpoint with a setting of one's own in place of `pretrained`."""
-    monkeypatch.setitem(tag.Classification.part_bases, "pretrained", PatchMasking)
+    monkeypatch.setitem(Classification.part_bases, "pretrained", PatchMasking)
     task = make_task()
 
     def write(**settings: Any) -> Path:
@@ -422,12 +424,14 @@ def test_a_command_line_says_which_modules_are_trusted(
 ) -> None:
     file = saved(pretrained=spec("foreign_package.below.Mine"))
     argv = [str(sorted(sounds.glob("audio/*.wav"))[0]), "--checkpoint", str(file)]
-    for words in ([], ["--allow-module", "foreign_twin"]):
-        with pytest.raises(CheckpointError, match=r"--allow-module foreign_package\.below"):
-            tag.main([*argv, *words])
+    for words in ([], ["--allow_module", "foreign_twin"]):
+        with pytest.raises(CheckpointError, match=r"--allow.module foreign_package\.below"):
+            dispatch(["tag", *argv, *words])
     assert loaded() == set()
     assert not list(foreign.rglob("imported"))
-    tag.main([*argv, "--allow-module", "foreign_package.below", "--allow-module", "foreign_twin"])
+    dispatch(
+        ["tag", *argv, "--allow_module", "foreign_package.below", "--allow_module", "foreign_twin"]
+    )
     assert "%" in capsys.readouterr().out
     # What is trusted and not needed stays where it is.
     assert "foreign_twin" not in loaded()
@@ -435,11 +439,10 @@ def test_a_command_line_says_which_modules_are_trusted(
 
 @pytest.mark.parametrize("name", ["", "my-part", "./mine.py", "mine.", "__main__"])
 def test_a_name_that_no_module_has_is_refused(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str,
 ) -> None:
-    with pytest.raises(SystemExit):
-        tag.main(["x.wav", "--checkpoint", "x.ckpt", f"--allow-module={name}"])
-    assert "--allow-module" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--allow_module"):
+        dispatch(["tag", "x.wav", "--checkpoint", "x.ckpt", f"--allow_module={name}"])
 
 
 def test_python_executes_nothing_of_a_checkpoint_either(saved: Any, foreign: Path) -> None:
@@ -447,10 +450,10 @@ def test_python_executes_nothing_of_a_checkpoint_either(saved: Any, foreign: Pat
     evil = {"encoder": {"class_path": "foreign_twin.Mine", "init_args": {}}}
     path = saved(**evil, _instantiator="lightning.pytorch.cli.instantiate_module")
     with pytest.raises(CheckpointError, match=r"foreign_twin\.Mine"):
-        tag.Classification.load_from_checkpoint(path)
+        Classification.load_from_checkpoint(path)
     assert not loaded()
     assert not (foreign.parent / "imported").exists()
-    assert tag.Classification.load_from_checkpoint(saved()).built
+    assert Classification.load_from_checkpoint(saved()).built
 
 
 def test_two_objectives_do_not_share_a_figure() -> None:

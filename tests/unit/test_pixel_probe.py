@@ -10,7 +10,7 @@ from made import built_audiomae, built_ssast, classification
 from toys import FACTS, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
 from peas.callbacks import PEAS, MaskPlots
-from peas.cli.kfold_table import _reading
+from peas.cli.results import _reading
 from peas.errors import ConfigError, NoReconstruction
 from peas.models.audiomae import AudioMAE
 from peas.models.patches import patchify, resize_positions, sample_positions

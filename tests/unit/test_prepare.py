@@ -16,8 +16,10 @@ import pytest
 import soundfile
 from faulty_server import Answer, Served, serve
 
+from peas.__main__ import main
 from peas.cli.data import prepare
-from peas.cli.data.bar import Bar
+from peas.cli.data.sets import Bar
+from peas.cli.verbs import dispatch
 from peas.data.fetch import sources
 from peas.data.fetch.download import Patience
 from peas.errors import DataError
@@ -70,7 +72,9 @@ def _state(root):
 
 
 def _run(set_name, root, server, *options):
-    prepare.main([set_name, str(root), "--mirror", f"{server.url}/data", *options])
+    return dispatch(
+        ["data", "prepare", set_name, str(root), "--mirror", f"{server.url}/data", *options]
+    )
 
 
 # ESC-50
@@ -120,6 +124,7 @@ def test_esc50(tmp_path, esc50, capsys):
     assert _state(root) == ["lock", "master.zip.json"]
     printed = capsys.readouterr().out
     assert f"esc50 is complete in {root}" in printed
+    assert "10 clips, all of which decode; 2 classes, 5 folds of 2" in printed
     assert printed.endswith(f"next: peas data verify esc50 {root}\n")
 
 
@@ -129,8 +134,16 @@ def test_esc50_is_not_fetched_again(tmp_path, esc50, capsys):
     assert capsys.readouterr().out.count("esc50 is complete") == 2
 
 
+def test_esc50_in_processes(tmp_path, esc50, capsys):
+    _esc50(tmp_path, esc50, options=("--workers", "2"))
+    assert "10 clips, all of which decode" in capsys.readouterr().out
+    esc50["audio/3-103-A-10.wav"] = b"RIFF"
+    with pytest.raises(DataError, match=r"1 of the 10 clips cannot be decoded(.|\n)*3-103-A-10"):
+        _esc50(tmp_path, esc50, options=("--workers", "2", "--again"))
+
+
 def test_esc50_again_and_kept(tmp_path, esc50):
-    _esc50(tmp_path, esc50, options=("--keep-archives",))
+    _esc50(tmp_path, esc50, options=("--workers", "0", "--keep_archives"))
     assert "master.zip" in _state(tmp_path / "esc")
     (tmp_path / "esc" / "audio" / "1-101-A-0.wav").unlink()
     assert _esc50(tmp_path, esc50).paths == []
@@ -197,7 +210,7 @@ def test_speech_commands(tmp_path, words, capsys):
 
 def test_speech_commands_with_test_set(tmp_path, words, capsys):
     with serve(words) as server:
-        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test-set")
+        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test_set")
     assert [path[6:] for path in server.paths] == [
         "speech_commands_v0.01.tar.gz",
         "speech_commands_test_set_v0.01.tar.gz",
@@ -206,7 +219,7 @@ def test_speech_commands_with_test_set(tmp_path, words, capsys):
     assert printed.endswith(f"next: peas data verify speech_commands {tmp_path} --task v1-12\n")
     # The folder of the test set is taken for no word: a second run finds the same.
     with serve(words) as server:
-        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test-set")
+        _run("speech_commands", tmp_path, server, "--version", "0.01", "--test_set")
     assert server.paths == []
 
 
@@ -300,7 +313,7 @@ from peas.data.fetch import sources
 url, root, checksum, size = sys.argv[1:]
 old = sources.LIBRISPEECH["dev-clean"]
 sources.LIBRISPEECH["dev-clean"] = replace(old, checksum=checksum, size=int(size))
-prepare.main(["librispeech", root, "--mirror", url, "--subsets", "dev-clean"])
+prepare.prepare("librispeech", root, mirror=url, subsets="dev-clean")
 """
 
 
@@ -371,31 +384,32 @@ def test_audioset(tmp_path, tables, capsys):
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
-        (["folder", "x"], "invalid choice: 'folder'"),
+        (["folder", "x"], "'esc50'"),
         (["esc50"], "ROOT"),
-        (["librispeech", "x", "--subsets", "dev-clean,all"], "'all' is no part of LibriSpeech"),
-        (["librispeech", "x", "--subsets", ","], "is no part of LibriSpeech"),
+        (["esc50", "x", "--workers", "-1"], "--workers"),
+        (["esc50", "x", "--workers", "many"], "--workers"),
+        (["esc50", "x", "--version", "0.01"], "--version"),
+        (["librispeech", "x", "--subsets", "dev-clean,all"], "'all'"),
+        (["librispeech", "x", "--subsets", ","], "--subsets"),
         (["speech_commands", "x", "--version", "3"], "0.01"),
     ],
 )
 def test_wrong_command_lines(tmp_path, monkeypatch, capsys, argv, match):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        prepare.main(argv)
-    assert caught.value.code == 2
+    assert main(["data", "prepare", *argv]) == 2
     assert match in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_mirror_that_is_no_address(tmp_path):
     with pytest.raises(DataError, match=r"'mirror/master\.zip' is not an address"):
-        prepare.main(["esc50", str(tmp_path), "--mirror", "mirror"])
+        dispatch(["data", "prepare", "esc50", str(tmp_path), "--mirror", "mirror"])
 
 
 def test_root_that_is_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(DataError, match=r"a/\.prepare: Not a directory"):
-        prepare.main(["esc50", str(tmp_path / "a")])
+        dispatch(["data", "prepare", "esc50", str(tmp_path / "a")])
 
 
 def test_ctrl_c(tmp_path, monkeypatch, capsys):
@@ -403,17 +417,8 @@ def test_ctrl_c(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "download", interrupt)
-    with pytest.raises(SystemExit) as caught:
-        prepare.main(["esc50", str(tmp_path)])
-    assert caught.value.code == 130
-    assert "goes on from here" in capsys.readouterr().err
-
-
-def test_importing_the_command_is_quick():
-    code = "import peas.cli.data.prepare, sys; print(sorted(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for heavy in ("torch", "numpy", "rich", "soundfile", "jsonargparse"):
-        assert f"'{heavy}'" not in run.stdout
+    assert main(["data", "prepare", "esc50", str(tmp_path)]) == 130
+    assert "resumes" in capsys.readouterr().err
 
 
 def test_checksums_are_torchaudios():

@@ -8,7 +8,7 @@ import soundfile
 
 from peas import errors
 from peas.__main__ import main
-from peas.cli.data.bar import Bar
+from peas.cli.data.sets import Bar
 from peas.data.checks.report import columns
 from peas.errors import printable, say
 
@@ -25,14 +25,14 @@ def test_warnings_and_log_lines_of_a_command_have_none(capsys, monkeypatch):
     monkeypatch.setattr(logging, "lastResort", handler)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     assert main(["nonsense"]) == 2
-    assert main(["data", "nonsense"]) == 1
+    assert main(["data", "nonsense"]) == 2
     record = logging.LogRecord("peas.x", logging.WARNING, "x.py", 1, "class %s", (EVIL,), None)
     assert handler.filter(record)
     assert record.getMessage() == "class \\x1b[2J\\x07gone"
     text = warnings.formatwarning(f"class {EVIL}", UserWarning, "x.py", 1, "")
     assert "\\x1b[2J\\x07gone" in text
     assert "\x1b" not in text
-    assert main(["data", EVIL]) == 1
+    assert main(["data", EVIL]) == 2
     # Set once, however many verbs a process runs.
     assert printable(text, keep="\n") == text
     assert len(handler.filters) == 1
@@ -40,7 +40,7 @@ def test_warnings_and_log_lines_of_a_command_have_none(capsys, monkeypatch):
 
 def test_a_warning_of_peas_shows_no_line_of_code(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    assert main(["data", "nonsense"]) == 1
+    assert main(["data", "nonsense"]) == 2
     text = warnings.formatwarning("told:\n  a\n  b", UserWarning, errors.__file__, 1)
     assert text == "warning: told:\n  a\n  b\n"
     # Of others the place is worth something.

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from peas.__main__ import main
-from peas.cli.data import stats
-from peas.cli.data.lengths_figure import draw
+from peas.cli.data.stats import plot
 from peas.data.esc50 import ESC50
 from peas.data.normalisation import measure
 from peas.errors import DataError
@@ -33,7 +32,7 @@ def test_what_is_printed_and_written(sounds, tmp_path, capsys, padded):
     assert (facts["mean"], facts["std"]) == (found.mean, found.std)
     assert (facts["clips"], facts["unreadable"], facts["frames"]) == (32, 0, 80)
     # 0.64 s are 62 of the 80 frames.
-    assert facts["cells"] == 32 * 128 * (80 if padded else 62)
+    assert facts["bins"] == 32 * 128 * (80 if padded else 62)
     assert facts["padded"] == padded
     assert facts["padding"] == pytest.approx(1 - 0.64 / 0.815, abs=1e-3)
     assert facts["cut"] == 0
@@ -53,7 +52,7 @@ def test_longer_clips_lose_their_end(sounds, tmp_path):
     assert run(sounds, tmp_path / "out", "--frames", "62")[1]["cut"] == 0
     _, facts = run(sounds, tmp_path / "out", "--frames", "61")
     assert (facts["cut"], facts["padding"]) == (32, 0.0)
-    assert facts["cells"] == 32 * 128 * 61
+    assert facts["bins"] == 32 * 128 * 61
 
 
 def test_nothing_is_written_unasked(sounds, tmp_path, monkeypatch, capsys):
@@ -125,7 +124,7 @@ def test_ctrl_c(sounds, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stats, "measure", interrupted)
+    monkeypatch.setattr("peas.data.normalisation.measure", interrupted)
     assert main(["data", "stats", "esc50", str(sounds)]) == 130
     assert "stopped" in capsys.readouterr().err
 
@@ -134,7 +133,7 @@ def test_ctrl_c(sounds, monkeypatch, capsys):
     "seconds", [[1.0], [5.0] * 400, [0.0001, 3600.0], np.linspace(0.3, 35, 5_000)]
 )
 def test_pictures_of_any_lengths(tmp_path, seconds):
-    figure = draw(np.array(seconds), 10.24, "lengths")
+    figure = plot(np.array(seconds), 10.24, "lengths")
     (axes,) = figure.axes
     assert sum(bar.get_height() for bar in axes.patches) == len(seconds)
     figure.savefig(tmp_path / "lengths.png")

@@ -13,10 +13,10 @@ import yaml
 from wandb import wandb_agent
 
 from peas.__main__ import main
-from peas.cli import sweep as command
-from peas.cli.sweep_checks import CommandCheck
-from peas.cli.sweep_points import Measured, Sweep, read_sweep
-from peas.cli.sweep_table import Result, read_result, write_tables
+from peas.cli.fit import FitReader
+from peas.cli.results import PointResult, read_point, write_points
+from peas.cli.sweep_file import Measured, Sweep, read_sweep
+from peas.cli.verbs import dispatch
 from peas.data import ESC50, AudioFolder, Mixture, PackedSet
 from peas.data.module import refuse_selection_on_test
 from peas.errors import ConfigError, PeasError
@@ -45,9 +45,9 @@ BASE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def check() -> CommandCheck:
+def reader() -> FitReader:
     """The real parser; building it is slow."""
-    return CommandCheck()
+    return FitReader()
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def test_a_shipped_sweep_is_flat_and_bounded(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_command_is_the_agents_and_is_read(
-    path: Path, check: CommandCheck, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    path: Path, reader: FitReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Points that differ in the seed alone are read once, and each seed once."""
     sweep = read_sweep(path)
@@ -140,7 +140,7 @@ def test_every_command_is_the_agents_and_is_read(
         if marks <= read:
             continue
         read |= marks
-        config = check(words)
+        config = reader.check(words)
         for name, given in args.items():
             _require(config, name, given["value"])
         if config.data.class_path.endswith("ESC50"):
@@ -194,9 +194,9 @@ def _require_logged(config: Any, sweep: Sweep) -> None:
     assert Classification.monitor(multi_label=False) == (sweep.metric, goal)
 
 
-def test_a_new_strategy_keeps_the_widths_of_the_masks(check: CommandCheck) -> None:
+def test_a_new_strategy_keeps_the_widths_of_the_masks(reader: FitReader) -> None:
     sweep = read_sweep(ROOT / "configs/sweeps/peas_strategies.yaml")
-    masks = [check(sweep.command(sweep.points(None)[at])).masking for at in (0, -1)]
+    masks = [reader.check(sweep.command(sweep.points(None)[at])).masking for at in (0, -1)]
     assert [mask.class_path for mask in masks] == [
         "peas.callbacks.RandomMasking",
         "peas.callbacks.PEAS",
@@ -211,20 +211,20 @@ def test_a_new_strategy_keeps_the_widths_of_the_masks(check: CommandCheck) -> No
 AUDIOMAE = ("fit", "--config", "configs/finetune/audiomae_esc50.yaml")
 
 
-def arrived(check: CommandCheck, tmp_path: Path, name: str, value: Any) -> Any:
+def arrived(reader: FitReader, tmp_path: Path, name: str, value: Any) -> Any:
     """Settings of a run of a sweep with one value."""
     config = "configs/finetune/audiomae_esc50.yaml"
     words = ["${env}", "${program}", "fit", "--config", config, "${args}"]
     parameters = {"data.init_args.split": {"value": "3/1/1"}, name: {"value": value}}
     sweep = read_sweep(write(tmp_path, command=words, parameters=parameters))
-    return check(sweep.command(sweep.points(None)[0]))
+    return reader.check(sweep.command(sweep.points(None)[0]))
 
 
-def test_small_numbers_arrive(check: CommandCheck, tmp_path: Path) -> None:
+def test_small_numbers_arrive(reader: FitReader, tmp_path: Path) -> None:
     key = "model.init_args.recipe.init_args"
 
     def rate(name: str, value: Any) -> Any:
-        return arrived(check, tmp_path, f"{key}.{name}", value).model.init_args.recipe.init_args.lr
+        return arrived(reader, tmp_path, f"{key}.{name}", value).model.init_args.recipe.init_args.lr
 
     # The agent writes 1e-05; YAML would take that for a word.
     assert rate("lr", 1e-5) == 1e-5
@@ -234,25 +234,25 @@ def test_small_numbers_arrive(check: CommandCheck, tmp_path: Path) -> None:
     assert rate("layer_decay", 1) == 1e-3
 
 
-def test_a_fraction_is_no_number_of_epochs(check: CommandCheck, tmp_path: Path) -> None:
+def test_a_fraction_is_no_number_of_epochs(reader: FitReader, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`trainer.max_epochs` is 2\.0: give int"):
-        arrived(check, tmp_path, "trainer.max_epochs", 2.0)
+        arrived(reader, tmp_path, "trainer.max_epochs", 2.0)
 
 
-def test_nothing_is_the_text_null(check: CommandCheck, tmp_path: Path) -> None:
+def test_nothing_is_the_text_null(reader: FitReader, tmp_path: Path) -> None:
     key = "model.init_args.pretrained"
-    assert arrived(check, tmp_path, key, "null").model.init_args.pretrained is None
+    assert arrived(reader, tmp_path, key, "null").model.init_args.pretrained is None
     with pytest.raises(ConfigError, match=r'`model\.init_args\.pretrained` is null.*text "null"'):
-        arrived(check, tmp_path, key, None)
+        arrived(reader, tmp_path, key, None)
     # Else a file of that name would be looked for.
     words = [*AUDIOMAE, "--data.init_args.split=3/1/1", f"--{key}=None"]
-    assert check(words).model.init_args.pretrained == "None"
+    assert reader.check(words).model.init_args.pretrained == "None"
 
 
-def test_booleans_and_a_nested_group_arrive(check: CommandCheck, tmp_path: Path) -> None:
+def test_booleans_and_a_nested_group_arrive(reader: FitReader, tmp_path: Path) -> None:
     key = "model.init_args.augmentation.noise_roll"
-    assert arrived(check, tmp_path, key, True).model.init_args.augmentation.noise_roll is True
-    assert arrived(check, tmp_path, key, False).model.init_args.augmentation.noise_roll is False
+    assert arrived(reader, tmp_path, key, True).model.init_args.augmentation.noise_roll is True
+    assert arrived(reader, tmp_path, key, False).model.init_args.augmentation.noise_roll is False
     words = [*BASE["command"]]
     words[4] = "configs/finetune/audiomae_esc50.yaml"
     group = {"recipe": {"parameters": {"init_args": {"parameters": {"lr": {"value": 0.5}}}}}}
@@ -264,7 +264,7 @@ def test_booleans_and_a_nested_group_arrive(check: CommandCheck, tmp_path: Path)
     args = sweep.points(None)[0]
     # One word for the whole group: the reason why shipped files name each key.
     assert args["model"] == {"value": {"init_args": {"recipe": {"init_args": {"lr": 0.5}}}}}
-    recipe = check(sweep.command(args)).model.init_args.recipe.init_args
+    recipe = reader.check(sweep.command(args)).model.init_args.recipe.init_args
     assert (recipe.lr, recipe.layer_decay) == (0.5, 0.75)
 
 
@@ -333,7 +333,7 @@ def test_a_search_by_results_goes_on_from_them(tmp_path: Path) -> None:
     late = [abs(one.args["a"]["value"] - 0.7) for one in before[4:]]
     assert min(late) < 0.1
     with pytest.raises(ConfigError, match="several `wandb agent`"):
-        command.main([str(sweep.file), "--count", "2", "--parallel", "2"])
+        dispatch(["sweep", str(sweep.file), "--count", "2", "--parallel", "2"])
 
 
 # --- a choice by the test --------------------------------------------------------------------
@@ -376,13 +376,13 @@ def test_peas_sweep_refuses_before_any_run(
     said = capsys.readouterr().err
     assert "point 2: a sweep chooses by validation clips" in said
     assert not out.exists()
-    assert main(["sweep", str(file), "--dry-run", "--allow-test-selection"]) == 0
+    assert main(["sweep", str(file), "--dry_run", "--allow_test_selection"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all("--allow_test_selection=true" in line for line in lines)
     # The data are opened before the first point as well.
     missing = ["--data.init_args.root", str(tmp_path / "nowhere")]
-    call = ["sweep", str(file), "--out", str(out), "--allow-test-selection", *missing]
+    call = ["sweep", str(file), "--out", str(out), "--allow_test_selection", *missing]
     assert main(call) == 1
     assert "nowhere" in capsys.readouterr().err
     assert not out.exists()
@@ -498,11 +498,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     class Reads:
         def __init__(self, *_: Any) -> None: ...
 
-        def __call__(self, words: list[str]) -> None: ...
+        def check(self, words: list[str]) -> None: ...
 
         def open_data(self, stage: str) -> None: ...
 
-    monkeypatch.setattr("peas.cli.sweep_checks.CommandCheck", Reads)
+    monkeypatch.setattr("peas.cli.fit.FitReader", Reads)
     return started
 
 
@@ -577,22 +577,22 @@ def test_results_of_a_run(tmp_path: Path) -> None:
         log = tmp_path / "logs" / f"version_{version}"
         log.mkdir(parents=True)
         (log / "metrics.csv").write_text("epoch,step,val/loss\n" + rows)
-    result = read_result(tmp_path, 1, {}, "val/loss")
-    assert result == Result(1, {}, [0.5, 0.25, 0.75], [1, 2, 3])
+    result = read_point(tmp_path, 1, {}, "val/loss")
+    assert result == PointResult(1, {}, [0.5, 0.25, 0.75], [1, 2, 3])
     assert result.best(maximise=False) == (0.25, 2)
     assert result.best(maximise=True) == (0.75, 3)
     with pytest.raises(PeasError, match=r"`metric.name` is val/mAP.*it logged epoch, step, val/lo"):
-        read_result(tmp_path, 1, {}, "val/mAP")
+        read_point(tmp_path, 1, {}, "val/mAP")
 
 
 def test_a_point_without_a_number_is_last(tmp_path: Path) -> None:
     sweep = read_sweep(write(tmp_path, metric={"name": "loss", "goal": "minimize"}))
     nan = float("nan")
     results = [
-        Result(number, {"a": {"value": number}}, curve, [1, 2])
+        PointResult(number, {"a": {"value": number}}, curve, [1, 2])
         for number, curve in ((1, [nan, nan]), (2, [0.5, nan]), (3, [0.4, 0.6]))
     ]
-    lines = write_tables(tmp_path, sweep, results).splitlines()[2:]
+    lines = write_points(tmp_path, "loss", False, sweep.swept, results).splitlines()[2:]
     assert [line.split()[1] for line in lines] == ["3", "2", "1"]
     assert lines[1].split()[-2] == "nan"
 
@@ -600,4 +600,4 @@ def test_a_point_without_a_number_is_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["--parallel", "0"], ["--count", "0"]])
 def test_numbers_of_the_command(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="give 1 or more"):
-        command.main([str(SWEEPS[0]), *words])
+        dispatch(["sweep", str(SWEEPS[0]), *words])

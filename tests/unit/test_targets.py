@@ -235,7 +235,7 @@ def test_a_whole_cache_stays_as_it_is(cache):
         ({"teacher": "Other"}, "teacher"),
         ({"step": 0.3}, "step"),
         ({"shape": [2, 5, 4]}, "shape"),
-        ({"shard_clips": 7}, "--shard-clips .*5 .*7"),
+        ({"shard_clips": 7}, "--shard_clips .*5 .*7"),
         ({"ids": IDS[1:]}, "clips"),
         ({"ids": [*IDS[1:], "zzz"]}, "ids"),
     ],
@@ -293,7 +293,7 @@ def test_clips_that_were_left_out_are_refused_by_name(tmp_path):
     assert torch.equal(taken, torch.from_numpy(MAPS[kept]))
     with pytest.raises(DataError, match=r"clip003, clip011 \(clip003: a\.wav: cut short\)"):
         opened.require(IDS)
-    with pytest.raises(ConfigError, match=r"--allow-missing.* 2 clips"):
+    with pytest.raises(ConfigError, match=r"--allow_missing.* 2 clips"):
         write(out, _Partly(MAPS))
 
 

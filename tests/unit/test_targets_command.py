@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from target_toys import EXTENT, ToyTeacher, content, maps_of, ready_files, sound
 
 from peas.__main__ import main
 from peas.audio import decode as audio
-from peas.cli.data import targets as command
+from peas.cli.verbs import dispatch
 from peas.data import AudioFolder
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError
 from peas.teachers.cache import TargetCache
@@ -27,17 +28,29 @@ def sounds(tmp_path):
 
 
 def _run(sounds, out, *options):
-    command.main(["folder", str(sounds), "--holdout", "0.2", "--out", str(out), *map(str, options)])
+    dispatch(
+        [
+            "data",
+            "targets",
+            "folder",
+            str(sounds),
+            "--holdout",
+            "0.2",
+            "--out",
+            str(out),
+            *map(str, options),
+        ]
+    )
     return TargetCache(out)
 
 
 def _ready(sounds, out, files, *options):
-    return _run(sounds, out, "--from", files[0], "--extent", files[1], *options)
+    return _run(sounds, out, "--maps", files[0], "--extent", files[1], *options)
 
 
 def _teach(sounds, out, *options):
     return _run(
-        sounds, out, "--frames", 50, "--workers", 0, "--batch-size", 2, "--teacher", TOY, *options
+        sounds, out, "--frames", 50, "--workers", 0, "--batch_size", 2, "--teacher", TOY, *options
     )
 
 
@@ -80,7 +93,7 @@ def test_clips_without_a_ready_map(sounds, tmp_path, capsys):
     with pytest.raises(DataError, match=r"no map of 2 of 6 clips: a/4\.wav, b/5\.wav"):
         _ready(sounds, tmp_path / "out", files)
     assert not (tmp_path / "out").exists()
-    cache = _ready(sounds, tmp_path / "out", files, "--allow-missing")
+    cache = _ready(sounds, tmp_path / "out", files, "--allow_missing")
     assert "2 clips have no map: a/4.wav, b/5.wav" in capsys.readouterr().out
     said = json.loads((tmp_path / "out/manifest.json").read_text())
     assert [clip["id"] for clip in said["left_out"]] == ["a/4.wav", "b/5.wav"]
@@ -91,7 +104,7 @@ def test_clips_without_a_ready_map(sounds, tmp_path, capsys):
 def test_maps_of_another_set(sounds, tmp_path):
     files = ready_files(tmp_path / "maps", ["x/0.wav"], maps_of(1))
     with pytest.raises(DataError, match=r"its ids are like x/0\.wav, .* like a/0\.wav"):
-        _ready(sounds, tmp_path / "out", files, "--allow-missing")
+        _ready(sounds, tmp_path / "out", files, "--allow_missing")
 
 
 @pytest.mark.parametrize(
@@ -150,10 +163,10 @@ def test_one_of_several_arrays(tmp_path):
 def test_the_real_teachers_maps(shared, tmp_path, capsys):
     root = shared / "data/urbansound8k_part"
     source = shared / "data/teacher_features/urbansound8k_part.npz"
-    extent = command.__file__.rsplit("/peas/", 1)[0] + "/examples/efficientat_extent.json"
+    extent = str(Path(__file__).parents[2]) + "/examples/efficientat_extent.json"
     out = tmp_path / "targets"
-    call = ["folder", root, "--csv", "clips.csv", "--from", source, "--extent", extent]
-    command.main([*map(str, call), "--out", str(out), "--shard-clips", "1000"])
+    call = ["folder", root, "--csv", "clips.csv", "--maps", source, "--extent", extent]
+    dispatch(["data", "targets", *map(str, call), "--out", str(out), "--shard_clips", "1000"])
     assert "maps of 2,955 clips by EfficientAT mn04" in capsys.readouterr().out
     cache = TargetCache(out)
     assert cache.shape == (4, 13, 64)
@@ -174,7 +187,7 @@ def test_the_real_teachers_maps(shared, tmp_path, capsys):
 
 
 def test_a_teacher_hears_what_the_model_hears(sounds, tmp_path):
-    cache = _teach(sounds, tmp_path / "out", "--teacher.gain", 2, "--shard-clips", 4)
+    cache = _teach(sounds, tmp_path / "out", "--teacher.gain", 2, "--shard_clips", 4)
     teacher = ToyTeacher(2.0)
     assert (cache.teacher, cache.fingerprint) == ("Toy 2", teacher.fingerprint)
     assert cache.extent == teacher.extent
@@ -192,8 +205,8 @@ def test_a_teacher_hears_what_the_model_hears(sounds, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_depends_neither_on_workers_nor_on_a_break(sounds, tmp_path, workers):
-    _teach(sounds, tmp_path / "whole", "--shard-clips", 2)
-    options = ("--shard-clips", 2, "--workers", workers)
+    _teach(sounds, tmp_path / "whole", "--shard_clips", 2)
+    options = ("--shard_clips", 2, "--workers", workers)
     whole = content(tmp_path / "whole")
     _teach(sounds, tmp_path / "other", *options)
     assert content(tmp_path / "other") == whole
@@ -219,9 +232,9 @@ def test_one_split_alone(sounds, tmp_path):
 
 def test_clips_that_cannot_be_read(sounds, tmp_path, capsys):
     (sounds / "a/2.wav").write_bytes(b"no sound")
-    with pytest.raises(AudioError, match=r"a/2\.wav.*--allow-missing"):
+    with pytest.raises(AudioError, match=r"a/2\.wav.*--allow.missing"):
         _teach(sounds, tmp_path / "out")
-    cache = _teach(sounds, tmp_path / "out", "--allow-missing", "--batch-size", 1)
+    cache = _teach(sounds, tmp_path / "out", "--allow_missing", "--batch_size", 1)
     assert "1 clips have no map: a/2.wav" in capsys.readouterr().out
     assert len(cache) == 5
     with pytest.raises(DataError, match=r"a/2\.wav"):
@@ -246,13 +259,13 @@ def test_a_teacher_that_contradicts_itself(sounds, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "either --teacher, or --from"),
-        (["--teacher", TOY, "--from", "x", "--extent", "y"], "either --teacher, or --from"),
-        (["--from", "x"], "--from and --extent go together"),
-        (["--teacher", TOY, "--extent", "x"], "--from and --extent go together"),
+        ([], "either --teacher, or --maps"),
+        (["--teacher", TOY, "--maps", "x", "--extent", "y"], "either --teacher, or --maps"),
+        (["--maps", "x"], "--maps and --extent go together"),
+        (["--teacher", TOY, "--extent", "x"], "--maps and --extent go together"),
         (["--teacher", TOY, "--key", "x"], "--key names the array"),
-        (["--teacher", TOY, "--batch-size", "0"], "--batch-size is 0"),
-        (["--teacher", TOY, "--shard-clips", "0"], "--shard-clips is 0"),
+        (["--teacher", TOY, "--batch_size", "0"], "--batch_size is 0"),
+        (["--teacher", TOY, "--shard_clips", "0"], "--shard_clips is 0"),
         (["--teacher", "Nobody"], "Nobody"),
         (["--teacher", TOY, "--teacher.loud", "1"], "loud"),
         (["--teacher", TOY, "--only", "all"], "all"),

@@ -1,109 +1,78 @@
-"""`peas data pack SET ROOT --out DIR`: a set in a few large files that are read at random."""
+"""`peas data pack`: a set in a few large files with fast random access."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from peas.cli.data.bar import Bar
-from peas.cli.data.sets import SetParser
+from peas.cli.data.sets import Bar, DataSet
 from peas.errors import ConfigError, say
 from peas.utils.text import some
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
     from peas.data.packed.manifest import Manifest
 
-ABOUT = (
-    "Write every clip of a set into shards of about equal size: one channel, one rate, 16 bits. "
-    "Broken off, the same command goes on where it stopped. SET `packed` reads the result."
-)
 RATE = 16_000
 
 
-def parser(argv: list[str]) -> SetParser:
-    """Arguments of the command.
+def pack(
+    data_set: DataSet,
+    *,
+    out: str,
+    rate: int | None = None,
+    keep_original_rate: bool = False,
+    format: Literal["flac", "wav", "keep"] = "flac",
+    workers: int | None = None,
+    shard_mb: float = 500.0,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> None:
+    """Write every clip of a set into shards of about equal size.
+
+    One channel, one rate, 16 bits. After an interruption the same command resumes. SET `packed`
+    reads the result.
 
     Args:
-        argv: The command line after `peas data pack`.
-    """
-    made = SetParser("pack", ABOUT, argv)
-    add = made.parser.add_argument
-    add("--out", type=str, required=True, help="folder of the packed set: new or empty")
-    add("--rate", type=int | None, default=None, help=f"samples per second (default {RATE})")
-    add(
-        "--keep-original-rate",
-        "--keep_original_rate",
-        action="store_true",
-        help="each clip keeps its file's own rate, as teachers may want it",
-    )
-    add(
-        "--format",
-        choices=["flac", "wav", "keep"],
-        default="flac",
-        help="keep = the very bytes of the files; needs --keep-original-rate (default flac)",
-    )
-    add("--workers", type=int, default=None, help="processes (default one a core; 0 = this one)")
-    add("--shard-mb", "--shard_mb", type=float, default=500.0, help="MB of a shard (default 500)")
-    add(
-        "--on-error",
-        "--on_error",
-        choices=["raise", "skip"],
-        default="raise",
-        help="what a clip does that cannot be read: stop, or be left out and listed",
-    )
-    return made
-
-
-def main(argv: list[str]) -> None:
-    """Runs the command.
-
-    Args:
-        argv: The command line after `peas data pack`.
+        data_set: The set.
+        out: Folder of the packed set: new or empty.
+        rate: Samples per second; default 16000.
+        keep_original_rate: Keep each file's own rate, as teachers may need it.
+        format: Of the clips; `keep` stores the files' own bytes, with --keep_original_rate.
+        workers: Processes; default one a core; 0 = this one.
+        shard_mb: MB of a shard.
+        on_error: What happens at a clip that cannot be read: stop, or leave it out and list it.
 
     Raises:
         ConfigError: An option is out of its range, or contradicts another one.
         PeasError: The set cannot be packed; see `peas.data.packed.writer.pack`.
     """
-    options, module = parser(argv).parse()
-    _check(options)
+    if keep_original_rate and rate is not None:
+        raise ConfigError("--rate and --keep_original_rate exclude each other: give one of them")
+    if format == "keep" and not keep_original_rate:
+        raise ConfigError(
+            "--format keep stores the files' own bytes: give --keep_original_rate with it"
+        )
+    if rate is not None and rate < 1:
+        raise ConfigError(f"--rate is {rate}: give samples per second")
+    if not shard_mb > 0:
+        raise ConfigError(f"--shard_mb is {shard_mb}: give more than 0")
     from peas.data.packed.encoding import Coding
-    from peas.data.packed.writer import pack
+    from peas.data.packed.writer import pack as write
     from peas.data.workers import default_workers
 
-    out = Path(options.out).expanduser()
-    coding = Coding(
-        None if options.keep_original_rate else options.rate or RATE,
-        options.format,
-        module.channels,
-    )
+    folder = Path(out).expanduser()
     with Bar() as bar:
-        show = bar.of(options.set)
-        manifest = pack(
-            module,
-            options.set,
-            out,
-            coding,
-            shard_bytes=round(options.shard_mb * 1e6),
-            workers=default_workers() if options.workers is None else options.workers,
-            on_error=options.on_error,
+        show = bar.of(data_set.name)
+        manifest = write(
+            data_set.module,
+            data_set.name,
+            folder,
+            Coding(None if keep_original_rate else rate or RATE, format, data_set.module.channels),
+            shard_bytes=round(shard_mb * 1e6),
+            workers=default_workers() if workers is None else workers,
+            on_error=on_error,
             progress=lambda done, total: show("decoding", done, total),
         )
-    say(summary(out, manifest))
-
-
-def _check(options: Namespace) -> None:
-    if options.keep_original_rate and options.rate is not None:
-        raise ConfigError("--rate and --keep-original-rate exclude each other: give one of them")
-    if options.format == "keep" and not options.keep_original_rate:
-        raise ConfigError(
-            "--format keep stores the files' own bytes: give --keep-original-rate with it"
-        )
-    if options.rate is not None and options.rate < 1:
-        raise ConfigError(f"--rate is {options.rate}: give samples per second")
-    if not options.shard_mb > 0:
-        raise ConfigError(f"--shard-mb is {options.shard_mb}: give more than 0")
+    say(summary(folder, manifest))
 
 
 def summary(out: Path, manifest: Manifest) -> str:
@@ -124,7 +93,7 @@ def summary(out: Path, manifest: Manifest) -> str:
     ]
     saturated = sum(shard.saturated for shard in manifest.shards)
     if saturated:
-        lines.append(f"  {saturated:,} clips went beyond full scale and were cut there")
+        lines.append(f"  {saturated:,} clips exceeded full scale and were clipped")
     for names, what in (
         ([clip.id for clip in manifest.left_out], "could not be read and were left out"),
         (manifest.absent, "have no sound in the set"),

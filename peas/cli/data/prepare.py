@@ -1,24 +1,22 @@
-"""`peas data prepare SET ROOT`: download what may be downloaded, and check that it is whole."""
+"""`peas data prepare`: download what may be downloaded, and check that it is complete."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from peas.cli.arguments import Arguments
-from peas.cli.data.bar import Bar
+from peas.cli.data.sets import Bar
 from peas.data.fetch import sources
 from peas.data.fetch.archives import ArchiveError, read_marker, unpack
 from peas.data.fetch.download import Patience, Progress, download
 from peas.data.fetch.sources import Source
-from peas.errors import DataError, say
+from peas.errors import DataError, UsageError, say
 from peas.utils.files import disk_errors, lock
 
 STATE = ".prepare"
-"""Folder in the root for archives, what has come of them, and notes of what is done."""
+"""Folder in ROOT for archives and records of what is done."""
 PATIENCE = Patience()
 """With bad links."""
 
@@ -28,118 +26,120 @@ The sound of AudioSet is not distributed with it: obtain it yourself. peas reads
     <id>_<start>.wav, <id>_<start>_<end>.m4a, with any extension;
   - the JSON lists of AST, SSAST and AudioMAE;
   - Parquet copies as published on model hubs (video_id, audio, labels), also hf://owner/name;
-  - what `peas data pack` has written."""
+  - the output of `peas data pack`."""
 
 
-def parser() -> Arguments:
-    """Arguments of the command."""
-    common = Arguments(add_help=False)
-    common.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set")
-    common.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="fetch from this folder of another server, which holds files of the same names, for "
-        "example https://openslr.elda.org/resources/12 for librispeech. They are checked alike",
-    )
-    common.add_argument(
-        "--keep-archives", action="store_true", help=f"leave the archives in ROOT/{STATE}"
-    )
-    common.add_argument(
-        "--again", action="store_true", help="fetch and unpack once more what is marked as done"
-    )
-    p = Arguments(
-        prog="peas data prepare",
-        description=__doc__ + " Broken connections are resumed, also by the same command later; "
-        "nothing is fetched twice. Proxies are taken from http_proxy and https_proxy.",
-        epilog="peas data prepare SET --help shows the options of a set.",
-    )
-    sets = p.add_subparsers(dest="set", required=True, metavar="SET")
-    sets.add_parser("esc50", parents=[common], help="ESC-50: 2,000 clips, 0.6 GB")
-    one = sets.add_parser(
-        "speech_commands", parents=[common], help="Google Speech Commands: 1.5 or 2.4 GB"
-    )
-    one.add_argument("--version", choices=tuple(sources.SPEECH_COMMANDS), default="0.02")
-    one.add_argument(
-        "--test-set",
-        action="store_true",
-        help="also the separate test set of the 12-class task, into "
-        "ROOT/speech_commands_test_set_v…",
-    )
-    one = sets.add_parser("librispeech", parents=[common], help="LibriSpeech: 60 GB in 960 hours")
-    one.add_argument(
-        "--subsets",
-        type=_subsets,
-        default=list(sources.LIBRISPEECH_960),
-        metavar="A,B",
-        help=f"of {', '.join(sources.LIBRISPEECH)} (default: the 960 hours of training)",
-    )
-    sets.add_parser("audioset", parents=[common], help="AudioSet's tables, 0.1 GB; no sound")
-    return p
+class Options(NamedTuple):
+    """Options of the command."""
+
+    root: Path
+    mirror: str | None
+    keep_archives: bool
+    again: bool
 
 
-def _subsets(text: str) -> list[str]:
+def prepare(
+    set_name: Literal["esc50", "speech_commands", "librispeech", "audioset"],
+    root: str,
+    *,
+    mirror: str | None = None,
+    keep_archives: bool = False,
+    again: bool = False,
+    version: Literal["0.01", "0.02"] | None = None,
+    test_set: bool = False,
+    subsets: str | None = None,
+) -> int:
+    """Download a data set, where that is allowed, and check that it is complete.
+
+    esc50 is 0.6 GB, speech_commands 1.5 or 2.4, librispeech 60 in 960 hours, audioset 0.1 of tables
+    without sound. Interrupted downloads resume, also by the same command later. Proxies are taken
+    from http_proxy and https_proxy.
+
+    Args:
+        set_name: The data set.
+        root: Its folder.
+        mirror: Folder of another server with files of the same names, for example
+            https://openslr.elda.org/resources/12 for librispeech. They are checked the same way.
+        keep_archives: Keep the archives in ROOT/.prepare.
+        again: Download and unpack what is marked as done again.
+        version: Of speech_commands: 0.01 or 0.02, the default.
+        test_set: With speech_commands, also the separate test set of the 12-class task, into
+            ROOT/speech_commands_test_set_v….
+        subsets: Of librispeech, with commas between; default: the 960 hours of training.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        DataError: The set is incomplete; what was downloaded is kept for the next try.
+    """
+    for option, value, owner in (
+        ("version", version is not None, "speech_commands"),
+        ("test_set", test_set, "speech_commands"),
+        ("subsets", subsets is not None, "librispeech"),
+    ):
+        if value and set_name != owner:
+            raise UsageError(f"`--{option}` is an option of {owner}: leave it out")
+    parts = _subsets(subsets)
+    options = Options(Path(root).expanduser(), mirror, keep_archives, again)
+    state = options.root / STATE
+    with disk_errors(state):
+        state.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(state / "lock", options.root), Bar() as bar:
+            if set_name == "speech_commands":
+                _speech_commands(options, bar, version or "0.02", test_set)
+            else:
+                for source in {
+                    "esc50": [sources.ESC50],
+                    "librispeech": [sources.LIBRISPEECH[part] for part in parts],
+                    "audioset": sources.AUDIOSET,
+                }[set_name]:
+                    _get(source, options, bar.of(source.name))
+    except KeyboardInterrupt:
+        say("\nstopped; the same command resumes", sys.stderr)
+        return 130
+    say(f"{set_name} is complete in {options.root}")
+    if set_name == "audioset":
+        say(SOUND)
+    twelve = set_name == "speech_commands" and (test_set or version == "0.01")
+    task = f" --task v{(version or '0.02')[-1]}-12" if twelve else ""
+    say(f"next: peas data verify {set_name} {shlex.quote(str(options.root))}{task}")
+    return 0
+
+
+def _subsets(text: str | None) -> list[str]:
+    if text is None:
+        return list(sources.LIBRISPEECH_960)
     names = [name.strip() for name in text.split(",") if name.strip()]
-    strange = [name for name in names if name not in sources.LIBRISPEECH]
-    if strange or not names:
-        raise argparse.ArgumentTypeError(
-            f"{(strange or [text])[0]!r} is no part of LibriSpeech: give some of "
+    unknown = [name for name in names if name not in sources.LIBRISPEECH]
+    if unknown or not names:
+        raise UsageError(
+            f"`--subsets`: {(unknown or [text])[0]!r} is no part of LibriSpeech: give some of "
             f"{', '.join(sources.LIBRISPEECH)}, with commas between"
         )
     return list(dict.fromkeys(names))
 
 
-def main(argv: list[str]) -> None:
-    """Runs the command.
-
-    Args:
-        argv: The command line after `peas data prepare`.
-
-    Raises:
-        DataError: The set cannot be had whole; what has come is kept for the next try.
-    """
-    args = parser().parse_args(argv)
-    args.root = args.root.expanduser()
-    state = args.root / STATE
-    with disk_errors(state):
-        state.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock(state / "lock", args.root), Bar() as bar:
-            _SETS[args.set](args, bar)
-    except KeyboardInterrupt:
-        say("\nstopped; the same command goes on from here", sys.stderr)
-        sys.exit(130)
-    say(f"{args.set} is complete in {args.root}")
-    if args.set == "audioset":
-        say(SOUND)
-    say(f"next: peas data verify {args.set} {shlex.quote(str(args.root))}{_task(args)}")
-
-
-def _task(args: argparse.Namespace) -> str:
-    """Option of `peas data verify` for a version that its default task is not about."""
-    if args.set == "speech_commands" and (args.test_set or args.version == "0.01"):
-        return f" --task v{args.version[-1]}-12"
-    return ""
-
-
-def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
-    """Fetches a file and unpacks it, unless that was done."""
-    state: Path = args.root / STATE
-    place = (args.root if source.into is None else state) / source.name
+def _get(source: Source, options: Options, progress: Progress) -> None:
+    """Downloads a file and unpacks it, unless that was done."""
+    state = options.root / STATE
+    file = (options.root if source.into is None else state) / source.name
     marker = state / f"{source.name}.json"
-    if args.again:
+    if options.again:
         with disk_errors(marker):
             marker.unlink(missing_ok=True)
             if source.checksum is None:
-                place.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
     done = read_marker(marker)
     if done is not None and source.checksum in (None, done):
-        if not args.keep_archives:
-            place.unlink(missing_ok=True)
+        if not options.keep_archives:
+            file.unlink(missing_ok=True)
         return
     for last in (False, True):
         download(
-            source.at(args.mirror),
-            place,
+            source.at(options.mirror),
+            file,
             checksum=source.checksum,
             size=source.size,
             progress=progress,
@@ -149,8 +149,8 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
             return
         try:
             unpack(
-                place,
-                args.root / source.into,
+                file,
+                options.root / source.into,
                 marker,
                 checksum=source.checksum,
                 strip=source.strip,
@@ -159,48 +159,24 @@ def _get(source: Source, args: argparse.Namespace, progress: Progress) -> None:
             )
             break
         except ArchiveError:
-            # Without a checksum only unpacking shows what came.
-            place.unlink()
+            # Without a checksum only unpacking shows what was downloaded.
+            file.unlink()
             if last:
                 raise
-    if not args.keep_archives:
-        place.unlink()
+    if not options.keep_archives:
+        file.unlink()
 
 
-def _esc50(args: argparse.Namespace, bar: Bar) -> None:
-    _get(sources.ESC50, args, bar.of("ESC-50"))
-
-
-def _speech_commands(args: argparse.Namespace, bar: Bar) -> None:
-    for version, source in sources.SPEECH_COMMANDS.items():
-        other = args.root / STATE / f"{source.name}.json"
-        if version != args.version and other.exists():
-            # The versions share file names, so they would be mixed without a word.
+def _speech_commands(options: Options, bar: Bar, version: str, test_set: bool) -> None:
+    for other, source in sources.SPEECH_COMMANDS.items():
+        if other != version and (options.root / STATE / f"{source.name}.json").exists():
+            # The versions share file names and would be mixed.
             raise DataError(
-                f"{args.root} holds version {version} of Speech Commands: give another folder for "
-                f"version {args.version}"
+                f"{options.root} holds version {other} of Speech Commands: give another folder for "
+                f"version {version}"
             )
-    main_archive = sources.SPEECH_COMMANDS[args.version]
-    _get(main_archive, args, bar.of(main_archive.name))
-    if args.test_set:
-        test = sources.SPEECH_COMMANDS_TEST[args.version]
-        _get(test, args, bar.of(test.name))
-
-
-def _librispeech(args: argparse.Namespace, bar: Bar) -> None:
-    for subset in args.subsets:
-        source = sources.LIBRISPEECH[subset]
-        _get(source, args, bar.of(source.name))
-
-
-def _audioset(args: argparse.Namespace, bar: Bar) -> None:
-    for source in sources.AUDIOSET:
-        _get(source, args, bar.of(source.name))
-
-
-_SETS: dict[str, Callable[[argparse.Namespace, Bar], None]] = {
-    "esc50": _esc50,
-    "speech_commands": _speech_commands,
-    "librispeech": _librispeech,
-    "audioset": _audioset,
-}
+    archive = sources.SPEECH_COMMANDS[version]
+    _get(archive, options, bar.of(archive.name))
+    if test_set:
+        test = sources.SPEECH_COMMANDS_TEST[version]
+        _get(test, options, bar.of(test.name))

@@ -1,163 +1,151 @@
-"""`peas data verify SET ROOT`: what is missing, broken, doubled or shared across splits."""
+"""`peas data verify`: what is missing, bad, duplicated or shared across splits."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peas.cli.data.bar import Bar
-from peas.cli.data.sets import SETS, SetParser, in_arguments
-from peas.data.checks.clips import Checks, check_clips
-from peas.data.checks.findings import (
-    class_counts,
-    of_classes,
-    of_clips,
-    of_parts,
-    of_tables,
-    of_two_sets,
-    unread,
-)
-from peas.data.checks.report import Report, table, write_json
-from peas.data.clips import ClipTable, Inventory
-from peas.data.columns import Targets
-from peas.data.module import SPLITS, ClipDataModule
-from peas.data.walk import walk
-from peas.data.workers import WorkerDied, default_workers, in_order
+from peas.cli.data.sets import Bar, DataSet, in_arguments, parse_set
 from peas.errors import ConfigError, DataError, say
 
+if TYPE_CHECKING:
+    from peas.data.checks.clips import Checks
+    from peas.data.checks.report import Report
+    from peas.data.clips import ClipTable, Inventory
+    from peas.data.module import ClipDataModule
+
 CHUNK = 32
-"""Clips that a process checks at once."""
+"""Clips that a worker checks at once."""
 
 
-def parser(argv: list[str]) -> SetParser:
-    """Arguments of the command."""
-    p = SetParser(
-        "verify",
-        "Decodes every clip and reports what is missing, broken, odd, doubled or shared. The exit "
-        "status is 1 when there are errors, or with --strict warnings.",
-        argv,
-    )
-    add = p.parser.add_argument
-    add("--out", metavar="DIR", help="folder for report.json and report.txt; default: print only")
-    add("--strict", action="store_true", help="warnings count as errors")
-    add("--workers", type=int, default=default_workers(), help="processes; 0 = this one alone")
-    add(
-        "--against",
-        metavar="SET=ROOT[,KEY=VALUE]",
-        nargs="+",
-        action="append",
-        default=[],
-        help="other sets: recordings, speakers and sounds that both hold, for a set that pretrains "
-        "a model and a set that tests it",
-    )
-    return p
+def verify(
+    data_set: DataSet,
+    *,
+    out: str | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+    against: list[str] | None = None,
+) -> int:
+    """Decode every clip of a set; report what is missing, bad, unusual, duplicated or shared.
 
-
-def main(argv: list[str]) -> int:
-    """Runs the command.
+    The exit status is 1 when there are errors, or with --strict warnings.
 
     Args:
-        argv: The command line after `peas data verify`.
+        data_set: The set.
+        out: Folder for report.json and report.txt; default: print only.
+        strict: Warnings count as errors.
+        workers: Processes; default one a core; 0 = this one.
+        against: Another set, as SET=ROOT[,KEY=VALUE...]: recordings, speakers and sounds in both,
+            for a set that pretrains a model and a set that tests it. May be repeated.
 
     Returns:
-        1 when something is wrong, 0 otherwise.
+        The exit status.
 
     Raises:
         ConfigError: The command line is wrong.
-        DataError: A process was ended from outside.
+        DataError: A worker was killed.
     """
-    options, module = parser(argv).parse()
-    others = [_other(text, module) for group in options.against for text in group]
-    out = None if options.out is None else Path(options.out).expanduser()
-    if out is not None:
+    from peas.data.checks.report import table, write_json
+    from peas.data.workers import default_workers
+
+    # Channels are mixed in the same way in both.
+    channels = data_set.module.channels
+    others = [(text, parse_set(text, "--against", channels=channels)) for text in against or []]
+    folder = None if out is None else Path(out).expanduser()
+    if folder is not None:
         # Before the work, which may take hours.
-        out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["peas", "data", "verify", *argv])
+        folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    try:
-        with Bar() as bar:
-            report = verify(options.set, module, others, options.workers, bar, command)
-    except KeyboardInterrupt:
-        say("\nstopped: nothing was written", sys.stderr)
-        return 130
+    workers = default_workers() if workers is None else workers
+    with Bar() as bar:
+        report = check(data_set, others, workers, bar)
     text = table(report)
     say(text.removesuffix("\n"))
     clips, seconds = len(report.checks), time.monotonic() - begun
     say(f"{clips:,} clips in {seconds:.1f} s, {clips / max(seconds, 1e-9):.0f} a second")
-    if out is not None:
-        write_json(report, out / "report.json")
-        (out / "report.txt").write_text(text, encoding="utf-8")
-        say(f"every clip of each finding: {out / 'report.json'}")
-    wrong = ("errors", "warnings") if options.strict else ("errors",)
-    return int(report.status in wrong)
+    if folder is not None:
+        write_json(report, folder / "report.json")
+        (folder / "report.txt").write_text(text, encoding="utf-8")
+        say(f"every clip of each finding: {folder / 'report.json'}")
+    return int(report.status in (("errors", "warnings") if strict else ("errors",)))
 
 
-def verify(
-    name: str,
-    module: ClipDataModule,
-    others: list[tuple[str, ClipDataModule]],
-    workers: int,
-    bar: Bar,
-    command: str,
+def check(
+    data_set: DataSet, others: list[tuple[str, ClipDataModule]], workers: int, bar: Bar
 ) -> Report:
     """Checks a data set.
 
     Args:
-        name: Key of `SETS`.
-        module: The set.
+        data_set: The set.
         others: Names and modules of the sets to compare it with.
         workers: Processes; 0 = this one.
-        bar: Shows how far it is.
-        command: Command line, for the report.
+        bar: Shows the progress.
 
     Raises:
-        DataError: A process was ended from outside.
+        DataError: A worker was killed.
     """
-    inventory, faults = take_stock(module)
+    from peas.data.checks import findings as comparisons
+    from peas.data.checks.findings import of_tables
+    from peas.data.checks.report import Report
+
+    module = data_set.module
+    inventory, faults = take_inventory(module)
     labels: list[str] = []
     try:
         labels = module.labels
-        class_counts(inventory, len(labels))
+        comparisons.class_counts(inventory, len(labels))
     except DataError as error:
         faults.append(str(error))
         inventory = _without_classes(inventory)
-    checks = decode(inventory, workers, bar, name)
-    findings = list(of_clips(inventory, checks))
-    findings += of_parts(inventory, checks)
-    findings += of_classes(inventory, labels)
+    checks = decode(inventory, workers, bar, data_set.name)
+    findings = list(comparisons.of_clips(inventory, checks))
+    findings += comparisons.of_parts(inventory, checks)
+    findings += comparisons.of_classes(inventory, labels)
     for title, other in others:
-        theirs, their_faults = take_stock(other)
-        faults += [f"{title}: {text}" for text in their_faults]
-        their_checks = decode(theirs, workers, bar, title)
-        own = f"{name}={module.root}"
-        findings += of_two_sets((own, title), (inventory, theirs), (checks, their_checks))
-        findings += unread(theirs, their_checks, title)
+        inventory2, faults2 = take_inventory(other)
+        faults += [f"{title}: {text}" for text in faults2]
+        checks2 = decode(inventory2, workers, bar, title)
+        titles = (f"{data_set.name}={module.root}", title)
+        findings += comparisons.of_two_sets(titles, (inventory, inventory2), (checks, checks2))
+        findings += comparisons.unread(inventory2, checks2, title)
     if faults:
         # Once each: labels and clips may fail alike.
         findings.append(of_tables(list(dict.fromkeys(map(in_arguments, faults)))))
-    titles = [title for title, _ in others]
     inventory = replace(inventory, notes=list(map(in_arguments, inventory.notes)))
-    return Report(name, str(module.root), command, inventory, checks, labels, findings, titles)
+    return Report(
+        data_set.name,
+        str(module.root),
+        data_set.command,
+        inventory,
+        checks,
+        labels,
+        findings,
+        [title for title, _ in others],
+    )
 
 
-def take_stock(module: ClipDataModule) -> tuple[Inventory, list[str]]:
+def take_inventory(module: ClipDataModule) -> tuple[Inventory, list[str]]:
     """Everything of a set that can be checked, and what is wrong with its tables.
 
-    Where the tables contradict themselves, those splits are taken that can be had; where none
-    can, all sound files below the root.
+    Where the tables are inconsistent, the splits that can be read are checked; where none can, all
+    sound files below the root.
 
     Raises:
         DataError: There is nothing to check at all.
     """
+    from peas.data.clips import Inventory
+    from peas.data.columns import Targets
+    from peas.data.module import SPLITS
+    from peas.data.walk import walk
+
     try:
         return module.inventory(), []
     except DataError as error:
-        whole = error
-    faults = [str(whole)]
+        first_error = error
+    faults = [str(first_error)]
     splits: dict[str, ClipTable] = {}
     for split in SPLITS:
         try:
@@ -170,11 +158,11 @@ def take_stock(module: ClipDataModule) -> tuple[Inventory, list[str]]:
         if not any(clips.ids == other.ids for other in splits.values()):
             splits[split] = clips
     if splits:
-        note = f"Only the splits {', '.join(splits)} could be had and were checked."
+        note = f"Only the splits {', '.join(splits)} could be read and were checked."
     else:
         paths = sorted(walk(module.root).paths.to_pylist()) if module.root.is_dir() else []
         if not paths:
-            raise whole
+            raise first_error
         splits["files"] = module.files(paths, paths, Targets.none(len(paths)))
         note = f"All sound files below {module.root} were checked, without splits and classes."
     return replace(Inventory.of_splits(splits), notes=[note]), faults
@@ -186,12 +174,15 @@ def decode(inventory: Inventory, workers: int, bar: Bar, name: str) -> Checks:
     Args:
         inventory: The clips.
         workers: Processes; 0 = this one.
-        bar: Shows how far it is.
-        name: What it calls the set.
+        bar: Shows the progress.
+        name: Of the set, for the bar.
 
     Raises:
-        DataError: A process was ended from outside.
+        DataError: A worker was killed.
     """
+    from peas.data.checks.clips import Checks, check_clips
+    from peas.data.workers import WorkerDied, in_order
+
     clips = inventory.table
     checks = Checks.empty(len(clips))
     progress = bar.of(name)
@@ -212,18 +203,7 @@ def decode(inventory: Inventory, workers: int, bar: Bar, name: str) -> Checks:
 
 
 def _without_classes(inventory: Inventory) -> Inventory:
+    from peas.data.columns import Targets
+
     clips = inventory.table
     return replace(inventory, table=replace(clips, targets=Targets.none(len(clips))))
-
-
-def _other(text: str, module: ClipDataModule) -> tuple[str, ClipDataModule]:
-    """Module of `SET=ROOT[,KEY=VALUE…]`, which mixes channels as the set it is compared with."""
-    name, _, rest = text.partition("=")
-    root, *options = rest.split(",")
-    if name not in SETS or not root or not all("=" in option for option in options):
-        raise ConfigError(
-            f"--against is {text!r}: give SET=ROOT, with one of {', '.join(SETS)} as SET, and "
-            "arguments of the set behind commas: folder=DIR,csv=clips.csv"
-        )
-    argv = [name, root, *(f"--{option}" for option in options), f"--channels={module.channels}"]
-    return text, SetParser("verify --against", "Another set.", argv).parse()[1]

@@ -202,14 +202,14 @@ class PackWriter(ShardWriter[Manifest, Outcome]):
     """
 
     state_file = JOURNAL
-    skip_option = "--on-error skip"
+    skip_option = "--on_error skip"
     option_names = {  # noqa: RUF012
         "set": "SET",
         "frames": "--frames",
         "rate": "--rate",
         "audio": "--format",
         "channels": "--channels",
-        "shard_bytes": "--shard-mb (in bytes)",
+        "shard_bytes": "--shard_mb (in bytes)",
     }
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Arms of an experiment from the folders of their `peas kfold` runs, paired by seed and clip."""
+"""Conditions of an experiment: results of `peas kfold` folders, paired by seed and clip."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from peas.cli.kfold import DONE
+from peas.cli.jobs import DONE
 from peas.errors import DataError
 from peas.utils.text import some
 
 JOB = re.compile(r"fold(\d+)_seed(\d+)")
-PLACE = ("seed_everything", "ckpt_path", "config", "paper", "data.init_args.fold", "masking")
-"""Settings that differ between runs of one comparison: they change no result or all arms alike, or
-are what is compared."""
+UNCOMPARED = ("seed_everything", "ckpt_path", "config", "paper", "data.init_args.fold", "masking")
+"""Settings that may differ between the runs of a comparison: they change no result, change all
+conditions alike, or are what is compared."""
 SHARED = ("n_time", "n_freq", "max_time", "max_freq", "final_phase", "overlap", "stage")
-"""Settings of masking strategies in which arms must agree: one that masks more is another one."""
+"""Settings of masking strategies in which conditions must agree."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What the runs of an arm left. S seeds, N clips.
+class Condition:
+    """Results of a condition's runs. S seeds, N clips.
 
     Attributes:
-        name: Of the arm.
+        name: Of the condition.
         seeds: The seeds, in order.
         ids: Names of the clips, in order.
         target: `[N]` class of each clip.
@@ -52,11 +52,11 @@ class Arm:
     origins: list[str]
 
 
-def read_arm(name: str, folder: Path) -> Arm:
-    """Joins the last epochs of an arm's runs by seed and clip.
+def read_condition(name: str, folder: Path) -> Condition:
+    """Joins the last epochs of a condition's runs by seed and clip.
 
     Args:
-        name: What to call the arm.
+        name: What to call the condition.
         folder: `--out` of its `peas kfold`.
 
     Raises:
@@ -78,16 +78,16 @@ def read_arm(name: str, folder: Path) -> Arm:
         origins.add(origin)
         if (flat(settings), masking(settings)) != (flat(config), masking(config)):
             raise DataError(f"{path} and {jobs[0][2]} have other settings: compare equal runs")
-        for clip, target, right in _last_epoch(path, settings["trainer"]["max_epochs"]):
+        for clip, target, correct in _last_epoch(path, settings["trainer"]["max_epochs"]):
             if clip in by_seed.setdefault(seed, {}):
                 raise DataError(f"{path}: {clip} was scored in another fold of seed {seed} too")
-            by_seed[seed][clip] = target, fold, right
+            by_seed[seed][clip] = target, fold, correct
     first = by_seed[jobs[0][0]]
     for seed, clips in by_seed.items():
         _same_clips(f"{name}, seed {seed}", clips, f"{name}, seed {jobs[0][0]}", first)
     ids = sorted(first)
     table = np.array([[clips[clip] for clip in ids] for clips in by_seed.values()])
-    return Arm(
+    return Condition(
         name,
         seeds=list(by_seed),
         ids=ids,
@@ -101,12 +101,12 @@ def read_arm(name: str, folder: Path) -> Arm:
 
 
 def _settings(run: Path) -> tuple[dict[str, Any], str]:
-    """Settings of a finished run, and what it was made with."""
+    """Settings of a finished run, and the commit and versions that made it."""
     if not (run / DONE).is_file():
-        raise DataError(f"{run} is not finished: call its `peas kfold` again, which goes on")
+        raise DataError(f"{run} is not finished: call its `peas kfold` again to resume")
     environment = json.loads((run / "environment.json").read_text())
     full = environment["commit"] or "unknown"
-    # A plus at its end tells of local changes.
+    # A plus at the end marks local changes.
     commit = full[:7] + "+" * full.endswith("+")
     packages = ("peas", "torch", "lightning", "timm", "numpy")
     versions = ", ".join(f"{key} {environment['versions'][key]}" for key in packages)
@@ -119,40 +119,41 @@ def _last_epoch(run: Path, epochs: int) -> Iterator[tuple[str, int, bool]]:
     file = run / "logits" / "val_last.npz"
     if not file.is_file():
         raise DataError(f"there is no {file}: delete {run} and call `peas kfold` again")
-    with np.load(file) as found:
-        ids, logits, targets, epoch = (found[k] for k in ("ids", "logits", "targets", "epoch"))
+    with np.load(file) as arrays:
+        ids, logits, targets, epoch = (arrays[k] for k in ("ids", "logits", "targets", "epoch"))
     if epoch != epochs - 1:
         raise DataError(f"{file} is of epoch {epoch + 1} of {epochs}: it is not the last one")
     if not np.isfinite(logits).all():
-        raise DataError(f"{file} holds scores that are no numbers: this run has diverged")
+        raise DataError(f"{file} holds non-finite scores: this run has diverged")
     if not ((targets == targets.max(axis=1, keepdims=True)).sum(axis=1) == 1).all():
         raise DataError(f"{file}: clips with several classes have no right or wrong to compare")
     target = targets.argmax(axis=1)
-    for clip, number, right in zip(ids, target, logits.argmax(axis=1) == target, strict=True):
-        yield str(clip), int(number), bool(right)
+    correct = logits.argmax(axis=1) == target
+    for clip, index, hit in zip(ids, target, correct, strict=True):
+        yield str(clip), int(index), bool(hit)
 
 
-def _same_clips(one: str, mine: Any, other: str, theirs: Any) -> None:
+def _same_clips(name: str, clips: Any, other_name: str, other_clips: Any) -> None:
     for first, second, lacking in (
-        (one, other, sorted(set(theirs) - set(mine))),
-        (other, one, sorted(set(mine) - set(theirs))),
+        (name, other_name, sorted(set(other_clips) - set(clips))),
+        (other_name, name, sorted(set(clips) - set(other_clips))),
     ):
         if lacking:
             raise DataError(
                 f"{first} lacks {len(lacking)} clips that {second} has: {some(lacking)}; run "
-                "all folds of each arm and seed"
+                "all folds of each condition and seed"
             )
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their whole keys, without those of `PLACE` and of callbacks."""
-    found: dict[str, Any] = {}
+    """Settings by their full keys, without those of `UNCOMPARED` and of callbacks."""
+    result: dict[str, Any] = {}
     for name, value in settings.items():
         key = f"{prefix}{name}"
-        if key in PLACE or key in ("trainer.callbacks", "trainer.default_root_dir"):
+        if key in UNCOMPARED or key in ("trainer.callbacks", "trainer.default_root_dir"):
             continue
-        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found
+        result |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return result
 
 
 def masking(config: dict[str, Any]) -> dict[str, Any]:
@@ -167,39 +168,42 @@ def masking(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def require_pairs(arms: Sequence[Arm], may_differ: Sequence[str] = ()) -> None:
-    """Whether arms differ in the masking strategy alone.
+def require_pairs(conditions: Sequence[Condition], may_differ: Sequence[str] = ()) -> None:
+    """Whether conditions differ in the masking strategy alone.
 
     Args:
-        arms: The arms, the baseline first.
+        conditions: The conditions, the baseline first.
         may_differ: Settings that may differ all the same, by the beginnings of their keys.
 
     Raises:
         DataError: Seeds, clips, folds, classes or settings differ; the message names which.
     """
-    base = arms[0]
-    for arm in arms[1:]:
-        if arm.seeds != base.seeds:
+    base = conditions[0]
+    for condition in conditions[1:]:
+        if condition.seeds != base.seeds:
             raise DataError(
-                f"{arm.name} has the seeds {arm.seeds}, {base.name} has {base.seeds}: pairs need "
-                "the same seeds"
+                f"{condition.name} has the seeds {condition.seeds}, {base.name} has {base.seeds}: "
+                "pairs need the same seeds"
             )
-        _same_clips(arm.name, arm.ids, base.name, base.ids)
-        for what, mine, theirs in (
-            ("class", arm.target, base.target),
-            ("fold", arm.fold, base.fold),
+        _same_clips(condition.name, condition.ids, base.name, base.ids)
+        for what, values, base_values in (
+            ("class", condition.target, base.target),
+            ("fold", condition.fold, base.fold),
         ):
-            odd = np.flatnonzero(mine != theirs)
-            if len(odd):
-                clips = some([arm.ids[row] for row in odd])
-                raise DataError(f"{arm.name} and {base.name} have clips of another {what}: {clips}")
-        ours, others = flat(arm.config), flat(base.config)
-        keys = [key for key in {**others, **ours} if ours.get(key) != others.get(key)]
+            different = np.flatnonzero(values != base_values)
+            if len(different):
+                clips = some([condition.ids[row] for row in different])
+                raise DataError(
+                    f"{condition.name} and {base.name} have clips of another {what}: {clips}"
+                )
+        settings, base_settings = flat(condition.config), flat(base.config)
+        both = {**base_settings, **settings}
+        keys = [key for key in both if settings.get(key) != base_settings.get(key)]
         keys = [key for key in keys if not any(map(key.startswith, may_differ))]
-        masks = masking(arm.config), masking(base.config)
+        masks = masking(condition.config), masking(base.config)
         keys += [f"{key} of the masks" for key in SHARED if masks[0].get(key) != masks[1].get(key)]
         if keys:
             raise DataError(
-                f"{arm.name} and {base.name} differ in {some(keys, 8)}: arms may differ in the "
-                "masking strategy alone (--may-differ KEY allows another key)"
+                f"{condition.name} and {base.name} differ in {some(keys, 8)}: conditions may "
+                "differ in the masking strategy alone (--may-differ KEY allows another key)"
             )

@@ -1,13 +1,13 @@
-"""A sweep file of W&B: read, checked, and expanded into commands by wandb's own code.
+"""A sweep file of W&B: read, checked, and expanded into commands.
 
-Which point comes next is said by the package `sweeps`, which W&B's server runs; what its values
-become on the command line by `wandb.sdk.launch.sweeps`, which the agent runs. Here is only what
-stands between the two: the server sends values as JSON, and the agent replaces macros.
+The package `sweeps`, which W&B's server runs, chooses the points. The rest is what the server and
+W&B's agent do with a point: the server sends its values as JSON, and the agent makes a command.
 """
 
 import copy
 import hashlib
 import json
+import os
 import random
 import re
 import sys
@@ -49,7 +49,7 @@ class Sweep:
     Attributes:
         file: Its path.
         config: What it holds, valid for W&B.
-        seed: Of the points that are drawn.
+        seed: Of random points.
     """
 
     file: Path
@@ -73,7 +73,7 @@ class Sweep:
 
     @property
     def local_id(self) -> str:
-        """A sweep's id that is known here alone, the same for the same file and seed."""
+        """An id of the sweep on this machine, the same for the same file and seed."""
         text = json.dumps([self.config, self.seed], sort_keys=True, default=str)
         return f"local-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
@@ -83,13 +83,13 @@ class Sweep:
         parameters = self.config["parameters"]
         return sorted(name for name, how in parameters.items() if "value" not in how)
 
-    def count(self, asked: int | None) -> int | None:
+    def count(self, limit: int | None) -> int | None:
         """Number of points, the user's or the file's own limit; None = all of a grid.
 
         Raises:
-            ConfigError: Points are drawn, and nobody says how many.
+            ConfigError: Points are random, and there is no limit.
         """
-        limits = [n for n in (asked, self.config.get("run_cap")) if n is not None]
+        limits = [n for n in (limit, self.config.get("run_cap")) if n is not None]
         if not limits and self.config["method"] != "grid":
             raise ConfigError(
                 f"{self.file}: `method` is {self.config['method']}, which never ends: give "
@@ -98,7 +98,7 @@ class Sweep:
         return min(limits, default=None)
 
     def points(self, count: int | None) -> list[Args]:
-        """The first points of a grid or of random draws; more points begin with the same ones.
+        """The first points of a grid or of random ones; more points begin with the same ones.
 
         Args:
             count: How many; None = the whole grid.
@@ -110,7 +110,7 @@ class Sweep:
         number = sys.maxsize if count is None else count
         return [self._sent(run) for run in self._next([], number, self.seed) if run is not None]
 
-    def following(self, before: Sequence[Measured]) -> Args:
+    def following(self, finished: Sequence[Measured]) -> Args:
         """The point after finished ones, by a Gaussian process.
 
         Raises:
@@ -119,37 +119,39 @@ class Sweep:
         sweeps = _engine()
         runs = [
             sweeps.SweepRun(
-                name=str(place),
+                name=str(index),
                 state=sweeps.RunState.finished,
-                config=one.args,
-                history=[{self.metric: value} for value in one.curve],
-                summaryMetrics={self.metric: one.curve[-1]},
+                config=point.args,
+                history=[{self.metric: value} for value in point.curve],
+                summaryMetrics={self.metric: point.curve[-1]},
             )
-            for place, one in enumerate(before)
+            for index, point in enumerate(finished)
         ]
         # Another seed for each point, else all of them would try the same candidates.
         return self._sent(self._next(runs, 1, self.seed + len(runs))[0])
 
     def _next(self, runs: list[Any], number: int, seed: int) -> Sequence[Any]:
         sweeps = _engine()
-        # The engine draws from both global generators.
+        # The engine uses both global generators.
         states = random.getstate(), np.random.get_state()
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
-            found: Sequence[Any] = sweeps.next_runs(copy.deepcopy(self.config), runs, n=number)
+            runs_of_points: Sequence[Any] = sweeps.next_runs(
+                copy.deepcopy(self.config), runs, n=number
+            )
         except (ValueError, AssertionError) as error:
             raise ConfigError(f"{self.file}: {error}") from error
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-        return found
+        return runs_of_points
 
     def _sent(self, run: Any) -> Args:
         """A point's values as they arrive, through JSON."""
         args: Args = json.loads(json.dumps(run.config, default=lambda number: number.item()))
-        for name, given in args.items():
-            if None in _flat(given["value"]):
+        for name, entry in args.items():
+            if None in _flat(entry["value"]):
                 raise ConfigError(
                     f"{self.file}: `{name}` is null, which the agent writes as None, a word: "
                     'give the text "null", in quotes'
@@ -162,27 +164,27 @@ class Sweep:
         Raises:
             ConfigError: The file's `command` has a macro that the agent does not know.
         """
-        from wandb.sdk.launch.sweeps import utils
-
-        words = utils.create_sweep_command(copy.deepcopy(self.config["command"]))
-        macros = {
-            **utils.create_sweep_command_args({"args": args}),
-            "program": [self.config["program"]],
-            "env": ["/usr/bin/env"],
-        }
-        command: list[str] = []
-        for word in map(str, words):
-            found = re.fullmatch(r"\$\{(.*)\}", word)
-            if found is None:
-                command.append(word)
-            elif isinstance(macros.get(found[1]), list):
-                command += macros[found[1]]
+        words: list[str] = []
+        for word in map(str, self.config["command"]):
+            macro = re.fullmatch(r"\$\{(.*)\}", word)
+            name = macro[1] if macro else ""
+            if not macro:
+                words.append(word)
+            elif name == "args":
+                words += [f"--{key}={entry['value']}" for key, entry in args.items()]
+            elif name == "args_no_equals":
+                for key, entry in args.items():
+                    words += [f"--{key}", str(entry["value"])]
+            elif name in ("program", "env"):
+                words.append(self.config["program"] if name == "program" else "/usr/bin/env")
+            elif variable := re.fullmatch(r"envvar:(\w+)", name):
+                words.append(os.environ.get(variable[1], variable[1]))
             else:
                 raise ConfigError(
-                    f"{self.file}: `command` has {word}, which is nothing to `peas`: use "
+                    f"{self.file}: `command` has {word}, which peas does not know: use "
                     "${env}, ${program} and ${args}"
                 )
-        return command
+        return words
 
 
 def read_sweep(file: Path, seed: int = 0) -> Sweep:
@@ -190,10 +192,10 @@ def read_sweep(file: Path, seed: int = 0) -> Sweep:
 
     Args:
         file: In W&B's format.
-        seed: Of the points that are drawn.
+        seed: Of random points.
 
     Raises:
-        ConfigError: The file is missing, is no sweep for W&B, does not run `peas fit`, has no
+        ConfigError: The file is missing, is not a valid sweep, does not run `peas fit`, has no
             metric, or needs W&B's server; or the package `sweeps` is not installed.
     """
     try:
@@ -252,7 +254,7 @@ def _require_fit(file: Path, config: dict[str, Any]) -> None:
     assert isinstance(command, list)
     if "--config" in command and command.index("--config") > command.index("${args}"):
         raise ConfigError(
-            f"{file}: `command` has ${{args}} before --config, which then takes them back: put "
+            f"{file}: `command` has ${{args}} before --config, which then overrides them: put "
             "--config first"
         )
 
@@ -260,7 +262,7 @@ def _require_fit(file: Path, config: dict[str, Any]) -> None:
 def _flat(value: Any) -> list[Any]:
     """The scalars of a value."""
     if isinstance(value, dict):
-        return [one for part in value.values() for one in _flat(part)]
+        return [scalar for part in value.values() for scalar in _flat(part)]
     if isinstance(value, list):
-        return [one for part in value for one in _flat(part)]
+        return [scalar for part in value for scalar in _flat(part)]
     return [value]
