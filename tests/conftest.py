@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,38 +23,6 @@ import torch
 torch.set_num_threads(1)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the seed of the tests' order."""
-    help_text = "seed of the random order of files and of the tests in each; 0 = as written"
-    parser.addoption("--order-seed", type=int, default=None, help=help_text)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Chooses a seed; pytest-xdist passes it on to its workers."""
-    if config.option.order_seed is None:
-        config.option.order_seed = int(time.time()) % 10_000 + 1
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    """Prints the seed."""
-    return f"order seed: {config.option.order_seed} (repeat with --order-seed)"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffles the files, and the tests of each."""
-    if not (seed := config.option.order_seed):
-        return
-    shuffled = random.Random(seed)
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    order = list(files)
-    shuffled.shuffle(order)
-    for path in order:
-        shuffled.shuffle(files[path])
-    items[:] = [item for path in order for item in files[path]]
 
 
 def _seed() -> None:
