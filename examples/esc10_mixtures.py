@@ -2,9 +2,9 @@
 
 Each mixture is two clips of one fold, of different classes and different source recordings (the
 Freesound id in the file name). Both are brought to the same loudness (root mean square where there
-is sound), then apart by a difference drawn from -5 to 5 dB, added from their starts, and
-scaled to a peak of 0.9. All draws follow from `--seed`. One fold is the evaluation set and the
-others are for training, so no recording is in both. DIR then holds
+is sound), then apart by a difference uniform in -5 to 5 dB, added from their starts, and
+scaled to a peak of 0.9. All random numbers follow from `--seed`. One fold is the evaluation set
+and the others are for training, so no recording is in both. DIR then holds
 
     audio/<id>.flac                 mono, 16 kHz
     balanced_train_segments.csv     lists in AudioSet's form, read with `subset: as20k`
@@ -71,7 +71,7 @@ def draw(inventory: Inventory, per_fold: int, seed: int) -> list[Mixture]:
     Args:
         inventory: The clips, by fold.
         per_fold: Mixtures of a fold.
-        seed: Of all draws.
+        seed: Of all random numbers.
     """
     table = inventory.table
     classes = table.targets.classes
@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("out", type=Path, help="folder of the set that is made")
     parser.add_argument("--per-fold", type=int, default=200, help="mixtures a fold (default 200)")
     parser.add_argument("--test-fold", type=int, default=5, help="fold that is tested (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     parser.add_argument("--format", choices=["flac", "wav"], default="flac")
     parser.add_argument("--esc50", action="store_true", help="all classes, not ESC-10's ten alone")
     options = parser.parse_args(argv)

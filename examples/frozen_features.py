@@ -235,14 +235,14 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---:|---:|---:|---|",
     ]
     for name, seeds in rows.items():
-        cells = []
+        columns = []
         for kind in ("knn", "probe"):
             values = [100 * statistics.mean(seed[kind]) for seed in seeds]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
+            columns.append(f"{statistics.mean(values):.1f}{spread}")
         folds = 100 * np.mean([seed["probe"] for seed in seeds], axis=0)
         by_fold = ", ".join(f"{value:.1f}" for value in folds)
-        lines.append(f"| {name} | {len(seeds)} | {cells[0]} | {cells[1]} | {by_fold} |")
+        lines.append(f"| {name} | {len(seeds)} | {columns[0]} | {columns[1]} | {by_fold} |")
     return "\n".join(lines)
 
 

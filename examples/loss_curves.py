@@ -1,7 +1,7 @@
-"""Error of pretraining runs beside that of their trivial predictors, epoch by epoch, as a picture.
+"""Error of pretraining runs beside that of their constant baselines, epoch by epoch, as a plot.
 
-Each panel is one objective: the share of the trivial predictor's error that is left, on the clips
-held out. 1 is no better than a constant. Several runs of one name are drawn in one colour.
+Each panel is one objective: the share of the baseline's error that is left, on the clips
+held out. 1 is no better than a constant. Several runs of one name have one colour.
 
 Commands:
 
@@ -23,14 +23,14 @@ from matplotlib.ticker import MaxNLocator
 from peas.errors import DataError
 
 PANELS = {
-    "hidden patches drawn": ("val/valid_mse", "val/baseline_mse"),
+    "masked patches reconstructed": ("val/valid_mse", "val/baseline_mse"),
     "teacher's features": ("val/feature_mse", "val/baseline_feature_mse"),
     "classes": ("val/classification", "val/baseline_classification"),
 }
 
 
 def read_run(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Share of the trivial error that is left, `[(epoch, share)]` of each panel of a run.
+    """Share of the baseline error that is left, `[(epoch, share)]` of each panel of a run.
 
     Args:
         run: Folder of a run, with `logs/version_*/metrics.csv`.
@@ -42,9 +42,9 @@ def read_run(run: Path) -> dict[str, list[tuple[int, float]]]:
     for file in sorted(run.glob("logs/version_*/metrics.csv")):
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines):
-                for panel, (error, trivial) in PANELS.items():
-                    if row.get(error) and row.get(trivial):
-                        share = float(row[error]) / float(row[trivial])
+                for panel, (error, baseline) in PANELS.items():
+                    if row.get(error) and row.get(baseline):
+                        share = float(row[error]) / float(row[baseline])
                         found[panel].append((int(row["epoch"]) + 1, share))
     if not found:
         raise DataError(
@@ -55,7 +55,7 @@ def read_run(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def draw(runs: list[tuple[str, Path]], out: Path) -> None:
-    """Draw all runs into one picture."""
+    """Plot all runs in one figure."""
     read = [(name, read_run(folder)) for name, folder in runs]
     panels = [panel for panel in PANELS if any(panel in found for _, found in read)]
     names = list(dict.fromkeys(name for name, _ in read))
@@ -74,7 +74,7 @@ def draw(runs: list[tuple[str, Path]], out: Path) -> None:
             told.add(name)
         axis.axhline(1.0, color="0.4", linestyle="--", linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=panel, xlabel="epoch", ylabel="error / trivial error")
+        axis.set(title=panel, xlabel="epoch", ylabel="error / baseline error")
         axis.legend(fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

@@ -38,7 +38,7 @@ class TimmViT(Encoder):
         self.shape = {key: value for key, value in shape.items() if value is not None}
 
     def make(self, needs: Collection[Need] | None) -> None:
-        """Makes the transformer. timm's picture is the log-mel [T, F], so tokens are time-major."""
+        """Makes the transformer. timm's image is the log-mel [T, F], so tokens are time-major."""
         self.vit = timm.create_model(
             self.name,
             img_size=(self.frames, self.mels),

@@ -17,7 +17,7 @@ class BandEnergies(Teacher):
 
     Args:
         bands: Rows of the map.
-        width: Features of a cell.
+        width: Features of a bin.
         seed: Of the projection.
     """
 

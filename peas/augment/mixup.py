@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 ROLL_GAIN_NUMBERS = 20
-"""Uniform draws of one clip that `roll_and_gain` takes."""
+"""Uniform random numbers of one clip that `roll_and_gain` takes."""
 
 
 def mix(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -30,7 +30,7 @@ class Defaults:
         run_files: `config.yaml`, `environment.json` and `labels.csv` in the run's folder.
         csv_log: `logs/version_N/metrics.csv`.
         wandb: With a W&B logger: its files in the run's folder, the best value of each metric,
-            tables of class scores, and a run that goes on without W&B when that fails.
+            tables of class scores, and a run that continues without W&B when that fails.
         outputs: `logits/*.npz` with tables of class scores. `predict` always writes
             `predictions.csv`.
         bad_clips: Counts bad clips after each epoch, as `data/unreadable` where they are skipped.

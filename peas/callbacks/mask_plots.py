@@ -27,7 +27,7 @@ from peas.errors import ConfigError
 from peas.masking.blocks import blocks_to_mask, cross
 from peas.masking.peas.scores import error_maps
 from peas.masking.peas.selector import (
-    DRAWS,
+    NUMBERS,
     AxisPlan,
     Selection,
     marginals,
@@ -224,7 +224,7 @@ def _conventional(strategy: BlockMasking, context: MaskingContext, x: Tensor, on
     """`[T, F]` bool: one random block an axis for a clip, of the strategy's mask parameters."""
     lines = (
         blocks_to_mask(
-            random_plan(context.rand(axis, 1, DRAWS)[one], Selection(width), size).blocks, size
+            random_plan(context.rand(axis, 1, NUMBERS)[one], Selection(width), size).blocks, size
         )
         for axis, width, size in (
             ("time", strategy.max_time, x.shape[1]),

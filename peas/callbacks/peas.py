@@ -1,4 +1,4 @@
-"""PEAS: masks where the model's own errors are large, more of them as training goes on."""
+"""PEAS: masks where the model's own errors are large, more of them as training proceeds."""
 
 import math
 from typing import Any, Literal

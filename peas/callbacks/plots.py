@@ -42,7 +42,7 @@ def error_scale(errors: Tensor) -> dict[str, Any]:
 
 def add_map(
     figure: Figure,
-    cell: Any,
+    box: Any,
     values: Tensor,
     title: str,
     extent: tuple[float, float],
@@ -53,14 +53,14 @@ def add_map(
 
     Args:
         figure: The page.
-        cell: Of its grid.
+        box: Where on its grid.
         values: `[T, F]`, NaN where there is nothing to show.
         title: Of the panel.
         extent: Seconds and mel bins that the map covers.
         unit: Label of the colour bar.
         scale: Colour scale, for matplotlib's `imshow`.
     """
-    axes = figure.add_subplot(cell)
+    axes = figure.add_subplot(box)
     image = axes.imshow(
         values.T.numpy(),
         origin="lower",

@@ -297,14 +297,14 @@ def plot_clip(view: ReconstructionView) -> Figure:
         scale = error_scale(error[view.masked])
         _map(figure, grid[1, 3:], error, title, "squared error", view, **scale)
     if view.features is not None:
-        cells = [grid[rows - 1, 2 * i : 2 * i + 2] for i in range(3)]
-        _plot_features(figure, cells, view, view.features)
+        boxes = [grid[rows - 1, 2 * i : 2 * i + 2] for i in range(3)]
+        _plot_features(figure, boxes, view, view.features)
     figure.suptitle(view.title, parse_math=False)
     return figure
 
 
 def _plot_features(
-    figure: Figure, cells: list[Any], view: ReconstructionView, features: FeatureView
+    figure: Figure, boxes: list[Any], view: ReconstructionView, features: FeatureView
 ) -> None:
     reach = float(features.target.nan_to_num().abs().max()) or 1.0
     scale = {"vmin": -reach, "vmax": reach, "cmap": "coolwarm"}
@@ -313,16 +313,16 @@ def _plot_features(
         f"principal component, {features.share:.0%} of the variance"
     )
     unit = "along the component"
-    _map(figure, cells[0], features.target.T, title, unit, view, **scale)
+    _map(figure, boxes[0], features.target.T, title, unit, view, **scale)
     title = "(f) their prediction\non the same component"
-    _map(figure, cells[1], features.predicted.T, title, unit, view, **scale)
+    _map(figure, boxes[1], features.predicted.T, title, unit, view, **scale)
     title = (
         f"(g) cosine of target and prediction: mean {float(features.cosine.nanmean()):.3f}\n"
         f"(the clip's mean target has {features.constant:.3f})"
     )
     low = min(0.0, float(features.cosine.nan_to_num(1.0).min()))
     scale = {"vmin": low, "vmax": 1.0, "cmap": "viridis"}
-    _map(figure, cells[2], features.cosine.T, title, "cosine", view, **scale)
+    _map(figure, boxes[2], features.cosine.T, title, "cosine", view, **scale)
 
 
 def _map(

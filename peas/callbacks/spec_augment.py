@@ -15,7 +15,7 @@ from peas.callbacks.masking import MaskingContext, MaskingStrategy
 from peas.errors import ConfigError
 from peas.masking.blocks import Overlap, blocks_to_mask, check_width, cross
 from peas.masking.peas.schedule import final_phase
-from peas.masking.peas.selector import DRAWS, AxisPlan, Selection, random_plan
+from peas.masking.peas.selector import NUMBERS, AxisPlan, Selection, random_plan
 from peas.tasks.augmentation import Stage
 from peas.tasks.base import BaseTask
 from peas.training.distributed import gather, is_first
@@ -71,8 +71,8 @@ class BlockMasking(MaskingStrategy):
         )
 
     def rand(self, context: MaskingContext, axis: str, count: int) -> Tensor:
-        """Random numbers `[B, count, DRAWS]` of one axis, the same for every block strategy."""
-        return context.rand(axis, count, DRAWS)
+        """Random numbers `[B, count, NUMBERS]` of one axis, the same for every block strategy."""
+        return context.rand(axis, count, NUMBERS)
 
     # --- hooks ------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class StrictParser(ArgumentParser):
 
     error_class: type[ConfigError] = ConfigError
     null_anywhere = False
-    """Whether null is allowed for arguments whose types do not say so."""
+    """Whether null is allowed for arguments whose types do not include it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "peas", "allow_abbrev": False, **kwargs})

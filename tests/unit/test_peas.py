@@ -17,7 +17,7 @@ from peas.masking.peas.scores import (
     standardise,
 )
 from peas.masking.peas.selector import (
-    DRAWS,
+    NUMBERS,
     Select,
     Selection,
     adaptive_blocks,
@@ -288,7 +288,9 @@ def test_second_window_looks_for_the_remaining_sound() -> None:
     ok = torch.zeros(200, 100, dtype=torch.bool)
     ok[:, 70:90] = True
     marginal[:, 70:80] = 1.0
-    plan = adaptive_blocks(marginal, torch.tensor([2]), draws(200, 2, DRAWS), Selection(10), ok=ok)
+    plan = adaptive_blocks(
+        marginal, torch.tensor([2]), draws(200, 2, NUMBERS), Selection(10), ok=ok
+    )
     assert (plan.window_start == torch.tensor([70, 80])).all()
 
 
@@ -415,7 +417,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_plan_obeys_its_settings(settings: Selection) -> None:
     batch, n, size = 60, 3, 128
-    u, marginal = draws(batch, n, DRAWS), draws(batch, size, seed=1)
+    u, marginal = draws(batch, n, NUMBERS), draws(batch, size, seed=1)
     n_adaptive = torch.arange(batch) % (n + 1)
     plan = adaptive_blocks(marginal, n_adaptive, u, settings)
     start, width = plan.blocks
@@ -452,14 +454,14 @@ def test_plan_obeys_its_settings(settings: Selection) -> None:
 
 
 def test_plan_places_its_masks_in_its_windows() -> None:
-    marginal, u = draws(9, 512), draws(9, 3, DRAWS)
+    marginal, u = draws(9, 512), draws(9, 3, NUMBERS)
     plan = adaptive_blocks(marginal, torch.tensor([3]), u, Selection(96))
     placed = place_blocks(plan.window_start, 96, u, 96, 512)
     assert torch.equal(plan.blocks.start, placed.start)
 
 
 def test_plan_breaks_ties_by_the_third_draw() -> None:
-    constant, u = torch.ones(50, 128), draws(50, 2, DRAWS)
+    constant, u = torch.ones(50, 128), draws(50, 2, NUMBERS)
     plan = adaptive_blocks(constant, torch.tensor([2]), u, Selection(24))
     # The first window has 105 starts to choose from.
     assert torch.equal(plan.window_start[:, 0], (u[:, 0, 2] * 105).long())
@@ -467,7 +469,7 @@ def test_plan_breaks_ties_by_the_third_draw() -> None:
 
 
 def test_masks_in_neighbouring_windows_make_room_inside_them() -> None:
-    u, marginal = draws(400, 2, DRAWS), torch.arange(128.0).expand(400, 128)
+    u, marginal = draws(400, 2, NUMBERS), torch.arange(128.0).expand(400, 128)
     plan = adaptive_blocks(
         marginal, torch.tensor([2]), u, Selection(24, select="topk", fixed_width=6)
     )
@@ -481,7 +483,7 @@ def test_masks_in_neighbouring_windows_make_room_inside_them() -> None:
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])
 @pytest.mark.parametrize("fixed", [None, 24])
 def test_no_adaptive_block_is_random_masking(overlap: str, fixed: int | None) -> None:
-    u = draws(200, 3, DRAWS)
+    u = draws(200, 3, NUMBERS)
     settings = Selection(48, overlap=overlap, fixed_width=fixed)  # type: ignore[arg-type]
     plan = adaptive_blocks(draws(200, 128, seed=1), torch.zeros(200).long(), u, settings)
     random = random_plan(u, settings, 128)
@@ -492,7 +494,7 @@ def test_no_adaptive_block_is_random_masking(overlap: str, fixed: int | None) ->
 
 
 def test_random_blocks_avoid_the_adaptive_ones_and_leave_them_alone() -> None:
-    u, marginal = draws(200, 2, DRAWS), draws(200, 160, seed=1)
+    u, marginal = draws(200, 2, NUMBERS), draws(200, 160, seed=1)
     settings = Selection(48, fixed_width=24)
     one = adaptive_blocks(marginal, torch.tensor([1]), u, settings)
     two = adaptive_blocks(marginal, torch.tensor([2]), u, settings)
@@ -503,7 +505,7 @@ def test_random_blocks_avoid_the_adaptive_ones_and_leave_them_alone() -> None:
 def test_crowded_axis_hides_as_much_as_it_can() -> None:
     # Four masks of 24 on 128 cells fit only when none cuts the room badly; seven never fit.
     plan = adaptive_blocks(
-        draws(50, 128), torch.tensor([7]), draws(50, 7, DRAWS), Selection(48, fixed_width=24)
+        draws(50, 128), torch.tensor([7]), draws(50, 7, NUMBERS), Selection(48, fixed_width=24)
     )
     mask = blocks_to_mask(plan.blocks, 128)
     assert (mask.sum(1) <= 128).all()
@@ -512,7 +514,7 @@ def test_crowded_axis_hides_as_much_as_it_can() -> None:
 
 @pytest.mark.parametrize("overlap", ["allow", "forbid"])
 def test_plan_of_a_clip_does_not_depend_on_its_batch(overlap: str) -> None:
-    u, marginal = draws(8, 3, DRAWS), draws(8, 128, seed=1)
+    u, marginal = draws(8, 3, NUMBERS), draws(8, 128, seed=1)
     settings = Selection(48, "sampled", "best", overlap=overlap)  # type: ignore[arg-type]
     n_adaptive = torch.arange(8) % 4
     whole = adaptive_blocks(marginal, n_adaptive, u, settings)

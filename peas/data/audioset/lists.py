@@ -145,7 +145,7 @@ def segment_clips(listing: Listing, context: Context) -> ListedClips:
     """Clips of a `*_segments.csv`, whose sound is found by file name.
 
     Lines that begin with `#` (the official three at the top) and empty ones are skipped. The
-    official lines have a space after each comma, which makes CSV readers miss the quotes of the
+    official lines have a space after each comma, which makes CSV parsers miss the quotes of the
     last field; here the first three commas separate the fields.
 
     Raises:

@@ -101,7 +101,7 @@ def parquet_clips(listing: Listing, context: Context) -> ListedClips:
 
     table = _arrow(files, [name for name in (identity, "audio", label) if name])
     audio = table.data.column("audio")
-    # In one piece: looking up a name in a column of many pieces costs more than the name.
+    # One chunk: looking up a name in a column of many pieces costs more than the name.
     names = table.data.column(identity) if identity else pc.struct_field(audio, "path")
     ids = pa.concat_arrays([pa.array([], pa.large_string()), *names.cast(pa.large_string()).chunks])
     if not identity:

@@ -1,4 +1,4 @@
-"""Tables of classes: those of the public data sets (origins in the README), and a reader."""
+"""Tables of classes: those of the public data sets (origins in the README), and how one is read."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def start_penalty(select: Select, used: Tensor, taken: Tensor, width: Tensor) ->
 BlockWidth = Literal["max", "expected", "sampled"]
 Placement = Literal["uniform", "start", "centre", "best"]
 
-DRAWS = 3
+NUMBERS = 3
 """Random numbers of one block: width, position, choice among equal windows."""
 
 
@@ -260,7 +260,7 @@ def random_plan(u: Tensor, settings: Selection, size: int, *, key: str = "max_wi
     """A plan of random blocks only; `adaptive_blocks` with no adaptive block gives the same.
 
     Args:
-        u: `[B, n, DRAWS]` random numbers.
+        u: `[B, n, NUMBERS]` random numbers.
         settings: Of which `max_width`, `fixed_width` and `overlap` matter here.
         size: Bins of the axis.
         key: Name of the mask parameter, for messages.
@@ -291,7 +291,7 @@ def adaptive_blocks(
     Args:
         marginal: `[B, L]` mean score of each bin of the axis.
         n_adaptive: `[B]` (or `[1]`) int64, adaptive blocks of each clip, 0 .. n.
-        u: `[B, n, DRAWS]` random numbers of n blocks: width, position, choice among equal windows.
+        u: `[B, n, NUMBERS]` random numbers of n blocks: width, position, choice of equal windows.
         settings: How blocks are chosen.
         ok: `[B, L]` (or `[1, L]`) bool, bins that count; None = all.
         key: Name of the mask parameter, for messages.

@@ -252,7 +252,7 @@ def _require(content: Mapping[str, Any], expected: Mapping[str, object], file: P
 
 
 def _require_front_end(audio: Mapping[str, Tensor], where: str) -> None:
-    """Refuse a tower that was trained on another log-mel than ours; its filters say so."""
+    """Refuse a tower that was trained on another log-mel than ours, by its filters."""
     theirs, ours = audio.get(f"{TOWER}logmel_extractor.melW"), htsat.mel_bank()
     if theirs is None:
         return
