@@ -1,6 +1,7 @@
 """Every shipped sweep becomes commands that `peas fit` reads, and the local loop runs them."""
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +22,13 @@ from peas.data import ESC50, AudioFolder, Mixture, PackedSet
 from peas.data.module import refuse_selection_on_test
 from peas.errors import ConfigError, PeasError
 
+pytestmark = [
+    pytest.mark.needs_numpy1,
+    pytest.mark.skipif(
+        importlib.util.find_spec("sweeps") is None, reason="needs W&B's sweeps: make test-clap"
+    ),
+]
+
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 POINTS = {
@@ -33,7 +41,7 @@ POINTS = {
     "finetune_rate_layer_decay": None,
     "peas_open_choices": None,
 }
-"""Points of a grid; None = drawn."""
+"""Points of a grid; None = sampled."""
 
 BASE: dict[str, Any] = {
     "program": "peas",
