@@ -22,7 +22,8 @@ import torch
 
 torch.set_num_threads(1)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
+# Not SIGCHLD: torch sets its handler once in a process, and would miss workers that die.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def _seed() -> None:
