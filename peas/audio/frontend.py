@@ -202,7 +202,7 @@ class KaldiLogMel(FrontEnd):
             def normalise(energies: Tensor, clips: slice, times: slice) -> None:
                 # A margin far below a real difference and far above an error of the logarithm.
                 loud[clips, times] = energies.amax(dim=2) > SILENCE + 1e-4
-                energies.sub_(self.mean).div_(2 * self.std)
+                self.normalise_(energies)
 
             log_mel_energies(centred, bank, log_mel[:, :count], normalise)
 

@@ -36,7 +36,11 @@ class Normalisation(nn.Module):
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Subtract the mean and divide by twice the standard deviation, as SSAST does."""
-        return (log_mel - self.mean) / (2 * self.std)
+        return self.normalise_(log_mel.clone())
+
+    def normalise_(self, log_mel: Tensor) -> Tensor:
+        """The same in place."""
+        return log_mel.sub_(self.mean).div_(2 * self.std)
 
     def fill_value(self, kind: Literal["raw_zero", "zero"]) -> Tensor:
         """Normalised value of a masked bin.

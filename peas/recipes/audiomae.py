@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from peas.errors import ConfigError
 from peas.models.encoder import Encoder
 from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
+from peas.recipes.learning_rate import cosine_factor
 from peas.recipes.parameter_groups import decay_groups, layer_groups
 
 
@@ -146,24 +147,3 @@ class AudioMAEPretrainingRecipe(Recipe):
     def warmup(self, run: RunLength) -> tuple[str, float]:
         """`warmup_epochs`."""
         return "warmup_epochs", self.warmup_epochs * run.steps_per_epoch
-
-
-def cosine_factor(
-    progress_epochs: float, warmup_epochs: float, epochs: float, min_factor: float = 0.0
-) -> float:
-    """Linear warm-up from zero, then half a cosine down to `min_factor` (AudioMAE, MAE).
-
-    Args:
-        progress_epochs: Epochs trained so far, with the fraction of the current one; so the rate
-            changes in every iteration.
-        warmup_epochs: Length of the warm-up; 0 is off.
-        epochs: Epochs of the run, warm-up included.
-        min_factor: Factor at the end, the recipe's least rate over its rate. The warm-up begins
-            at 0 all the same, as officially.
-    """
-    if progress_epochs < warmup_epochs:
-        return progress_epochs / warmup_epochs
-    if progress_epochs >= epochs:
-        return min_factor
-    share = (progress_epochs - warmup_epochs) / (epochs - warmup_epochs)
-    return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -118,26 +118,3 @@ class Recipe(Part, ABC):
 def key(name: str) -> str:
     """Name of a setting in messages."""
     return f"`model.init_args.recipe.init_args.{name}`"
-
-
-def global_lr(lr: float, base_batch_size: int | None, global_batch: int | None) -> float:
-    """Learning rate of a run, from the rate that its recipe states.
-
-    Args:
-        lr: The recipe's rate.
-        base_batch_size: Batch that `lr` is meant for: `lr * global_batch / base_batch_size`. None
-            uses `lr` as it is.
-        global_batch: Clips of one optimiser step: those of a batch, times processes, times
-            accumulated batches. None = unknown.
-
-    Raises:
-        ConfigError: The batch size is needed and unknown.
-    """
-    if base_batch_size is None:
-        return lr
-    if global_batch is None:
-        raise ConfigError(
-            f"{key('base_batch_size')} is {base_batch_size}, which needs the data module's batch "
-            "size: give `data`, or set it to null to use `lr` as it is"
-        )
-    return lr * global_batch / base_batch_size

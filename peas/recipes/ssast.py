@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from peas.errors import CheckpointError, ConfigError
 from peas.models.encoder import Encoder
 from peas.recipes.base import OnNonFinite, Recipe, RunLength, key
+from peas.recipes.learning_rate import staircase_warmup, step_decay
 from peas.recipes.parameter_groups import head_groups
 
 CLASSIFIER = ("fc_norm", "head")
@@ -230,35 +231,3 @@ def next_plateau(
     if state.bad + 1 > patience:
         return Plateau(state.best, 0, state.factor * factor, step)
     return Plateau(state.best, state.bad + 1, state.factor, step)
-
-
-def staircase_warmup(step: int, steps: int, every: int = 50) -> float:
-    """Warm-up of the official SSAST code: a rising staircase that starts at zero.
-
-    The rate is updated at every 50th step to `step / steps`, so the first 50 steps train at zero.
-
-    Args:
-        step: Optimiser step, from 0.
-        steps: Length of the warm-up; 0 switches it off.
-        every: Width of one stair.
-    """
-    if steps <= 0 or step >= steps:
-        return 1.0
-    return (step // every) * every / steps
-
-
-def step_decay(epoch: int, start: int | None, gamma: float, every: int = 1) -> float:
-    """Decay by `gamma` every so many epochs from `start` on (`MultiStepLR` with such milestones).
-
-    Epochs 0 … start-1 run at the full rate, epoch `start` at `gamma`, `every` epochs later at
-    `gamma²`.
-
-    Args:
-        epoch: Epoch, from 0.
-        start: First epoch of the decay; `None` switches it off.
-        gamma: Factor of one decay, 0.85 in SSAST's recipes for ESC-50 and Speech Commands.
-        every: Epochs from one decay to the next; 5 in its recipe for AudioSet's balanced part.
-    """
-    if start is None or epoch < start:
-        return 1.0
-    return float(gamma ** ((epoch - start) // every + 1))

@@ -25,7 +25,8 @@ from peas.models.encoder import Encoder, compile_blocks
 from peas.models.weights import read_state
 from peas.models.weights.checking import check_run
 from peas.parts import made, plain
-from peas.recipes.base import Recipe, RunLength, global_lr
+from peas.recipes.base import Recipe, RunLength
+from peas.recipes.learning_rate import global_lr
 from peas.tasks import restoring
 from peas.training import randomness, run_clips
 from peas.training.distributed import is_first

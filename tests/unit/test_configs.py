@@ -15,7 +15,7 @@ from peas import tasks
 from peas.cli.results import differences
 from peas.parts import class_path
 from peas.recipes import AudioMAERecipe
-from peas.recipes.base import global_lr
+from peas.recipes.learning_rate import global_lr
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -15,10 +15,10 @@ from peas.recipes import (
     AudioMAEPretrainingRecipe,
     SSASTPretrainingRecipe,
 )
-from peas.recipes.audiomae import AudioMAERecipe, cosine_factor
-from peas.recipes.base import global_lr
+from peas.recipes.audiomae import AudioMAERecipe
+from peas.recipes.learning_rate import cosine_factor, global_lr, staircase_warmup, step_decay
 from peas.recipes.parameter_groups import decay_groups, head_groups, layer_groups
-from peas.recipes.ssast import SSASTRecipe, staircase_warmup, step_decay
+from peas.recipes.ssast import SSASTRecipe
 from peas.tasks import Classification, Pretraining
 
 
