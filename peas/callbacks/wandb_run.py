@@ -2,6 +2,7 @@
 
 import csv
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import wraps
@@ -16,7 +17,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from peas.errors import ConfigError
-from peas.training.run_folder import wandb_id
 
 VARIABLES = ("WANDB_RUN_ID", "WANDB_DIR")
 """Environment variables that `use_run_folder` sets."""
@@ -54,6 +54,22 @@ def use_run_folder(folder: Path, *, afresh: bool) -> None:
     # ever: what is not sent stays in the run's folder.
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "300")
+
+
+def wandb_id(folder: Path, *, afresh: bool) -> str:
+    """Id of the W&B run of a folder.
+
+    Args:
+        folder: Of the run.
+        afresh: Whether a run starts, which gets a new one.
+    """
+    path = folder / "wandb_id"
+    if not afresh and path.is_file() and (earlier := path.read_text().strip()):
+        return earlier
+    folder.mkdir(parents=True, exist_ok=True)
+    new = secrets.token_hex(4)
+    path.write_text(new + "\n")
+    return new
 
 
 def connect(loggers: Iterable[Logger]) -> None:

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peas.augment.mixup import mix
 from peas.data.batch import Item, Unreadable
 from peas.data.columns import Rows, Strings, Targets
 from peas.data.distributed_samplers import ClipKey
+from peas.data.mixup import choose_partner, mix
 from peas.data.sounds import JoinedSounds, Sounds
 from peas.errors import AudioError
 from peas.training.randomness import stable_hash
@@ -200,12 +200,9 @@ class ClipDataset(Dataset[Item | Unreadable]):
     def _mixed(self, item: Item, key: ClipKey) -> Item | Unreadable:
         rng = self._rng("mixup", key, item.id)
         assert rng is not None
-        weight, partner = 1.0, -1
-        if rng.random() < self.mixup:
-            partner = int(rng.integers(len(self)))
-            weight = float(rng.beta(10.0, 10.0))
+        partner, weight = choose_partner(rng, self.mixup, len(self))
         target = self._soft(key.clip, weight)
-        if partner < 0:
+        if partner is None:
             return item._replace(target=target)
         try:
             other = self.table.sounds.load(partner, rng.random())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from peas.audio.frontend import FrontEnd
-from peas.augment.mixup import ROLL_GAIN_NUMBERS, roll_and_gain
+from peas.audio.roll_gain import ROLL_GAIN_NUMBERS, roll_and_gain
 from peas.data.batch import Batch
 from peas.data.fingerprint import Fingerprint
 from peas.errors import CheckpointError, ConfigError, PeasError

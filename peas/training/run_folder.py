@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 """Held by the run that writes into the folder."""
-WANDB_ID = "wandb_id"
-"""File with the id of the W&B run, so that a restart continues its curves."""
 EARLIER = "earlier"
 """Subfolder of the runs that were in the folder before, a folder each, named by its id."""
 WRITTEN = re.compile(
@@ -234,19 +232,3 @@ def _begin(folder: Path, start: Path | None, *, new: bool, used: bool) -> None:
         if used and not checkpoint_files(folder):
             put_aside(folder)
         write_text(folder / RUN_ID, f"{run or secrets.token_hex(8)}\n")
-
-
-def wandb_id(folder: Path, *, afresh: bool) -> str:
-    """Id of the W&B run of a folder.
-
-    Args:
-        folder: Of the run.
-        afresh: Whether a run starts, which gets a new one.
-    """
-    path = folder / WANDB_ID
-    if not afresh and path.is_file() and (earlier := path.read_text().strip()):
-        return earlier
-    folder.mkdir(parents=True, exist_ok=True)
-    new = secrets.token_hex(4)
-    path.write_text(new + "\n")
-    return new

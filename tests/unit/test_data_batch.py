@@ -1,7 +1,7 @@
 import torch
 
-from peas.augment.mixup import mix
 from peas.data.batch import Item, Unreadable, collate
+from peas.data.mixup import mix
 
 
 def test_collate_pads_and_places():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import clips, heard, make_task, part
 
-from peas.augment.mixup import ROLL_GAIN_NUMBERS, roll_and_gain
+from peas.audio.roll_gain import ROLL_GAIN_NUMBERS, roll_and_gain
 
 
 def test_roll_is_cyclic_within_each_clips_own_samples() -> None:

@@ -1,1 +1,0 @@
-"""Augmentation as pure functions of tensors; random numbers are arguments."""
