@@ -19,7 +19,7 @@ CLAP_PYTHON ?= $(shell for python in python3.12 python3.11; do \
 	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 CLAP_VENV := .venv-clap
 
-.PHONY: install demo test test-clap lint types format bench docs docker docker-check clean help
+.PHONY: install demo test coverage test-clap lint types format bench docs docker docker-check clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, 
 
 test: install  ## all tests on every core, in random order; WORKERS=0: one after another
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+coverage: install  ## the lines and branches that the tests reach
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov=peas --cov-branch --cov-report=term:skip-covered
 
 test-clap: $(CLAP_VENV)/.installed  ## what needs laion-clap or W&B's sweeps, in .venv-clap with NumPy 1
 	$(CLAP_VENV)/bin/python -m pytest -m needs_numpy1
