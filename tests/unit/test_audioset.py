@@ -392,7 +392,7 @@ def test_weights_follow_the_clips_that_have_sound(root):
     (root / "audio" / "_aaaaaaaaa_.flac").unlink()
     module = _set(root, sampling="balanced", epoch_clips=200)
     table = module.clips("train")
-    order = module.order(table)
+    sampler = module.epoch_sampler(table)
     # Without the clip that is gone: speech 2, gush 1, dog 2, bark 1.
     one, two = 1000 / 1.01, 1000 / 2.01
     expected = {
@@ -401,8 +401,8 @@ def test_weights_follow_the_clips_that_have_sound(root):
         "abcdefg_300": two + one,
         "Zbcdefghi_7": two,
     }
-    assert dict(zip(table.ids, order.weights, strict=True)) == pytest.approx(expected)
-    assert order.count == 200
+    assert dict(zip(table.ids, sampler.weights, strict=True)) == pytest.approx(expected)
+    assert sampler.count == 200
 
 
 def test_other_classes(root):

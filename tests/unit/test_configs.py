@@ -360,7 +360,7 @@ def test_a_row_holds_the_papers_numbers(parse: Parse, name: str) -> None:
     assert (mask.init_args.n_time, mask.init_args.n_freq) == (blocks, blocks)
     assert mask.init_args.final_phase == 0.2
     if "peas" in row:
-        assert (mask.init_args.score, mask.init_args.ramp) == ("pred", None)
+        assert (mask.init_args.score, mask.init_args.ramp) == ("pred", "absolute")
         assert mask.init_args.rounding == "stochastic"
         assert mask.init_args.exclude_padding is mask.init_args.exclude_empty_bins is True
         assert mask.init_args.refresh_every == 1

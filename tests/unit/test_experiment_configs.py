@@ -131,7 +131,7 @@ def test_the_systems_are_the_papers_scaled_down(parse: Parse, name: str) -> None
 def test_half_of_the_patches_are_masked(parse: Parse) -> None:
     model = parse("pretrain_urbansound8k_ssast").model.init_args
     patches = (128 // 16) * (400 // 16)
-    assert (model.masking.init_args.count, model.eval_masking, patches) == (100, None, 200)
+    assert (model.masking.init_args.num_masked, model.eval_masking, patches) == (100, None, 200)
 
 
 def test_rows_that_are_overrides(parse: Parse) -> None:

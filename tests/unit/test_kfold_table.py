@@ -112,7 +112,7 @@ def test_tables(tmp_path: Path) -> None:
         result(2, 0, 0.2, 0.4, masked=0.3, adaptive=0.5),
         result(1, 0, 0.4, 0.2, masked=0.1, adaptive=0.7),
     ]
-    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "likely"}}}
+    config = {"paper": {**paper, "requires": {"clips": 800, "paper.preset": "reference_code"}}}
     text = write_folds(tmp_path, "a_config", config, results)
     assert text == (tmp_path / "results.md").read_text().strip()
     with (tmp_path / "results.csv").open(newline="") as file:

@@ -221,7 +221,7 @@ def test_settings_that_another_class_lacks_are_named(parser: PeasParser) -> None
     name = "--model.init_args.recipe"
     argv = ["--model", "peas.tasks.Classification", name, "peas.recipes.SSASTRecipe"]
     argv += [f"{name}.init_args.head_lr_mult", "3.0", f"{name}.init_args.lr", "0.5"]
-    with pytest.warns(UserWarning, match=r"SSASTRecipe.*head_lr_factor.*3\.0"):
+    with pytest.warns(UserWarning, match=r"SSASTRecipe.*head_lr_mult.*3\.0"):
         found = parser.parse_args([*argv, name, "peas.recipes.AudioMAERecipe"])
     assert found.model.init_args.recipe.init_args.lr == 0.5
 

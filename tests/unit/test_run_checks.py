@@ -268,7 +268,7 @@ def test_what_the_table_calls_refused_is_what_the_tasks_refuse() -> None:
     refused = {
         key.removeprefix("model.init_args.") for key in TABLE["refused"] if key.startswith("model")
     }
-    theirs = {key for task in TASKS for key in (*task.facts_keys, *task.shape_keys)}
+    theirs = {key for task in TASKS for key in (*task.info_keys, *task.shape_keys)}
     # Their names and classes.
     theirs |= {"objectives", *PARTS}
     for key in ("encoder", "front_end"):
