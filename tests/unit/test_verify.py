@@ -419,7 +419,7 @@ def test_names_of_all_findings_are_written(tmp_path):
         ClipTable(names, Targets.none(clips), Nothing()), ["all"], np.zeros(clips, np.int64)
     )
     checks = Checks.empty(clips)
-    checks.issue[:] = Issue.RATE
+    checks.columns["issues"] = Issue.RATE
     findings = list(of_clips(inventory, checks))
     report = Report("x", "root", "peas", inventory, checks, [], findings)
     write_json(report, tmp_path / "report.json")
