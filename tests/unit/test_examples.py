@@ -253,7 +253,9 @@ def test_loss_curves_go_on_over_the_starts_of_a_run(tmp_path):
     _metrics(tmp_path / "run", "version_0", [[0, 9, 0.5, 1.0], [0, 9, "", ""]])
     _metrics(tmp_path / "run", "version_1", [[1, 19, 0.2, 0.8]])
     script = _script("loss_curves")
-    assert script.read_run(tmp_path / "run") == {"masked patches reconstructed": [(1, 0.5), (2, 0.25)]}
+    assert script.read_run(tmp_path / "run") == {
+        "masked patches reconstructed": [(1, 0.5), (2, 0.25)]
+    }
     _run("loss_curves", f"A={tmp_path / 'run'}", "--out", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
