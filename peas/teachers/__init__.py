@@ -6,16 +6,16 @@ from peas.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from peas.teachers.base import Teacher
-    from peas.teachers.hub import TransformersClapTeacher
-    from peas.teachers.laion import LaionClapTeacher
+    from peas.teachers.clap_laion import LaionClapTeacher
+    from peas.teachers.clap_transformers import TransformersClapTeacher
 
 __all__ = ["LaionClapTeacher", "Teacher", "TransformersClapTeacher"]
 
 __getattr__ = lazily(
     __name__,
     {
-        "LaionClapTeacher": "peas.teachers.laion",
+        "LaionClapTeacher": "peas.teachers.clap_laion",
         "Teacher": "peas.teachers.base",
-        "TransformersClapTeacher": "peas.teachers.hub",
+        "TransformersClapTeacher": "peas.teachers.clap_transformers",
     },
 )

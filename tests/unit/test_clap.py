@@ -15,10 +15,10 @@ from torch import nn
 from peas.errors import CheckpointError, ConfigError, DataError
 from peas.models.weights.clap import ClapWeights, read_clap, to_hub, to_laion
 from peas.teachers import LaionClapTeacher, Teacher, TransformersClapTeacher, htsat
+from peas.teachers.clap_laion import build_tower
+from peas.teachers.clap_transformers import build_tower as hub_tower
 from peas.teachers.grid import target_matrix
 from peas.teachers.htsat import clap_log_mel, window_count, windows
-from peas.teachers.hub import build_tower as hub_tower
-from peas.teachers.laion import build_tower
 
 needs_laion = (
     pytest.mark.needs_numpy1,

@@ -18,11 +18,11 @@ from peas.audio import decode as audio
 from peas.cli.verbs import dispatch
 from peas.data.columns import Strings
 from peas.data.esc50 import ESC50
-from peas.data.normalisation import measure
 from peas.data.packed import writer
 from peas.data.packed.arrow_files import ArrowShard
 from peas.data.packed.module import PackedSet
 from peas.data.sounds import Sounds
+from peas.data.statistics import measure
 from peas.errors import AudioError, ConfigError, DataError, PeasError
 from peas.utils import files
 from peas.utils.files import Locked, checksum, lock

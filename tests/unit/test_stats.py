@@ -10,7 +10,7 @@ import pytest
 from peas.__main__ import main
 from peas.cli.data.stats import plot
 from peas.data.esc50 import ESC50
-from peas.data.normalisation import measure
+from peas.data.statistics import measure
 from peas.errors import DataError
 
 
@@ -124,7 +124,7 @@ def test_ctrl_c(sounds, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("peas.data.normalisation.measure", interrupted)
+    monkeypatch.setattr("peas.data.statistics.measure", interrupted)
     assert main(["data", "stats", "esc50", str(sounds)]) == 130
     assert "stopped" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from peas.data.module import ClipDataModule
-    from peas.data.normalisation import Measured
+    from peas.data.statistics import Measured
 
 SHIFT = 0.01
 """Seconds from one frame to the next."""
@@ -44,7 +44,7 @@ def stats(
         DataError: The set is missing or inconsistent, or a worker was killed.
         AudioError: Clips cannot be read; the statistics of the others are given first.
     """
-    from peas.data.normalisation import measure
+    from peas.data.statistics import measure
     from peas.data.workers import default_workers
 
     module = data_set.module

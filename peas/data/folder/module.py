@@ -24,8 +24,8 @@ from peas.data.folder.spelling import on_disk, one_spelling
 from peas.data.folder.splits import TEST, TRAIN, VALIDATION, Division
 from peas.data.folder.tree import list_tree
 from peas.data.module import SPLITS, ClipDataModule, Predicted, Split
-from peas.data.normalisation import cached_statistics
 from peas.data.sounds import SoundFiles
+from peas.data.statistics import cached_statistics
 from peas.data.walk import FOREIGN
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some

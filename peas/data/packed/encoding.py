@@ -17,8 +17,8 @@ from peas.audio import decode as audio
 from peas.audio.decode import MAX_SAMPLES
 from peas.audio.frontend import LogMel
 from peas.data.cache import file_state
-from peas.data.normalisation import Moments
 from peas.data.sounds import Source
+from peas.data.statistics import Moments
 from peas.errors import AudioError
 
 # Arrow counts the bytes of a column of one record batch in 31 bits.

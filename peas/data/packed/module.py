@@ -10,8 +10,8 @@ from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable, Inventory
 from peas.data.folds import folds_of, require_fold_scheme
 from peas.data.module import RATE, ClipDataModule, DatasetInfo, Split
-from peas.data.normalisation import Moments
 from peas.data.packed.folder import PackedFolder
+from peas.data.statistics import Moments
 from peas.errors import ConfigError, DataError
 from peas.utils.text import some
 

@@ -22,7 +22,6 @@ from peas.audio import decode as audio
 from peas.data.clips import Inventory
 from peas.data.columns import Rows
 from peas.data.module import ClipDataModule
-from peas.data.normalisation import Moments, raw_log_mel
 from peas.data.packed.arrow_files import arrow_shard, packed_file, shard_name, write_index
 from peas.data.packed.encoding import (
     Coding,
@@ -44,6 +43,7 @@ from peas.data.packed.manifest import (
 )
 from peas.data.shards import LeftOut, Progress, Shard, ShardWriter, write_json
 from peas.data.sounds import Sounds, Source
+from peas.data.statistics import Moments, raw_log_mel
 from peas.data.workers import WorkerDied, in_order
 from peas.errors import AudioError, DataError, PeasError
 from peas.utils.text import some

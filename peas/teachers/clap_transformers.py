@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peas.errors import ConfigError
 from peas.models.weights.clap import ClapWeights
-from peas.teachers.clap import ClapTeacher
+from peas.teachers.clap_base import ClapTeacher
 from peas.teachers.htsat import HEADS, JOINT, SHAPES, Arch, Fill, Space
 
 

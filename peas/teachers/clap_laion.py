@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peas.errors import ConfigError
 from peas.models.weights import clap as clap_keys
 from peas.models.weights.clap import PROJECTION, TOWER, ClapWeights
-from peas.teachers.clap import ClapTeacher
+from peas.teachers.clap_base import ClapTeacher
 from peas.teachers.htsat import JOINT, SETTINGS, SHAPES, Arch, Fill, Space
 
 _PACKAGE = "_peas_laion_clap"

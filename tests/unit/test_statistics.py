@@ -10,13 +10,13 @@ import soundfile
 import torch
 from torchaudio.compliance.kaldi import fbank
 
-from peas.data import normalisation
+from peas.data import statistics as normalisation
 from peas.data.cache import ResampledCache
 from peas.data.clips import ClipTable
 from peas.data.columns import Strings, Targets
 from peas.data.esc50 import ESC50
-from peas.data.normalisation import Moments, measure
 from peas.data.sounds import SoundFiles
+from peas.data.statistics import Moments, measure
 from peas.errors import AudioError, DataError
 
 RATE = 16_000
