@@ -198,7 +198,7 @@ class TargetWriter(ShardWriter[Manifest, Block]):
         shape = (len(rows), *self.settings["shape"])
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
         with atomic_write(file) as stream:
-            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_1_0(stream, header)
             written = 0
             while written < len(rows):
                 block = next(encoded)
