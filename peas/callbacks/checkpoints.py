@@ -259,7 +259,8 @@ class LastCheckpoint(Checkpoint):
         """
         dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
         if not dry_run and (again or self._saved != trainer.global_step):
-            trainer.save_checkpoint(self.path)
+            # False: with the optimiser's state. Reading is with `weights_only=True` all the same.
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -195,7 +195,8 @@ class PeasCLI(LightningCLI):
             raise ConfigError(
                 f"`--ckpt_path {asked}`: there is no checkpoint of that kind in {folder}"
             )
-        rank_zero_info(f"resuming from {loaded.path}" if loaded else f"{folder}: a new run starts")
+        action = "resuming from" if verb == "fit" else "loading"
+        rank_zero_info(f"{action} {loaded.path}" if loaded else f"{folder}: a new run starts")
         return loaded
 
     def before_instantiate_classes(self) -> None:

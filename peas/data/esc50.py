@@ -196,6 +196,9 @@ class ESC50(ClipDataModule):
                     )
                 for row in reader:
                     line = reader.line_num
+                    for column in ("fold", "target"):
+                        if not row[column].strip().isdigit():
+                            raise ValueError(f"{column} is {row[column]!r}, not a whole number")
                     fold, target = int(row["fold"]), int(row["target"])
                     if fold not in FOLDS:
                         raise ValueError(f"fold {fold} is not one of 1 to 5")

@@ -9,6 +9,7 @@ says how rows become a shard and what its manifest holds.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
@@ -22,8 +23,11 @@ from peas.utils.text import some
 
 LOCK = ".lock"
 """Held by the process that writes into the folder."""
-# The second one is that of release 0.1.
-_UNFINISHED = (PARTIAL, ".part")
+_UNFINISHED = re.compile(
+    r"(shard-.*|packing\.json|manifest\.json|index\.arrow|(ids|rows)\.npy)"
+    rf"(\.part|\.[0-9a-f]{{8}}{re.escape(PARTIAL)})"
+)
+"""Files of this package that a killed process was writing; `.part` is of release 0.1."""
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
@@ -169,7 +173,7 @@ class ShardWriter(ABC, Generic[Manifest, Encoded]):
             self._refuse_foreign()
         with lock(self.out / LOCK, self.out), disk_errors(self.out):
             for path in self.out.iterdir():
-                if path.name.endswith(_UNFINISHED):
+                if _UNFINISHED.fullmatch(path.name):
                     path.unlink()
             complete = self.resume()
             self._require_policy()
@@ -258,7 +262,7 @@ class ShardWriter(ABC, Generic[Manifest, Encoded]):
     def _refuse_foreign(self) -> None:
         names = sorted(path.name for path in self.out.iterdir() if path.name != LOCK)
         ours = {self.state_file, self.manifest_file}
-        if names and not any(name in ours or name.endswith(_UNFINISHED) for name in names):
+        if names and not any(name in ours or _UNFINISHED.fullmatch(name) for name in names):
             raise DataError(
                 f"{self.out}: the folder holds other files ({some(names)}): give a new or an empty "
                 "one as --out"

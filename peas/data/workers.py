@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
@@ -144,43 +145,56 @@ class _Pool(Generic[Result]):
         # Process id and chunk of each worker.
         self.current: Tensor = torch.zeros(workers, 2, dtype=torch.int64)
         self.current.share_memory_()  # type: ignore[no-untyped-call]
-        loader: DataLoader[Any] = DataLoader(
-            _Chunks(work, chunks, self.current),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            prefetch_factor=_PREFETCH,
-            worker_init_fn=_silence,
-            multiprocessing_context=CONTEXT,
-            timeout=timeout,
-        )
         before = set(multiprocessing.active_children())
-        self.batches = iter(loader)
+        with warnings.catch_warnings():
+            # More workers than cores are the user's choice.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader: DataLoader[Any] = DataLoader(
+                _Chunks(work, chunks, self.current),
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=workers,
+                prefetch_factor=_PREFETCH,
+                worker_init_fn=_silence,
+                multiprocessing_context=CONTEXT,
+                timeout=timeout,
+                # Its own: the global one would give other weights to a run that measures first.
+                generator=torch.Generator(),
+            )
+            self.batches = iter(loader)
         self.processes = set(multiprocessing.active_children()) - before
 
     def run(self) -> Generator[Result, None, None]:
         """Results of the chunks, in their order."""
         for number in range(len(self.chunks)):
+            for process in self.processes:
+                if process.exitcode is not None:
+                    raise self._died(number, f"(pid {process.pid})")
             try:
                 result = next(self.batches)
             except RuntimeError as error:
                 raise self._died(number, str(error)) from None
             if isinstance(result, Exception):
                 raise result
-            yield cast(Result, result)
+            # PyTorch's handler would raise in the caller's work, without the rows.
+            with _children_ignored():
+                yield cast(Result, result)
 
     def _died(self, number: int, message: str) -> WorkerDied:
         """What PyTorch reports, with the rows that the worker was working on."""
-        dead = {int(pid) for pid in re.findall(r"\d+", message)}
-        for pid, chunk in self.current.tolist():
-            if pid in dead:
+        listed = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", message)
+        dead = {int(pid) for pid in listed.group(1).split(",")} if listed else set()
+        for process in self.processes:
+            if process.pid in dead:
                 # The exit code is there once the process is joined.
-                next(process for process in self.processes if process.pid == pid).join(1.0)
-                sign = signal_that_ended(pid)
+                process.join(1.0)
+                sign = signal_that_ended(int(process.pid or 0))
                 how = f"was killed by {sign.name}" if sign else "ended by itself"
                 advice = "One of these clips crashes its decoder"
                 if sign is signal.SIGKILL:
                     advice = "The system does that when memory is short: give fewer --workers"
+                # A worker that has begun nothing yet is not in the list.
+                chunk = dict(self.current.tolist()).get(process.pid, number)
                 return WorkerDied(self.chunks[chunk], how, advice)
         return WorkerDied(
             self.chunks[number],

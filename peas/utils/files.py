@@ -103,7 +103,7 @@ def lock(path: str | Path, what: object, *, wait: float = 1.0) -> Iterator[None]
         DataError: The lock file cannot be opened.
     """
     path = Path(path)
-    held = filelock.FileLock(path, mode=0o666, fallback_to_soft=False)
+    held = filelock.FileLock(path, fallback_to_soft=False)
     with disk_errors(path):
         try:
             held.acquire(timeout=wait, poll_interval=0.1)

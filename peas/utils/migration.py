@@ -21,6 +21,10 @@ CLASS_PATHS = {
     "peas.callbacks.pictures.Pictures": "peas.callbacks.MaskPlots",
     "peas.callbacks.Reconstructions": "peas.callbacks.ReconstructionPlots",
     "peas.callbacks.reconstructions.Reconstructions": "peas.callbacks.ReconstructionPlots",
+    # As the parser takes them.
+    "PatchDropping": "peas.callbacks.PatchDropout",
+    "Pictures": "peas.callbacks.MaskPlots",
+    "Reconstructions": "peas.callbacks.ReconstructionPlots",
 }
 PACKAGES = {"peas.models.clap.": "peas.teachers."}
 """Prefixes of class paths."""
@@ -341,6 +345,8 @@ def _value(path: str, value: Any) -> Any:
     """A setting's value in this release."""
     if not isinstance(value, str):
         return value
+    if value.startswith("peas."):
+        return _class_path(value)
     if path.rpartition(".")[2] == "monitor":
         return METRIC.sub(r"\1baseline_", value)
     return VALUES.get(path, {}).get(value, value)
@@ -456,10 +462,14 @@ def words(argv: Sequence[str]) -> list[str]:
             translated.append(_option_value(path, word))
             path = ""
             continue
+        if word.startswith("peas."):
+            translated.append(_class_path(word))
+            continue
         option, sign, value = word.partition("=")
         option, path = _option(option, argv)
         if sign:
             value, path = _option_value(path, value) if path else value, ""
+            value = _class_path(value) if value.startswith("peas.") else value
         translated.append(option + sign + value)
     return translated
 

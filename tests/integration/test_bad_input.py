@@ -355,7 +355,7 @@ SETTINGS = {
         {"masking.init_args.max_freq": 129},
         ("PEAS.init_args.max_freq", "129", "128"),
     ),
-    "no classes": ({"model.init_args.labels": []}, ("model.init_args.labels", "0 classes")),
+    "no classes": ({"model.init_args.labels": []}, ("model.init_args.labels",)),
     "no learning rate": (
         {"model.init_args.recipe.init_args.lr": 0.0},
         ("model.init_args.recipe.init_args.lr", "positive"),

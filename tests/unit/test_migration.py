@@ -401,3 +401,17 @@ def test_a_checkpoint_of_today_whose_names_changed() -> None:
     assert list(state["callbacks"]) == [
         "ModelCheckpoint{'monitor': 'val/baseline_mse', 'mode': 'min'}"
     ]
+
+
+@pytest.mark.parametrize("old", ["Pictures", "peas.callbacks.pictures.Pictures"])
+def test_a_callback_by_any_of_its_old_names(old: str) -> None:
+    new = "peas.callbacks.MaskPlots"
+    trainer = {"callbacks": [{"class_path": old, "init_args": {"clips": 1}}]}
+    read = migration.config({"trainer": trainer})
+    assert read["trainer"]["callbacks"][0]["class_path"] == new
+    if "." in old:
+        assert migration.config({"trainer": {"callbacks": [old]}}) == {
+            "trainer": {"callbacks": [new]}
+        }
+        assert migration.words(["--trainer.callbacks+", old]) == ["--trainer.callbacks+", new]
+        assert migration.words([f"--trainer.callbacks+={old}"]) == [f"--trainer.callbacks+={new}"]

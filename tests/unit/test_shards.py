@@ -12,6 +12,7 @@ from packing_toys import bag, content, packed, said
 from target_toys import IDS, Maps, maps_of, write
 
 from peas.data.packed.module import PackedSet
+from peas.errors import DataError
 from peas.teachers.cache import TargetCache
 
 EARLIER = Path(__file__).parent / "written_by_0_1"
@@ -88,3 +89,15 @@ def test_shards_in_the_middle_are_written_again(tmp_path):
     write(tmp_path / "a", source)
     assert source.given == list(np.arange(15, 20))
     assert content(tmp_path / "a") == before
+
+
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("holiday.mkv.part", "thesis.txt"):
+        (tmp_path / "out" / name).touch()
+    with pytest.raises(DataError, match=r"holiday\.mkv\.part"):
+        packed(bag(tmp_path / "bag", ["train"] * 3, seconds=0.03), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "holiday.mkv.part",
+        "thesis.txt",
+    }

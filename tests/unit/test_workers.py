@@ -1,5 +1,6 @@
 """Chunks in forked processes: results in order, and an end to everything in every case."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -209,3 +210,26 @@ def test_a_worker_that_does_not_answer_is_given_up():
         list(in_order(work, 8, size=2, workers=2, timeout=3.0))
     assert time.monotonic() - begun < 30
     assert caught.value.rows == range(6, 8)
+
+
+def test_the_random_numbers_of_a_run_do_not_depend_on_what_is_measured_before():
+    before = torch.get_rng_state()
+    list(in_order(len, 8, size=2, workers=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_worker_that_is_killed_while_its_results_are_used_is_named_with_its_rows():
+    def work(rows):
+        if rows.start:
+            time.sleep(60)
+        return os.getpid()
+
+    results = in_order(work, 2, size=1, workers=2)
+    first = next(results)
+    (other,) = {child.pid for child in multiprocessing.active_children()} - {first}
+    os.kill(other, signal.SIGKILL)
+    # The caller's own work is not interrupted.
+    time.sleep(0.3)
+    with pytest.raises(WorkerDied, match="SIGKILL") as caught:
+        next(results)
+    assert caught.value.rows == range(1, 2)

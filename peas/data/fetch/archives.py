@@ -125,6 +125,8 @@ def _extract(archive: Path, folder: Path, progress: Progress) -> None:
         tarfile.open(fileobj=plain, mode="r:") as tar,
     ):
         for member in tar:
+            if member.issym() or member.islnk():
+                raise tarfile.TarError(f"{member.name!r} is a link")
             tar.extract(member, folder, filter="data")
             progress("unpacking", raw.tell(), total)
         # Up to gzip's own checksum: tarfile stops at the last member.

@@ -300,8 +300,12 @@ class PackWriter(ShardWriter[Manifest, Outcome]):
         number = int(self.inventory.part[self.order[rows.start]])
         part = self.inventory.parts[number]
         end = min(rows.stop, int(np.count_nonzero(np.asarray(self.inventory.part) <= number)))
-        before = [one for one in self.shards if one.file and one.rows.start < rows.start]
-        file = self.out / shard_name(len(before), part)
+        used = {one.file.file for one in self.shards if one.file}
+        index = sum(1 for one in self.shards if one.file and one.rows.start < rows.start)
+        # A gap may become more shards than it was.
+        while shard_name(index, part) in used:
+            index += 1
+        file = self.out / shard_name(index, part)
         left_out: list[LeftOut] = []
         states: list[str] = []
         contents: list[str] = []
