@@ -270,8 +270,8 @@ def test_last_begins_where_there_is_nothing_and_says_so(
     where = ("--trainer.default_root_dir", tmp_path / "new")
     done = call("fit", *argv, *where, "--trainer.max_epochs=1")
     assert done.code == 0, done.err
-    assert "starting a new run" in caplog.text
-    assert "there is no checkpoint" in call("test", *argv[:3], "last", *where[:1], tmp_path).message
+    assert f"{tmp_path / 'new'}: a new run" in caplog.text
+    assert str(tmp_path) in call("test", *argv[:3], "last", *where[:1], tmp_path).message
     done = call("test", *argv, "--trainer.default_root_dir", copied.folder)
     assert done.code == 0, done.err
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def _numpy_numbers() -> Iterator[None]:
     """Allow the plain numbers that LAION's training saved beside the weights."""
     import numpy as np
 
-    scalar = np.core.multiarray.scalar  # type: ignore[attr-defined]
+    # NumPy 1.26 has the name too.
+    scalar = import_module("numpy._core.multiarray").scalar
     dtypes: list[Any] = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     with torch.serialization.safe_globals([*allowed, np.dtype, *dtypes]):
