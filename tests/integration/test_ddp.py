@@ -233,7 +233,11 @@ def test_two_processes_that_were_stopped_go_on_as_one_run(
         for folder in (run, runs[2] / name)
     )
     assert ours["global_step"] == whole["global_step"] == STEPS
-    # The sums of an epoch's means are among them.
+    # An epoch's means are among them: sums over the processes, in another order after a stop.
     assert ours["state_dict"].keys() == whole["state_dict"].keys()
     for key, value in whole["state_dict"].items():
-        assert torch.equal(ours["state_dict"][key], value), key
+        resumed = ours["state_dict"][key]
+        if "training_means" in key:
+            torch.testing.assert_close(resumed, value, rtol=1e-6, atol=0)
+        else:
+            assert torch.equal(resumed, value), key
