@@ -13,9 +13,10 @@ import numpy as np
 from peas.data.clips import ClipTable, Inventory
 from peas.data.columns import Strings, Targets
 from peas.data.fetch.sources import ESC50_CLIPS
+from peas.data.folds import folds_of, require_fold_scheme
 from peas.data.labels import read_labels
 from peas.data.module import ClipDataModule, Split
-from peas.errors import ConfigError, DataError
+from peas.errors import DataError
 from peas.utils.text import some
 
 FOLDS = range(1, 6)
@@ -79,8 +80,7 @@ class ESC50(ClipDataModule):
         **common: Any,
     ) -> None:
         super().__init__(root, batch_size=batch_size, mean=mean, std=std, frames=frames, **common)
-        if split not in ("official", "3/1/1"):
-            raise ConfigError(f"data.init_args.split is {split!r}: give official or 3/1/1")
+        require_fold_scheme(split)
         self.fold = fold
         self.split = split
         self.esc10 = esc10
@@ -107,10 +107,7 @@ class ESC50(ClipDataModule):
             raise DataError(
                 f"data.init_args.fold is {self.fold}, but {self._csv} has the folds {present}"
             )
-        following = present[(present.index(self.fold) + 1) % len(present)]
-        validation = self.fold if self.split == "official" else following
-        held_out = {"validation": {validation}, "test": {self.fold}}
-        folds = held_out.get(split, set(present) - {validation, self.fold})
+        folds = folds_of(split, present, self.fold, self.split)
         rows = [row for row, fold in enumerate(all_folds) if fold in folds]
         if not rows:
             raise DataError(

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -236,6 +237,10 @@ class ShardWriter(ABC, Generic[Manifest, Encoded]):
         for key, now in self.settings.items():
             before = begun.get(key)
             if before != now and key not in but:
+                if isinstance(before, list) and isinstance(now, list | tuple):
+                    # Long lists may differ where neither is shown.
+                    pairs = zip_longest(before, now)
+                    before, now = next(((a, b) for a, b in pairs if a != b), (before, now))
                 raise DataError(
                     f"{self.out} was begun with other settings: {self.option_names.get(key, key)} "
                     f"was {_short(before)} and is {_short(now)} now. Repeat the first command, or "

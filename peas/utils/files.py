@@ -71,17 +71,6 @@ def write_text(path: str | Path, text: str, *, fsync: bool = True) -> None:
         stream.write(text.encode())
 
 
-def remove_partial(path: str | Path) -> None:
-    """Remove what killed processes left of their `atomic_write` of this file.
-
-    Args:
-        path: The file that was to be written. The caller must hold the lock of its folder.
-    """
-    path = Path(path)
-    for partial in path.parent.glob(f"{path.name}.*{PARTIAL}"):
-        partial.unlink(missing_ok=True)
-
-
 class Locked(PeasError):
     """Another process holds a lock."""
 

@@ -17,11 +17,9 @@ from peas.data.synthetic import write_sounds
 
 CLIPS = 35
 """Clips; the seven of the held-out fold are shared unevenly by two and by three."""
-STEPS = 8
+STEPS = 10
 EPOCHS = 3
 GLOBAL_BATCH = 6
-THREE = ("mam_teacher", "supmam", "peas")
-"""Systems that three processes train too: a teacher, labels of some ranks only, and PEAS."""
 
 MAE: dict[str, Any] = {
     "class_path": "peas.tasks.Pretraining",
@@ -142,8 +140,7 @@ def runs(clips: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) ->
         found[world] = out = base / str(world)
         out.mkdir()
         for config in _configs(clips, out, world, cache):
-            if world < 3 or config.stem in THREE:
-                forks.fit(config, config.with_suffix(""), world)
+            forks.fit(config, config.with_suffix(""), world)
         scored = out / "scored.yaml"
         scored.write_text((out / "peas.yaml").read_text())
         weights = base / "1/peas/checkpoints/last.ckpt"
@@ -163,7 +160,7 @@ def test_one_global_batch_gives_one_loss(runs: dict[int, Path], name: str) -> No
     assert len(alone) == STEPS
     # It learns something, so equality is not that of nothing happening.
     assert alone[0] != pytest.approx(alone[-1], rel=1e-3)
-    for world in (2, 3) if name in THREE else (2,):
+    for world in (2, 3):
         for rank in range(world):
             assert _losses(runs[world], name, rank) == pytest.approx(alone, abs=1e-5)
 
@@ -174,7 +171,7 @@ def test_each_process_asks_the_teacher_for_its_own_clips(runs: dict[int, Path]) 
         told = json.loads((runs[world] / f"mam_teacher.{rank}.json").read_text())
         return int(told["heard"])
 
-    # All steps, and two validations of seven clips.
+    # Ten steps and two validations of seven clips.
     assert heard(1, 0) == STEPS * GLOBAL_BATCH + 2 * 7
     for world in (2, 3):
         shares = [heard(world, rank) for rank in range(world)]
@@ -233,11 +230,7 @@ def test_two_processes_that_were_stopped_go_on_as_one_run(
         for folder in (run, runs[2] / name)
     )
     assert ours["global_step"] == whole["global_step"] == STEPS
-    # An epoch's means are among them: sums over the processes, in another order after a stop.
+    # The sums of an epoch's means are among them.
     assert ours["state_dict"].keys() == whole["state_dict"].keys()
     for key, value in whole["state_dict"].items():
-        resumed = ours["state_dict"][key]
-        if "training_means" in key:
-            torch.testing.assert_close(resumed, value, rtol=1e-6, atol=0)
-        else:
-            assert torch.equal(resumed, value), key
+        assert torch.equal(ours["state_dict"][key], value), key

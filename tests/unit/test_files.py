@@ -17,7 +17,6 @@ from peas.utils.files import (
     checksum,
     disk_errors,
     lock,
-    remove_partial,
     require_space,
     write_text,
 )
@@ -46,14 +45,6 @@ def test_many_writers_of_one_file(tmp_path):
         thread.join()
     assert file.read_text() in texts
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path):
-    (tmp_path / "a").touch()
-    (tmp_path / "a.0123abcd.partial").touch()
-    (tmp_path / "b.0123abcd.partial").touch()
-    remove_partial(tmp_path / "a")
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b.0123abcd.partial"}
 
 
 HOLD = """

@@ -123,14 +123,14 @@ def test_esc50(tmp_path, esc50, capsys):
     assert (root / "audio" / "1-101-A-0.wav").read_bytes() == esc50["audio/1-101-A-0.wav"]
     assert _state(root) == ["lock", "master.zip.json"]
     printed = capsys.readouterr().out
-    assert f"esc50 is complete in {root}" in printed
+    assert f"esc50 is downloaded into {root}" in printed
     assert printed.endswith(f"next: peas data verify esc50 {root}\n")
 
 
 def test_esc50_is_not_fetched_again(tmp_path, esc50, capsys):
     _esc50(tmp_path, esc50)
     assert _esc50(tmp_path, esc50).paths == []
-    assert capsys.readouterr().out.count("esc50 is complete") == 2
+    assert capsys.readouterr().out.count("esc50 is downloaded") == 2
 
 
 def test_esc50_again_and_kept(tmp_path, esc50):
@@ -152,7 +152,7 @@ def test_esc50_page_in_place_of_the_archive(tmp_path, esc50, capsys):
     page = Answer(data=b"<html>come back later</html>")
     server = _esc50(tmp_path, esc50, page)
     assert len(server.paths) == 2
-    assert "esc50 is complete" in capsys.readouterr().out
+    assert "esc50 is downloaded" in capsys.readouterr().out
 
 
 def test_esc50_never_the_archive(tmp_path, esc50):
@@ -229,7 +229,7 @@ def test_wrong_archive_then_the_right_one(tmp_path, words, capsys):
     with serve({path: Served(words[path], [Answer(data=bytes(wrong))])}) as server:
         _run("speech_commands", tmp_path, server)
     assert server.ranges == [None, None]
-    assert "is complete" in capsys.readouterr().out
+    assert "is downloaded" in capsys.readouterr().out
 
 
 def test_wrong_archive_is_never_unpacked(tmp_path, words):

@@ -49,7 +49,7 @@ def prepare(
     test_set: bool = False,
     subsets: str | None = None,
 ) -> int:
-    """Download a data set, where that is allowed, and check that it is complete.
+    """Download a data set, where that is allowed, and check its files by their checksums.
 
     esc50 is 0.6 GB, speech_commands 1.5 or 2.4, librispeech 60 in 960 hours, audioset 0.1 of tables
     without sound. Interrupted downloads resume, also by the same command later. Proxies are taken
@@ -99,7 +99,7 @@ def prepare(
     except KeyboardInterrupt:
         say("\nstopped; the same command resumes", sys.stderr)
         return 130
-    say(f"{set_name} is complete in {options.root}")
+    say(f"{set_name} is downloaded into {options.root}; `verify` checks that it is complete")
     if set_name == "audioset":
         say(SOUND)
     twelve = set_name == "speech_commands" and (test_set or version == "0.01")

@@ -85,7 +85,7 @@ def download(
     Raises:
         DataError: The file cannot be downloaded or written, or has another checksum.
     """
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
         raise DataError(f"{url!r} is not an address: give one that begins with http:// or https://")
     algorithm = (checksum or "").partition(":")[0]
     check = partial(progress, "checking")

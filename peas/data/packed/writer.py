@@ -252,7 +252,7 @@ class PackWriter(ShardWriter[Manifest, Outcome]):
         try:
             content = json.loads(journal.read_text(encoding="utf-8"))
             begun, shards = content["recipe"], list(_journal_shards(content["done"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{journal}: damaged ({error}); delete {self.out} and pack again"
             ) from None
