@@ -382,7 +382,7 @@ def test_peas_sweep_refuses_before_any_run(
     # The second point alone is wrong, and the first one does not run either.
     assert main(["sweep", str(file), "--out", str(out)]) == 1
     said = capsys.readouterr().err
-    assert "point 2: a sweep chooses by validation clips" in said
+    assert "sweep.yaml, point 2: " in said
     assert not out.exists()
     assert main(["sweep", str(file), "--dry_run", "--allow_test_selection"]) == 0
     lines = capsys.readouterr().out.splitlines()
