@@ -68,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     be_quiet(argv[0])
     if {"-h", "--help"} & set(argv):
+        argv = [word for word in argv if word != "all"]
         _import_choices()
     with _command(argv), ending_by_signals() as stopping:
         os.environ[PARENT] = str(os.getpid())

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from peas import __version__
+from peas.cli import fit_help
 from peas.errors import UsageError, say
 from peas.utils.processes import end_with_launcher
 from peas.utils.quiet import be_harmless
@@ -134,6 +135,9 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     name = find(argv)
     if name in LIGHTNING:
+        if fit_help.asks(argv):
+            say(fit_help.page(name))
+            return 0
         end_with_launcher()
         from peas.cli.fit import run
 

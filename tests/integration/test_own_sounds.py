@@ -69,7 +69,7 @@ def test_test_clips_alone_and_of_one_class_are_tested(run: Path, tmp_path: Path)
     (other / "c.csv").write_text("path,label,split\na.wav,low,test\nb.wav,middle,test\n")
     message = call(*_after(run, "test", other, *argv)).message
     assert "2 classes" in message
-    assert "'high' against 'low'" in message
+    assert "'high' and 'low'" in message
 
 
 def test_a_folder_without_labels_is_predicted_and_nothing_overwritten(

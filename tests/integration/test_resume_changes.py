@@ -89,9 +89,9 @@ def inside(trained: Run, sounds: Path, tmp_path: Path) -> Run:
 def test_inside_an_epoch_a_batch_is_what_it_was(inside: Run) -> None:
     message = _resume(inside, "--data.init_args.batch_size=4").message
     assert "2 batches of 6 clips" in message
-    assert "now has 4" in message
+    assert "now 4" in message
     message = _resume(inside, "--data.init_args.sampling=balanced").message
-    assert "its order is another one now" in message
+    assert "label_fraction" in message
     message = _resume(inside, "--trainer.accumulate_grad_batches=2").message
     assert "`trainer.accumulate_grad_batches` is 2" in message
     message = _resume(inside, "--seed_everything=1").message

@@ -1,6 +1,8 @@
 """The table of verbs, their command lines and their help; a run that has lost a worker."""
 
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,9 @@ from peas.cli import fit
 from peas.cli.configs import config_root, find_config, shipped
 from peas.cli.parser import arguments, build, keys_of, spell
 from peas.cli.verbs import LIGHTNING, VERBS
+from peas.data import ESC50
 from peas.errors import PeasError, UsageError
+from peas.tasks import Classification, Pretraining
 from peas.utils.processes import CONTEXT
 
 OWN = [name for name in VERBS if name not in LIGHTNING]
@@ -45,6 +49,35 @@ print(sorted(sys.modules))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "lightning", "datasets", "matplotlib"):
         assert f"'{heavy}'" not in run.stdout
+
+
+def test_help_of_fit_is_quick_and_true(capsys):
+    code = """
+import sys
+from peas.__main__ import main
+main(["fit", "--help"])
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    with pytest.raises(SystemExit):
+        main(["fit", "--help", "all"])
+    every = capsys.readouterr().out
+    for verb in LIGHTNING:
+        assert main([verb, "--help"]) == 0
+        page = capsys.readouterr().out
+        options = re.findall(r"^  (--[\w.]+) ", page, flags=re.MULTILINE)
+        assert ("--new" in options) == (verb == "fit")
+        for option in options:
+            # Settings of a class are not options of the parser but keys of its config.
+            assert option.partition(".init_args.")[0] in every, option
+            task, _, setting = option.partition(".init_args.")
+            if setting and task == "--model":
+                assert any(
+                    setting in inspect.signature(cls).parameters
+                    for cls in (Classification, Pretraining)
+                )
+            elif setting:
+                assert setting in inspect.signature(ESC50).parameters
 
 
 @pytest.mark.parametrize("verb", OWN)
@@ -142,10 +175,10 @@ def test_fit_takes_a_config_by_its_name(tmp_path, monkeypatch):
     assert config.masking.init_args.n_time == 2
 
 
-def test_help_of_fit(monkeypatch, capsys):
+def test_help_of_every_option_of_fit(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["__main__.py"])
     with pytest.raises(SystemExit):
-        main(["fit", "--help"])
+        main(["fit", "--help", "all"])
     out = capsys.readouterr().out
     assert out.startswith("usage: peas fit ")
     assert "peas.tasks.Classification" in out
