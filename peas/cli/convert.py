@@ -31,7 +31,7 @@ def _new_file(out: str) -> Path:
 def export(
     *, checkpoint: str, out: str, layout: Literal["pretrained", "fine-tuned"] = "fine-tuned"
 ) -> None:
-    """Write a checkpoint's weights in the official layout of SSAST or AudioMAE.
+    """Write a checkpoint's weights in the official layout of its family.
 
     Args:
         checkpoint: best.ckpt or last.ckpt of a run, of fine-tuning or pretraining.
@@ -52,10 +52,10 @@ def export(
     check_run(content, checkpoint)
     try:
         with malformed(checkpoint):
-            state, wrapper = official(content, layout, checkpoint)
+            state, wrapper, beside = official(content, layout, checkpoint)
     except NoReconstruction as error:
         raise NoReconstruction(f"{checkpoint}: {error}") from error
-    write_atomic({wrapper: state} if wrapper else state, file)
+    write_atomic({wrapper: state, **beside} if wrapper else state, file)
     say(f"{out}: {len(state)} tensors, {layout} layout")
     if layout == "fine-tuned":
         labels = ", ".join(map(printable, _labels(content)))
@@ -64,8 +64,8 @@ def export(
 
 def official(
     content: dict[str, Any], layout: Layout, checkpoint: str
-) -> tuple[dict[str, Tensor], str]:
-    """The official tensors of a checkpoint of peas, and the key that wraps them in a file.
+) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """The official tensors of a checkpoint of peas, the key that wraps them in a file, the rest.
 
     Args:
         content: What `read_state` gave.
@@ -85,18 +85,20 @@ def official(
             "RUN/checkpoints/best.ckpt, or `--layout pretrained` for a run of pretraining"
         )
     settings = content.get("hyper_parameters") or {}
-    named = (settings.get("encoder") or {}).get("class_path", "peas.")
+    encoder = settings.get("encoder") or {}
+    named = encoder.get("class_path", "peas.")
     if not named.startswith("peas."):
         raise CheckpointError(
-            f"{checkpoint}: its encoder is {named[:LONGEST]!r}, and only SSAST and AudioMAE have "
-            "an official layout; its weights are in `state_dict`, under `model.`"
+            f"{checkpoint}: its encoder is {named[:LONGEST]!r}, and only SSAST, AudioMAE, BEATs "
+            "and EAT have an official layout; its weights are in `state_dict`, under `model.`"
         )
     family = family_of(content)
     state, _ = family.unwrap(content, checkpoint)
-    if "geometry" not in state:
+    if family.is_official(state):
         raise CheckpointError(f"{checkpoint}: is in the official layout already")
     try:
-        return family.to_official(state, layout), family.wrapper
+        weights = family.to_official(state, layout)
+        return weights, family.wrapper, family.beside(state, encoder.get("init_args") or {})
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
 
