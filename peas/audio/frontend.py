@@ -251,10 +251,10 @@ class KaldiLogMel(FrontEnd):
 class BEATsLogMel(KaldiLogMel):
     """Front end of BEATs: Kaldi's filter bank with its own defaults.
 
-    Four things differ from `KaldiLogMel`. Samples are multiplied by 2^15, so that a log-mel is
-    higher by 20.794 while its floor stays at -15.942: quiet bins that are at the floor there are not
-    here. The window is Povey's (Hann's to the power of 0.85). The clip's mean is not removed; each
-    frame's is by both. Padding is silence, log-mels at the floor, where `KaldiLogMel` has 0.
+    Four things differ from `KaldiLogMel`. Samples are multiplied by 2^15, so a log-mel is higher by
+    20.794 and its floor stays at -15.942: quiet bins that are at the floor there are not here. The
+    window is Povey's (Hann's to the power of 0.85). The clip's mean is not removed; each frame's is
+    by both. Padding is silence, log-mels at the floor, where `KaldiLogMel` has 0.
 
     So statistics are not those that `KaldiLogMel` measures, and those of a data set are not taken.
     The defaults are BEATs's, of AudioSet.

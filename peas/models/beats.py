@@ -63,9 +63,9 @@ class BEATs(Encoder):
             buckets: Distances that the attention's bias tells apart, of both signs.
             max_distance: Distance in tokens from which all are alike to it.
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
-            gradient_decay: Factor of the gradient from each block to the one before it; the official
+            gradient_decay: Factor of the gradient from each block to the one before it, officially
                 `layer_wise_gradient_decay_ratio`. Unlike a recipe's `layer_decay` it changes no
-                learning rate, and Adam feels it only where gradients come near its epsilon.
+                learning rate; it changes Adam's steps only where gradients come near its epsilon.
 
         Raises:
             ConfigError: A value is impossible; the message names the key.
@@ -174,7 +174,7 @@ class BEATsTransformer(nn.Module):
 
     def forward(self, log_mel: Tensor, masked: Tensor | None = None) -> Tensor:
         """Encode `[B, T, F]` to `[B, V, D]`; `masked` `[B, N]` bool."""
-        tokens = self.patch_embed(log_mel, masked)
+        tokens: Tensor = self.patch_embed(log_mel, masked)
         if masked is None:
             place = torch.arange(tokens.shape[1], device=tokens.device)[None]
         else:
@@ -183,12 +183,12 @@ class BEATsTransformer(nn.Module):
         bias = self.distances(place)
         for block in self.blocks:
             if self.gradient_decay != 1 and tokens.requires_grad:
-                tokens.register_hook(self._decayed)
+                tokens.register_hook(self._decayed)  # type: ignore[no-untyped-call]
             tokens = block(tokens, bias)
         return tokens
 
     def _decayed(self, gradient: Tensor) -> Tensor:
-        return gradient * self.gradient_decay
+        return self.gradient_decay * gradient
 
 
 class PatchEmbedding(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peas.errors import CheckpointError
 from peas.models.beats import GROUPS, KERNEL
-from peas.models.vit import Size
+from peas.models.vit import SIZES, Size
 from peas.models.weights.encoder_only import EncoderOnlyFamily
 from peas.models.weights.importer import Import, Layout, State
 
@@ -129,8 +129,6 @@ class BEATsFamily(EncoderOnlyFamily):
     def beside(self, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
         """`cfg`, which the official code builds its model from."""
         info = self._describe(state, "the checkpoint")
-        from peas.models.vit import SIZES
-
         width, depth, heads = SIZES[info.size]
         return {
             "cfg": {

@@ -24,7 +24,7 @@ FAIRSEQ = "modality_encoders.IMAGE."
 
 
 class EATFamily(EncoderOnlyFamily):
-    """Files of `peas.models.EAT`. Its positions are fixed: a file's table is compared, not taken."""
+    """Files of `peas.models.EAT`, whose positions are fixed: a file's table is only compared."""
 
     name = "EAT"
     prefixes: Mapping[str, str] = {
@@ -42,7 +42,9 @@ class EATFamily(EncoderOnlyFamily):
 
     def renamed(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The hub's names of fairseq's, without the teacher's weights."""
-        found = {k: v for k, v in state.items() if not (k.endswith("_ema") and _is_table(v))}
+        found = {
+            k: v for k, v in state.items() if not (k.endswith("_ema") and isinstance(v, Mapping))
+        }
         if not any(FAIRSEQ in key for key in found):
             return found
         names = {key: key.removeprefix("model.").removeprefix(FAIRSEQ) for key in found}
@@ -53,16 +55,11 @@ class EATFamily(EncoderOnlyFamily):
 
     def settings(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the hub, flat, or of fairseq, nested; a fine-tuned file has its start's."""
-        model = stated.get("model", stated)
-        args = model.get("pretrained_model_args") if _is_table(model) else None
-        if _is_table(args) and _is_table(args.get("model")):
-            model = args["model"]
-        if not _is_table(model):
-            return {}
-        modalities = model.get("modalities")
-        image = modalities.get("image") if _is_table(modalities) else None
-        # Width and the like of the patches are of the same names; the shapes tell.
-        return {**image, **model} if _is_table(image) else model
+        model = _inside(stated, "model") or stated
+        start = _inside(model, "pretrained_model_args")
+        model = _inside(start, "model") or model
+        # Both have a width, under one name; it is checked by the shapes.
+        return {**_inside(_inside(model, "modalities"), "image"), **model}
 
     def expected(self, job: Import, size: Size) -> Mapping[str, tuple[Any, Any]]:
         """Settings of the hub's `EATConfig` and of fairseq that the outputs depend on."""
@@ -119,5 +116,7 @@ def _are_eats(table: Tensor) -> bool:
     return torch.allclose(table.detach().cpu().float(), ours, atol=2e-3, rtol=0)
 
 
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping)
+def _inside(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table of a key; empty where there is none."""
+    value = table.get(key)
+    return value if isinstance(value, Mapping) else {}

@@ -72,8 +72,8 @@ class EncoderOnlyFamily(Family):
         if kernel is None or kernel.ndim != 4 or kernel.shape[1] != 1:
             shape = "missing" if kernel is None else f"of shape {list(kernel.shape)}"
             raise CheckpointError(
-                f"{where}: {key} is {shape}, and should be [D, 1, frames, mel bins]; give a file of "
-                f"{self.name}, as it was saved"
+                f"{where}: {key} is {shape}, and should be [D, 1, frames, mel bins]; give a file "
+                f"of {self.name}, as it was saved"
             )
         patch: Pair = (kernel.shape[3], kernel.shape[2])
         return {"patch": patch, "stride": patch}
@@ -113,8 +113,8 @@ class EncoderOnlyFamily(Family):
         where = job.report.path
         if job.info.patch != job.model.patch:
             raise CheckpointError(
-                f"{where}: has patches of {job.info.patch} (mel bins, frames) and the model to fill "
-                f"{job.model.patch}; set patch to {list(job.info.patch)}"
+                f"{where}: has patches of {job.info.patch} (mel bins, frames) and the model to "
+                f"fill {job.model.patch}; set patch to {list(job.info.patch)}"
             )
         if job.info.layout != "official":
             return

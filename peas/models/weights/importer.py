@@ -1,8 +1,8 @@
 """One importer and exporter for official layouts.
 
 A `Family` maps keys between an official file and `Encoder.state_dict()` in both directions. Its
-subclasses (`ssast`, `audiomae`, `beats`, `eat`) add a key table and the rules for shapes. Loading is
-strict: a key too many, too few or of another shape is an error, and the model is then unchanged.
+subclasses (`ssast`, `audiomae`, `beats`, `eat`) add a key table and the rules for shapes. Loading
+is strict: a key too many, too few or of another shape is an error, and the model is then unchanged.
 """
 
 from abc import ABC, abstractmethod
@@ -269,8 +269,9 @@ class Family(ABC):
         official = info.layout == "official"
         source = self.to_ours(tensors, where) if official else tensors
         new = {key: value for key, value in source.items() if key not in self.bookkeeping}
-        settings = state.get("cfg")
-        job = Import(model, info, source, new, report, settings if _table(settings) else {})
+        job = Import(model, info, source, new, report)
+        if isinstance(state.get("cfg"), Mapping):
+            job.settings = state["cfg"]
         if info.size != job.model.encoder.size:
             raise CheckpointError(
                 f"{where}: holds a {info.size} model and the model to fill is "
@@ -479,11 +480,8 @@ def check_keys(
     return missing
 
 
-def _table(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-
-
 def inner_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file has under `state_dict` or `model`, or itself, without `module.` before keys."""
     inner = state.get("state_dict", state.get("model", state))
     if not isinstance(inner, Mapping):
         inner = state
