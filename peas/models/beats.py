@@ -60,7 +60,7 @@ class BEATs(Encoder):
                 or `large` (1024, 24); the official files are `base`.
             patch: Patch shape (mel bins, frames).
             patch_width: Width of the patch embeddings before they are projected to the tokens'.
-            buckets: Distances that the attention's bias tells apart, of both signs.
+            buckets: Distances that the attention's bias discriminates, of both signs.
             max_distance: Distance in tokens from which all are alike to it.
             drop_path: Rate of stochastic depth of the last block; it rises linearly from 0.
             gradient_decay: Factor of the gradient from each block to the one before it, officially
