@@ -31,7 +31,7 @@ def _new_file(out: str) -> Path:
 def export(
     *, checkpoint: str, out: str, layout: Literal["pretrained", "fine-tuned"] = "fine-tuned"
 ) -> None:
-    """Write a checkpoint's weights in the official layout of SSAST or AudioMAE.
+    """Write a checkpoint's weights in the official layout of its family.
 
     Args:
         checkpoint: best.ckpt or last.ckpt of a run, of fine-tuning or pretraining.
@@ -52,10 +52,10 @@ def export(
     check_run(content, checkpoint)
     try:
         with malformed(checkpoint):
-            state, wrapper = official(content, layout, checkpoint)
+            state, wrapper, beside = official(content, layout, checkpoint)
     except NoReconstruction as error:
         raise NoReconstruction(f"{checkpoint}: {error}") from error
-    write_atomic({wrapper: state} if wrapper else state, file)
+    write_atomic({wrapper: state, **beside} if wrapper else state, file)
     say(f"{out}: {len(state)} tensors, {layout} layout")
     if layout == "fine-tuned":
         labels = ", ".join(map(printable, _labels(content)))
@@ -64,8 +64,8 @@ def export(
 
 def official(
     content: dict[str, Any], layout: Layout, checkpoint: str
-) -> tuple[dict[str, Tensor], str]:
-    """The official tensors of a checkpoint of peas, and the key that wraps them in a file.
+) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """The official tensors of a checkpoint of peas, the key that wraps them in a file, the rest.
 
     Args:
         content: What `read_state` gave.
@@ -85,18 +85,20 @@ def official(
             "RUN/checkpoints/best.ckpt, or `--layout pretrained` for a run of pretraining"
         )
     settings = content.get("hyper_parameters") or {}
-    named = (settings.get("encoder") or {}).get("class_path", "peas.")
+    encoder = settings.get("encoder") or {}
+    named = encoder.get("class_path", "peas.")
     if not named.startswith("peas."):
         raise CheckpointError(
-            f"{checkpoint}: its encoder is {named[:LONGEST]!r}, and only SSAST and AudioMAE have "
-            "an official layout; its weights are in `state_dict`, under `model.`"
+            f"{checkpoint}: its encoder is {named[:LONGEST]!r}, and only SSAST, AudioMAE, BEATs "
+            "and EAT have an official layout; its weights are in `state_dict`, under `model.`"
         )
     family = family_of(content)
     state, _ = family.unwrap(content, checkpoint)
-    if "geometry" not in state:
+    if family.is_official(state):
         raise CheckpointError(f"{checkpoint}: is in the official layout already")
     try:
-        return family.to_official(state, layout), family.wrapper
+        weights = family.to_official(state, layout)
+        return weights, family.wrapper, family.beside(state, encoder.get("init_args") or {})
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
 
@@ -111,7 +113,7 @@ def import_(
     out: str | None = None,
     dataset: Literal["esc50", "speech_commands_v2", "audioset"] = "esc50",
     stride: tuple[int, int] | None = None,
-    pooling: Literal["mean", "cls"] = "mean",
+    pooling: Literal["mean", "cls"] | None = None,
     loss: Literal["ce", "bce"] = "ce",
 ) -> None:
     """Make a checkpoint of an official file.
@@ -120,19 +122,20 @@ def import_(
     it to `--model.init_args.pretrained`.
 
     Args:
-        file: Official file of SSAST or AudioMAE.
+        file: Official file of SSAST, AudioMAE, BEATs or EAT, or the folder of a model hub.
         out: Checkpoint to write, for `peas test`, `peas tag` and the like.
         dataset: Labels and statistics.
         stride: Mel bins and frames from patch to patch of SSAST; default 10 10.
-        pooling: How tokens become one vector.
+        pooling: How tokens become one vector; default as the encoder's fine-tuning: `cls` for
+            EAT, `mean` for the others, and BEATs has no other.
         loss: Softmax (ce) or sigmoid (bce) scores.
     """
     import lightning
 
-    from peas.audio.frontend import KaldiLogMel
+    from peas.audio.frontend import BEATsLogMel, KaldiLogMel
     from peas.data.labels import read_labels
-    from peas.models import SSAST, AudioMAE
-    from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
+    from peas.models import EAT, SSAST, AudioMAE, BEATs, Encoder
+    from peas.models.weights import family_of, load_pretrained, read_state
     from peas.models.weights.checking import malformed
     from peas.models.weights.writing import write_atomic
     from peas.tasks.classification import Classification
@@ -154,13 +157,24 @@ def import_(
             f"{file} has {info.num_classes} classes and {dataset} {len(labels)}: choose another "
             "--dataset"
         )
-    settings: dict[str, Any] = {"size": info.size, "patch": info.patch, "stride": step}
-    encoder: type[AudioMAE] | type[SSAST] = AudioMAE if family is AUDIOMAE else SSAST
+    settings: dict[str, Any] = {"size": info.size, "patch": info.patch}
+    kinds: dict[str, type[Encoder]] = {"SSAST": SSAST, "AudioMAE": AudioMAE}
+    if family.name in kinds:
+        settings["stride"] = step
+    kinds |= {"BEATs": BEATs, "EAT": EAT}
+    if pooling is not None:
+        if family.name == "BEATs" and pooling != "mean":
+            raise CheckpointError(f"{file}: BEATs has no class token: leave --pooling out")
+        settings |= {} if family.name == "BEATs" else {"pooling": pooling}
     mean, std, frames = STATISTICS[dataset]
+    front_end = KaldiLogMel(frames, mean, std)
+    if family.name == "BEATs":
+        # Its statistics are AudioSet's for every set; those above are another front end's.
+        front_end = BEATsLogMel(frames)
     task = Classification(
         pretrained=None,
-        encoder=encoder(**settings, pooling=pooling),
-        front_end=KaldiLogMel(frames, mean, std),
+        encoder=kinds[family.name](**settings),
+        front_end=front_end,
         loss=loss,
         labels=labels,
         multi_label=dataset == "audioset",

@@ -13,6 +13,7 @@ from peas.errors import ConfigError, NoReconstruction
 from peas.models.local_attention import LocalBlock
 from peas.models.patches import Pair, gather_tokens, visible_indices
 from peas.models.reconstructor import Reconstructor
+from peas.models.vit import PostNormBlock
 from peas.parts import Part
 
 Need = Literal["decoder", "pixels", "contrast", "labels", "clips"]
@@ -321,5 +322,5 @@ def compile_blocks(model: nn.Module) -> None:
         model: The model.
     """
     for part in model.modules():
-        if isinstance(part, Block | LocalBlock):
+        if isinstance(part, Block | LocalBlock | PostNormBlock):
             part.compile()
