@@ -105,7 +105,7 @@ def embed(
         on_error == "skip",
         shard_clips or (SHARD_CLIPS_OF_FRAMES if frames else SHARD_CLIPS),
     )
-    source = _of_files(clips, model) if data_set is None else _of_set(data_set, model)
+    source = source_of_files(clips, model) if data_set is None else _of_set(data_set, model)
     folder = Path(out).expanduser()
     with Bar() as bar:
         show = bar.of(source.name)
@@ -170,7 +170,7 @@ def _of_set(data_set: DataSet, model: AudioModel) -> Source:
     )
 
 
-def _of_files(clips: list[str], model: AudioModel) -> Source:
+def source_of_files(clips: list[str], model: AudioModel) -> Source:
     """Loose files, and those below folders."""
     import os
 

@@ -46,6 +46,32 @@ class Encoded(NamedTuple):
     frames: Tensor
 
 
+class WindowScores(NamedTuple):
+    """One clip of `AudioModel.score_windows`.
+
+    Attributes:
+        scores: `[W, C]` probabilities of each window.
+        kept: `[W]` columns of patches that hold sound.
+        start: `[W]` milliseconds at which the windows begin.
+    """
+
+    scores: Tensor
+    kept: Tensor
+    start: Tensor
+
+    def of_clip(self, long: Literal["mean", "first"] = "mean") -> Tensor:
+        """Probabilities `[C]` of the clip.
+
+        Args:
+            long: `mean` of the windows, weighted by how much sound they hold; or the `first`.
+        """
+        if long == "first":
+            return self.scores[0]
+        weight = self.kept.double()
+        mean: Tensor = (self.scores.double() * weight[:, None]).sum(dim=0) / weight.sum()
+        return mean.float()
+
+
 class Prediction(NamedTuple):
     """A label and its probability."""
 
@@ -330,14 +356,37 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         """
         if long not in ("mean", "first"):
             raise ConfigError(f"long is {long!r}: choose mean or first")
-        rows = []
-        for windows, count in self._groups(self._clips(audio, rate), overlap, batch_size):
-            weight = windows.kept.float()
-            if long == "first":
-                weight *= windows.start == 0
-            scored = self.window_scores(windows, batch_size)
-            rows.append(_mean(scored, windows.clip, weight, count).float())
-        return torch.cat(rows)
+        scored = self.score_windows(
+            self._clips(audio, rate), overlap=overlap, batch_size=batch_size
+        )
+        return torch.stack([clip.of_clip(long) for clip in scored])
+
+    @torch.no_grad()
+    def score_windows(
+        self, clips: Iterable[Tensor], *, overlap: float = 0.0, batch_size: int = BATCH
+    ) -> Iterator[WindowScores]:
+        """Probabilities of every window of any number of clips, clip by clip.
+
+        Args:
+            clips: Waveforms `[S]` at `sample_rate`; no more are taken than fill a pass.
+            overlap: Share of a window that the next one repeats.
+            batch_size: Windows in a pass of the encoder.
+
+        Raises:
+            ConfigError: The model has no classifier, or an option is impossible.
+        """
+        if not self.labels:
+            raise ConfigError(
+                "this model has no classifier, so it gives embeddings and no scores: fine-tune it "
+                "(`peas fit`), or load a fine-tuned checkpoint"
+            )
+        hop = self.encoder.stride[1] * self._frame_ms()[0]
+        for windows, count in self._groups(clips, overlap, batch_size):
+            parts = torch.split(windows.log_mel, batch_size)
+            scores = torch.cat([self._probabilities(self.encoder(part)).cpu() for part in parts])
+            for number in range(count):
+                mine = windows.clip == number
+                yield WindowScores(scores[mine], windows.kept[mine], windows.start[mine] * hop)
 
     def predict(
         self, audio: Audio, rate: int | None = None, *, top: int = 5, **options: Any
@@ -357,21 +406,6 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         ]
 
     # --- windows ----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def window_scores(self, windows: Windows, batch_size: int = BATCH) -> Tensor:
-        """Probabilities `[W, C]` of windows.
-
-        Raises:
-            ConfigError: The model has no classifier.
-        """
-        if not self.labels:
-            raise ConfigError(
-                "this model has no classifier, so it gives embeddings and no scores: fine-tune it "
-                "(`peas fit`), or load a fine-tuned checkpoint"
-            )
-        parts = torch.split(windows.log_mel, batch_size)
-        return torch.cat([self._probabilities(self.encoder(part)).cpu() for part in parts])
 
     def windows(self, waveform: Sequence[Tensor], overlap: float = 0.0) -> Windows:
         """Windows of waveforms `[S]` at `sample_rate`."""

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -125,6 +125,10 @@ class Source:
             None if inventory.speakers is None else list(inventory.speakers),
         )
         return cls(name, table, columns, labels, multi_label)
+
+    def take(self, rows: Sequence[int]) -> Source:
+        """Some of the clips."""
+        return replace(self, table=self.table.take(rows), columns=self.columns.take(rows))
 
     def fingerprint(self) -> str:
         """Hash of names, classes, sizes of sound files, and parts."""
