@@ -317,6 +317,8 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             )
         if bands not in (None, "concat", "mean"):
             raise ConfigError(f"bands is {bands!r}: choose concat or mean")
+        # Before the first clip is read.
+        layout(self.encoder, overlap)
         for windows, count in self._groups(clips, overlap, batch_size):
             sums: list[Tensor] = []
             grids: list[Tensor] = []

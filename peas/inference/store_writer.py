@@ -84,6 +84,11 @@ class Options:
     skip: bool = False
     shard_clips: int = SHARD_CLIPS
 
+    def of_model(self) -> dict[str, Any]:
+        """Those of `AudioModel.encode`."""
+        names = ("layers", "pool", "bands", "overlap", "batch_size")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -220,6 +225,8 @@ def write_embeddings(
         raise DataError(
             f"{len(twice)} ids name more than one clip: {some(twice)}; give each clip its own"
         )
+    # An impossible option begins no folder.
+    list(model.encode([], **options.of_model()))
     settings = {
         "checkpoint": checkpoint,
         "model": model_fingerprint(model),
@@ -292,6 +299,8 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
         if not (self.out / MANIFEST).is_file():
             return None
         manifest = read_manifest(self.out)
+        if not manifest.shards:
+            return None
         complete = manifest.index is not None and not manifest.index.fault(self.out)
         # Another version might give other numbers, but these are complete.
         self.require_settings(
@@ -449,16 +458,7 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
                     yield torch.from_numpy(sound)
 
         options = self.options
-        clips = list(
-            self.model.encode(
-                waveforms(),
-                layers=options.layers,
-                pool=options.pool,
-                bands=options.bands,
-                overlap=options.overlap,
-                batch_size=options.batch_size,
-            )
-        )
+        clips = list(self.model.encode(waveforms(), **options.of_model()))
         embeddings = np.zeros((len(options.layers), 0, 0), dtype=np.float32)
         if clips:
             embeddings = torch.stack([clip.embedding for clip in clips], dim=1).numpy()
@@ -470,8 +470,7 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
             for result in results:
                 finite = np.isfinite(result.embeddings).all(axis=(0, 2))
                 if not finite.all():
-                    rows = [row for row, ok in zip(result.rows, finite.tolist(), strict=True) if ok]
-                    bad = [row for row in result.rows if row not in rows]
+                    bad = [result.rows[number] for number in np.flatnonzero(~finite)]
                     raise DataError(
                         f"embeddings of {some(self.source.columns.ids[row] for row in bad)} are "
                         "NaN or infinite: take an earlier checkpoint, or --precision float32"

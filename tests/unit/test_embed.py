@@ -260,6 +260,7 @@ def test_impossible_options(
     where = ("--checkpoint", exported, "--out", tmp_path / "e")
     with pytest.raises(error, match=named):
         embed(tmp_path / "bag", *where, *argv)
+    assert not (tmp_path / "e").exists()
 
 
 def test_impossible_inputs(exported: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from peas import load
 from peas.cli.verbs import dispatch
 from peas.errors import CheckpointError, ConfigError, UsageError
 from peas.masking import PatchMasking, RandomPatches, StructuredPatches
+from peas.models.weights import read_state
 from peas.objectives import LabelClassification, Objective, PatchContrast
 from peas.parts import Part, make, make_parts
 from peas.tasks import Pretraining
