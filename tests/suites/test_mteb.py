@@ -54,6 +54,8 @@ def make_task(folder: Path, kind: str, base: type) -> object:
         )
         input_column_name = "audio"
         label_column_name = "label"
+        # Of clustering, whose default for large sets would leave no clip.
+        max_fraction_of_documents_to_embed = None
         samples_per_label = 8
 
     return OwnTask()
