@@ -14,6 +14,7 @@ import torch
 
 from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
+from peas.models.weights.exported import exported_folder, read_exported
 
 LISTED = 5
 """Checkpoints listed in the error for a missing one."""
@@ -60,7 +61,8 @@ def read_state(
     """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
 
     Args:
-        path: A file written by `torch.save`, in the zip or the old pickle format.
+        path: A file written by `torch.save`, in the zip or the old pickle format; or a folder of
+            `peas export --format hf`, or its weights, which are read as a run's checkpoint.
         pretrained: Whether official weights would do, so that the error for a missing file names
             their source.
         file: The open file, to be read in place of `path`.
@@ -70,6 +72,8 @@ def read_state(
             text keys, or weights that are not finite.
     """
     path = Path(path)
+    if folder := exported_folder(path):
+        return read_exported(folder, str(path))
     if path.is_dir():
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         present = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
