@@ -10,6 +10,7 @@ from peas.errors import CheckpointError, NoReconstruction, PeasError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from peas.inference.loading import Corpus
     from peas.models.weights.importer import Layout
     from peas.tasks.classification import Classification
 
@@ -67,7 +68,9 @@ def export(
         _export_graph(source, out, format, output, opset, allow_module or [])
 
 
-def _export_official(checkpoint: str, out: str, layout: Literal["pretrained", "fine-tuned"]) -> None:
+def _export_official(
+    checkpoint: str, out: str, layout: Literal["pretrained", "fine-tuned"]
+) -> None:
     import torch
 
     from peas.inference.export import new_path
@@ -196,6 +199,9 @@ def import_(
     out: str | None = None,
     dataset: Literal["esc50", "speech_commands_v2", "audioset"] = "esc50",
     labels: str | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+    frames: int | None = None,
     stride: tuple[int, int] | None = None,
     pooling: Literal["mean", "cls"] = "mean",
     loss: Literal["ce", "bce"] = "ce",
@@ -212,6 +218,9 @@ def import_(
         out: Checkpoint to write, for `peas test`, `peas tag` and the like.
         dataset: Labels and statistics.
         labels: File of the classes' names, one a line, in place of those of --dataset.
+        mean: Mean of the log-mels, in place of that of --dataset.
+        std: Their standard deviation, likewise.
+        frames: Frames of the model's input, likewise.
         stride: Mel bins and frames from patch to patch of SSAST; default 10 10.
         pooling: How tokens become one vector.
         loss: Softmax (ce) or sigmoid (bce) scores.
@@ -219,6 +228,7 @@ def import_(
             `peas`; its code is executed. May be repeated.
     """
     from peas.inference.export import new_path
+    from peas.inference.loading import STATISTICS
     from peas.models.weights import load_pretrained, read_state
     from peas.models.weights.checking import check_run
     from peas.models.weights.exported import exported_folder
@@ -236,7 +246,14 @@ def import_(
             say(f"{file}: {len(content['state_dict'])} tensors, without a classifier")
         classes = len(_labels(content))
     else:
-        task, classes = _official_task(content, file, dataset, labels, stride, pooling, loss)
+        statistics = STATISTICS[dataset]
+        given = {"mean": mean, "std": std, "frames": frames}
+        corpus = statistics._replace(**{k: v for k, v in given.items() if v is not None})
+        if corpus.frames < 1 or corpus.std <= 0:
+            raise UsageError("`--frames` and `--std` must be above 0")
+        task, classes = _official_task(
+            content, file, dataset, labels, corpus, stride, pooling, loss
+        )
         say(str(load_pretrained(task.model, file)))
     if target is None:
         return
@@ -261,6 +278,7 @@ def _official_task(
     file: str,
     dataset: Literal["esc50", "speech_commands_v2", "audioset"],
     labels: str | None,
+    corpus: Corpus,
     stride: tuple[int, int] | None,
     pooling: Literal["mean", "cls"],
     loss: Literal["ce", "bce"],
@@ -268,7 +286,7 @@ def _official_task(
     """A task with fresh weights that an official file fills, and the file's number of classes."""
     from peas.audio.frontend import KaldiLogMel
     from peas.data.labels import read_labels
-    from peas.inference.loading import STATISTICS, encoder_settings
+    from peas.inference.loading import encoder_settings
     from peas.models import SSAST, AudioMAE
     from peas.models.weights import AUDIOMAE, family_of
     from peas.models.weights.checking import malformed
@@ -290,11 +308,10 @@ def _official_task(
             "another --dataset, or give the names, one a line, by --labels FILE"
         )
     encoder: type[AudioMAE] | type[SSAST] = AudioMAE if family is AUDIOMAE else SSAST
-    mean, std, frames = STATISTICS[dataset]
     task = Classification(
         pretrained=None,
         encoder=encoder(**settings, pooling=pooling),
-        front_end=KaldiLogMel(frames, mean, std),
+        front_end=KaldiLogMel(corpus.frames, corpus.mean, corpus.std),
         loss=loss,
         labels=names,
         multi_label=loss == "bce" if labels else dataset == "audioset",
@@ -316,5 +333,7 @@ def _label_file(file: Path) -> list[str]:
     for number, name in enumerate(names, 1):
         if not name or name in names[: number - 1]:
             what = f"repeats {name!r}" if name else "is empty"
-            raise PeasError(f"--labels {file}: line {number} {what}: give one name of a class a line")
+            raise PeasError(
+                f"--labels {file}: line {number} {what}: give one name of a class a line"
+            )
     return names

@@ -81,8 +81,10 @@ def card(model: AudioModel, source: str, folder: Path, push: str | None = None) 
         "pipeline_tag": "audio-classification" if model.labels else "feature-extraction",
         "tags": ["audio", "peas", encoder.lower(), "pytorch_model_hub_mixin"],
     }
-    task = f"tells {len(model.labels)} classes of sound apart" if model.labels else (
-        "turns sound into embeddings"
+    task = (
+        f"tells {len(model.labels)} classes of sound apart"
+        if model.labels
+        else ("turns sound into embeddings")
     )
     use = 'print(model.predict("clip.wav"))' if model.labels else 'print(model.embed("clip.wav"))'
     return CARD.format(
@@ -104,7 +106,10 @@ def _model_rows(model: AudioModel) -> list[tuple[str, Any]]:
         ("front end", json.dumps(model.front_end.spec())),
         ("sample rate", f"{model.sample_rate} Hz; other rates are resampled"),
         ("input", f"{model.window_ms / 1000:g} s; longer sound is cut into windows"),
-        ("embedding", f"{model.dim} wide, layers 0 to {model.layers}, one each {model.hop_ms:g} ms"),
+        (
+            "embedding",
+            f"{model.dim} wide, layers 0 to {model.layers}, one each {model.hop_ms:g} ms",
+        ),
         ("labels", f"{len(model.labels)}, in `labels.txt`" if model.labels else "none"),
         ("scores", model.activation if model.labels else "none"),
         ("licence of the weights", UNKNOWN),

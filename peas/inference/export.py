@@ -37,7 +37,7 @@ def export_folder(model: AudioModel, out: Path, card: str, modules: Sequence[str
     """Writes what `peas.load` and `huggingface_hub` read.
 
     Args:
-        model: On the CPU.
+        model: On the CPU; a pixel probe, which serves the masks of a training, is taken from it.
         out: The folder.
         card: Text of the model card.
         modules: As in `peas.load`.
@@ -48,6 +48,7 @@ def export_folder(model: AudioModel, out: Path, card: str, modules: Sequence[str
     Raises:
         PeasError: It cannot be written, or gives other numbers.
     """
+    model.encoder.pixel_probe = None
     with _partial(out) as folder:
         folder.mkdir()
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -242,9 +243,7 @@ def _clips(model: AudioModel) -> Iterator[Tensor]:
         yield 0.1 * torch.randn(clips, samples, generator=draws)
 
 
-def _verify(
-    out: Path, kind: str, output: Output, model: AudioModel, run: Run, clips: Any
-) -> float:
+def _verify(out: Path, kind: str, output: Output, model: AudioModel, run: Run, clips: Any) -> float:
     """Largest difference between a file's outputs and the model's.
 
     Raises:

@@ -35,28 +35,26 @@ class KaldiGraph(nn.Module):
         super().__init__()
         self.frames, self.width, self.fft = front_end.frames, front_end.window.numel(), fft
         self.shift, _ = frame_samples(front_end)
-        mel = front_end.mel
-        # Its rows are doubled, for the squares of real and imaginary parts side by side.
-        self.size, half = mel.shape[0], mel[::2]
-        starts = torch.arange(self.frames) * self.shift
-        self.register_buffer("index", starts[:, None] + torch.arange(self.width))
+        self.size = front_end.mel.shape[0]
+        ends = torch.arange(self.frames) * self.shift + self.width
         # A clip shorter than one frame is padded with zeros to one.
-        self.register_buffer("ends", (starts + self.width).index_fill(0, torch.tensor(0), 0))
-        self.register_buffer("window", front_end.window * LIFT)
-        self.register_buffer("mel", half.clone())
-        cosines, sines = _waves(self.width, self.size)
-        self.register_buffer("cosines", cosines, persistent=False)
-        self.register_buffer("sines", sines, persistent=False)
+        ends[0] = 0
+        # The window's first value is 0.
+        window = front_end.window[1:].double() * LIFT
+        waves = _waves(len(window), self.size) * window[:, None]
+        self.register_buffer("ends", ends)
+        self.register_buffer("window", window.float())
+        self.register_buffer("waves", waves.float())
+        # Its rows are doubled, for the squares of real and imaginary parts side by side.
+        self.register_buffer("mel", front_end.mel.clone())
         self.register_buffer("mean", front_end.mean.clone())
         self.register_buffer("deviation", 2 * front_end.std)
         self.register_buffer("padding", front_end.fill_value("raw_zero"))
 
-    index: Tensor
     ends: Tensor
     window: Tensor
+    waves: Tensor
     mel: Tensor
-    cosines: Tensor
-    sines: Tensor
     mean: Tensor
     deviation: Tensor
     padding: Tensor
@@ -68,36 +66,37 @@ class KaldiGraph(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Normalised log-mels: `[B, S]` to `[B, T, F]`."""
         samples = waveform.shape[1]
-        needed = (self.frames - 1) * self.shift + self.width
-        clips = functional.pad(self.prepare(waveform), (0, needed))[:, :needed]
-        frames = clips[:, self.index]
+        frames = self.cut(self.prepare(waveform))
         frames = frames - frames.mean(dim=2, keepdim=True)
-        before = functional.pad(frames[:, :, :-1], (1, 0))
-        frames = (frames - PREEMPHASIS * before) * self.window
-        energies = (self.powers(frames) @ self.mel) * LIFT**-2
+        frames = frames[:, :, 1:] - PREEMPHASIS * frames[:, :, :-1]
+        spectrum = self.spectrum(frames)
+        energies = ((spectrum * spectrum) @ self.mel) * LIFT**-2
         log_mel = (energies.clamp(min=ENERGY_FLOOR).log() - self.mean) / self.deviation
         inside = (self.ends <= samples)[:, None]
         return torch.where(inside, log_mel, self.padding)
 
-    def powers(self, frames: Tensor) -> Tensor:
-        """Power spectra below half the rate: `[B, T, W]` to `[B, T, K]`."""
-        if self.fft:
-            spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.size))
-            return spectrum[:, :, :-1].square().sum(dim=-1)
-        # About a frame's middle cosines are even and sines odd, so half of the products are left.
-        # The power does not depend on where time begins.
-        if self.width % 2:
-            frames = functional.pad(frames, (0, 1))
-        left, right = frames.chunk(2, dim=-1)
-        left = left.flip(-1)
-        return ((right + left) @ self.cosines).square() + ((right - left) @ self.sines).square()
+    def cut(self, waveform: Tensor) -> Tensor:
+        """Frames `[B, T, W]`: blocks as long as a shift, beside each other."""
+        count = -(-self.width // self.shift)
+        needed = (self.frames + count - 1) * self.shift
+        samples = functional.pad(waveform, (0, needed))[:, :needed]
+        blocks = samples.unflatten(1, (-1, self.shift))
+        beside = [blocks[:, start : start + self.frames] for start in range(count)]
+        return torch.cat(beside, dim=2)[:, :, : self.width]
+
+    def spectrum(self, frames: Tensor) -> Tensor:
+        """Real and imaginary parts below half the rate, side by side: `[B, T, FFT size]`."""
+        if not self.fft:
+            return frames @ self.waves
+        spectrum = torch.fft.rfft(functional.pad(frames * self.window, (1, 0)), n=self.size)
+        return torch.view_as_real(spectrum)[:, :, :-1].flatten(2)
 
 
-def _waves(width: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of an FFT of `size`, from the middle of a frame: `[W / 2, K]`."""
-    time = torch.arange((width + 1) // 2, dtype=torch.float64) + 0.5
+def _waves(width: int, size: int) -> Tensor:
+    """An FFT of `size` as a matrix, cosines and sines in turn: `[W, FFT size]` float64."""
+    time = torch.arange(1, width + 1, dtype=torch.float64)
     angle = torch.outer(time, torch.arange(size // 2)) * (2 * math.pi / size)
-    return angle.cos().float(), angle.sin().float()
+    return torch.stack((angle.cos(), -angle.sin()), dim=2).flatten(1)
 
 
 GRAPHS: dict[type[FrontEnd], type[KaldiGraph]] = {KaldiLogMel: KaldiGraph}

@@ -28,7 +28,9 @@ def exported_folder(path: Path) -> Path | None:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return folder if isinstance(config, dict) and {"encoder", "front_end"} <= config.keys() else None
+    return (
+        folder if isinstance(config, dict) and {"encoder", "front_end"} <= config.keys() else None
+    )
 
 
 def read_config(folder: Path, where: str) -> dict[str, Any]:
@@ -131,6 +133,7 @@ def read_exported(folder: Path, where: str) -> dict[str, Any]:
             "labels": list(config.get("labels") or []),
             "loss": "bce" if sigmoid else "ce",
             "multi_label": sigmoid,
+            "reconstruction": "head",
+            "recipe": None,
         },
     }
-
