@@ -228,7 +228,7 @@ def import_(
             `peas`; its code is executed. May be repeated.
     """
     from peas.inference.export import new_path
-    from peas.inference.loading import STATISTICS
+    from peas.inference.loading import STATISTICS, Corpus
     from peas.models.weights import load_pretrained, read_state
     from peas.models.weights.checking import check_run
     from peas.models.weights.exported import exported_folder
@@ -247,8 +247,11 @@ def import_(
         classes = len(_labels(content))
     else:
         statistics = STATISTICS[dataset]
-        given = {"mean": mean, "std": std, "frames": frames}
-        corpus = statistics._replace(**{k: v for k, v in given.items() if v is not None})
+        corpus = Corpus(
+            statistics.mean if mean is None else mean,
+            statistics.std if std is None else std,
+            statistics.frames if frames is None else frames,
+        )
         if corpus.frames < 1 or corpus.std <= 0:
             raise UsageError("`--frames` and `--std` must be above 0")
         task, classes = _official_task(

@@ -59,7 +59,11 @@ VERBS: dict[str, Verb] = {
     "test": Verb("use", "score a checkpoint on the test split"),
     "predict": Verb("use", "scores of every clip of a data set, as predictions.csv"),
     "tag": Verb("use", "label sound files with a checkpoint alone", "tag:tag"),
-    "export": Verb("use", "write a model for the hub, as ONNX, for torch, or in the official layout", "convert:export"),
+    "export": Verb(
+        "use",
+        "write a model for a hub, as ONNX, or in the official layout",
+        "convert:export",
+    ),
     "import": Verb(
         "use", "make a checkpoint of an official file or exported folder", "convert:import_"
     ),

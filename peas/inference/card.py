@@ -40,8 +40,8 @@ model = peas.load("{source}")
 {use}
 ```
 
-Sound of any length and rate: a path, bytes, an array or a list of these. `AudioModel.from_pretrained`
-of `peas.inference` loads the same.
+Sound of any length and rate: a path, bytes, an array or a list of these.
+`peas.inference.AudioModel.from_pretrained` loads the same.
 
 ## Model
 
@@ -90,7 +90,7 @@ def card(model: AudioModel, source: str, folder: Path, push: str | None = None) 
     return CARD.format(
         matter=yaml.safe_dump(matter, sort_keys=False),
         title=_inline(push.rpartition("/")[2] if push else folder.name),
-        about=f"{encoder} with its front end, which {task}. Written by `peas export` {__version__}.",
+        about=f"{encoder} with its front end, which {task}. By `peas export` of {__version__}.",
         source=f"hf://{push}" if push else "FOLDER",
         use=use,
         model=_table(_model_rows(model)),
@@ -162,8 +162,8 @@ def _clip_rows(run: Path | None) -> list[tuple[str, Any]]:
     for name, split in SPLITS.items():
         if run is None:
             continue
-        for file in sorted((run / "logits").glob(f"{name}*.npz"))[:1]:
-            with np.load(file, allow_pickle=False) as stored:
+        for scores in sorted((run / "logits").glob(f"{name}*.npz"))[:1]:
+            with np.load(scores, allow_pickle=False) as stored:
                 rows.append((f"{split} clips", len(set(stored["ids"].tolist()))))
     return rows or [("clips", UNKNOWN)]
 
@@ -184,8 +184,8 @@ def _results(run: Path | None, epoch: int | None) -> str:
         return f"None of this checkpoint were found in the logs of its run: {UNKNOWN}."
     rows = "\n".join(f"| {_cell(key)} | {float(found[key]):.4g} |" for key in sorted(found))
     return (
-        f"| metric | value |\n|---|---|\n{rows}\n\nOf epoch {int(epoch or 0) + 1}. The best epoch is "
-        "chosen on `val`; where a protocol has no other split, `test` is the same clips."
+        f"| metric | value |\n|---|---|\n{rows}\n\nOf epoch {int(epoch or 0) + 1}. The best "
+        "epoch is chosen on `val`; where a protocol has no other split, `test` is the same clips."
     )
 
 
@@ -196,8 +196,8 @@ def _limits(model: AudioModel, data_set: str) -> str:
         else ""
     )
     return (
-        f"- {scores}It has heard {data_set or 'only its data set'}: on other recordings, devices or "
-        f"languages it may do worse, and nobody has measured it here.\n"
+        f"- {scores}It has heard {data_set or 'only its data set'}: on other recordings, devices "
+        f"or languages it may do worse, and nobody has measured it here.\n"
         f"- Sound is mixed to one channel at {model.sample_rate} Hz: nothing above "
         f"{model.sample_rate // 2} Hz is heard.\n"
         f"- The licence of data and weights is for whoever publishes this to fill in."

@@ -80,7 +80,7 @@ class KaldiGraph(nn.Module):
         count = -(-self.width // self.shift)
         needed = (self.frames + count - 1) * self.shift
         samples = functional.pad(waveform, (0, needed))[:, :needed]
-        blocks = samples.unflatten(1, (-1, self.shift))
+        blocks = samples.view(samples.shape[0], -1, self.shift)
         beside = [blocks[:, start : start + self.frames] for start in range(count)]
         return torch.cat(beside, dim=2)[:, :, : self.width]
 
@@ -148,10 +148,12 @@ class ModelGraph(nn.Module):
         log_mel = self.front_end(waveform)
         if self.output == "scores":
             logits = self.encoder(log_mel)
-            return logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
+            scores: Tensor = logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
+            return scores
         patches = self.encoder.tokens(log_mel)[:, self.encoder.special :]
         rows, columns = self.encoder.grid
         shape, dim = ((columns, rows), 2) if self.encoder.time_major else ((rows, columns), 1)
         inside = (self.columns <= waveform.shape[1]).to(patches.dtype)
-        over_time = patches.unflatten(1, shape).mean(dim=dim) * inside[:, None]
-        return over_time.sum(dim=1) / inside.sum()
+        over_time = patches.reshape(patches.shape[0], *shape, -1).mean(dim=dim) * inside[:, None]
+        embedding: Tensor = over_time.sum(dim=1) / inside.sum()
+        return embedding

@@ -13,8 +13,8 @@ import torch
 import yaml
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file, save_file
-from toys import Run
 from torch import Tensor
+from toys import Run
 
 import peas
 from peas.audio import KaldiLogMel
@@ -475,7 +475,7 @@ def test_a_folder_is_uploaded_only_when_asked(
     files = ["README.md", "config.json", "labels.txt", "model.safetensors"]
     assert hub.calls == [("create_repo", "me/mine"), ("me/mine", files)]
     hub.fails = LocalTokenNotFoundError("Token is required")
-    with pytest.raises(PeasError, match="me/mine.*Token"):
+    with pytest.raises(PeasError, match=r"me/mine.*Token"):
         dispatch([*argv, str(tmp_path / "c"), "--push", "me/mine"])
     assert (tmp_path / "c" / "config.json").is_file()
 
