@@ -1,6 +1,5 @@
 """`peas.load`: a model from whatever holds one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +8,26 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from peas.audio.frontend import FrontEnd, KaldiLogMel
+from peas.audio.frontend import BEATsLogMel, FrontEnd, KaldiLogMel
 from peas.data.labels import read_labels
 from peas.errors import CheckpointError, ConfigError
 from peas.inference.model import AudioModel
 from peas.models.encoder import Encoder
 from peas.models.weights import family_of, read_state
-from peas.models.weights.checking import check_run, check_weights, malformed
+from peas.models.weights.checking import check_run, malformed
+from peas.models.weights.exported import (
+    CONFIG,
+    WEIGHTS,
+    exported_folder,
+    read_config,
+    read_weights,
+)
 from peas.models.weights.importer import Description
 from peas.parts import make
 from peas.tasks.classification import Classification
 
 HUB = "hf://"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-"""Files of an exported folder."""
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
 """Of a run's folder, the first that exists is taken."""
 
@@ -46,6 +48,8 @@ STATISTICS = {
 """Statistics of the official recipes."""
 PRETRAINED = "audioset"
 """Data set of official pretrained files."""
+OVERLAPPING = ("SSAST", "AudioMAE")
+"""Encoders whose patches may overlap."""
 CLASSIFICATION = (None, "peas.tasks.Classification", "peas.tasks.classification.Classification")
 """Tasks of fine-tuning that a checkpoint may name."""
 
@@ -101,6 +105,12 @@ def _download(url: str) -> Path:
         ) from error
 
 
+def run_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that is taken of a run's folder; None if there is none."""
+    files = (folder / name for name in CHECKPOINTS)
+    return next((file for file in files if file.is_file()), None)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -108,11 +118,12 @@ def _first_line(error: Exception) -> str:
 def _folder(
     folder: Path, where: str, input_frames: int | None, modules: Sequence[str]
 ) -> AudioModel:
-    if (folder / CONFIG).is_file():
+    if exported_folder(folder):
         return _exported(folder, where, input_frames, modules)
-    for name in CHECKPOINTS:
-        if (folder / name).is_file():
-            return _file(folder / name, input_frames, modules)
+    if checkpoint := run_checkpoint(folder):
+        return _file(checkpoint, input_frames, modules)
+    if (folder / WEIGHTS).is_file():
+        return _file(folder, input_frames, modules)
     raise CheckpointError(
         f"{where}: holds neither {CONFIG} and {WEIGHTS} (an exported model) nor "
         "checkpoints/best.ckpt or last.ckpt (a run)"
@@ -123,23 +134,8 @@ def _exported(
     folder: Path, where: str, input_frames: int | None, modules: Sequence[str]
 ) -> AudioModel:
     """The model of a folder that `peas export --format hf` wrote."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{where}: {CONFIG}: cannot be read ({error})") from error
-    if not isinstance(config, dict) or not {"encoder", "front_end"} <= config.keys():
-        raise CheckpointError(
-            f"{where}: {CONFIG}: names no `encoder` and `front_end`, so it was not written by "
-            "`peas export --format hf`"
-        )
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{where}: {WEIGHTS}: cannot be read ({_first_line(error)}); export or download it "
-            "again"
-        ) from error
-    check_weights(state, f"{where}: {WEIGHTS}", named=True)
+    config = read_config(folder, where)
+    state = read_weights(folder, where, config)
     found = Found(
         encoder=config["encoder"],
         front_end=config["front_end"],
@@ -148,7 +144,13 @@ def _exported(
         origin=config.get("origin") or {},
     )
     model = found.model(where, None, modules)
-    with malformed(where):
+    for key, value in model.state_dict().items():
+        if key in state and state[key].is_floating_point() != value.is_floating_point():
+            raise CheckpointError(
+                f"{where}: {WEIGHTS}: {key} is of type {state[key].dtype}, and should be "
+                f"{value.dtype}; export or download it again"
+            )
+    with malformed(f"{where}: {WEIGHTS}"):
         model.load_state_dict(state)
     if input_frames in (None, model.encoder.frames):
         return model
@@ -170,6 +172,8 @@ def _file(path: Path, input_frames: int | None, modules: Sequence[str]) -> Audio
     else:
         found = official(content, where)
     found.origin["file"] = path.name
+    if isinstance(content.get("epoch"), int):
+        found.origin["epoch"] = content["epoch"]
     if settings and found.labels and input_frames is None:
         # Exactly what was trained, a fitted pixel head included.
         task = Classification.restore(content, where, modules=modules)
@@ -239,7 +243,7 @@ class Found:
             raise CheckpointError(f"{where}: {error}") from error
 
 
-def official(content: dict[str, Any], where: str, corpus: str | None = None) -> Found:
+def official(content: dict[str, Any], where: str) -> Found:
     """What an official file contains, and what its recipe says of the rest.
 
     A fine-tuned file does not name its data: that follows from the number of its classes.
@@ -247,7 +251,6 @@ def official(content: dict[str, Any], where: str, corpus: str | None = None) -> 
     Args:
         content: Of `read_state`.
         where: The file, for errors.
-        corpus: Key of `STATISTICS`; None = by the number of classes.
 
     Raises:
         CheckpointError: It is of no known family, or of a data set that is not known.
@@ -256,35 +259,52 @@ def official(content: dict[str, Any], where: str, corpus: str | None = None) -> 
         family = family_of(content)
         info = family.describe(content, where)
     by_classes = {len(read_labels(name)): name for name in STATISTICS}
-    known = corpus or by_classes.get(info.num_classes, PRETRAINED)
-    mean, std, frames = STATISTICS[known]
-    labels = read_labels(known) if info.num_classes else []
-    if info.num_classes and info.num_classes != len(labels):
+    if info.num_classes and info.num_classes not in by_classes:
+        listed = ", ".join(f"{name} {count}" for count, name in by_classes.items())
         raise CheckpointError(
-            f"{where}: has {info.num_classes} classes, and the label lists here have "
-            f"{', '.join(f'{n} ({name})' for n, name in by_classes.items())}: make a checkpoint of "
-            "it with labels of your own by `peas import`"
+            f"{where}: has {info.num_classes} classes, and of the known sets of labels {listed}: "
+            "make a checkpoint of it with its own, one a line, by `peas import --labels FILE`"
         )
+    known = by_classes.get(info.num_classes, PRETRAINED)
+    mean, std, frames = STATISTICS[known]
+    names = read_labels(known) if info.num_classes else []
     if not info.num_classes:
         frames = info.grid[1] * info.patch[1] or info.frames
-    front_end = KaldiLogMel(frames, mean, std)
-    encoder = {"class_path": f"peas.models.{family.name}", "init_args": encoder_settings(info)}
+    front_end = official_front_end(family.name, Corpus(mean, std, frames))
+    settings = encoder_settings(family.name, info)
     return Found(
-        encoder=encoder,
+        encoder={"class_path": f"peas.models.{family.name}", "init_args": settings},
         front_end=front_end.spec(),
-        labels=labels,
+        labels=names,
         scores="sigmoid" if known == "audioset" else "softmax",
         origin={"task": info.kind, "layout": "official"},
     )
 
 
-def encoder_settings(info: Description, stride: tuple[int, int] | None = None) -> dict[str, Any]:
+def official_front_end(family: str, corpus: Corpus) -> FrontEnd:
+    """Front end of a family's official code.
+
+    Args:
+        family: Name of the encoder's class.
+        corpus: Statistics and length of the data. BEATs has its own statistics for every set.
+    """
+    if family == "BEATs":
+        return BEATsLogMel(corpus.frames)
+    return KaldiLogMel(corpus.frames, corpus.mean, corpus.std)
+
+
+def encoder_settings(
+    family: str, info: Description, stride: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Settings of the encoder that an official file fills.
 
     Args:
+        family: Name of the encoder's class.
         info: What the file contains.
         stride: Mel bins and frames from patch to patch of SSAST, which its files do not say.
     """
+    settings = {"size": info.size, "patch": list(info.patch)}
+    if family not in OVERLAPPING:
+        return settings
     default = (10, 10) if info.patch == (16, 16) else (info.patch[0], 1)
-    step = info.stride or stride or default
-    return {"size": info.size, "patch": list(info.patch), "stride": list(step)}
+    return {**settings, "stride": list(info.stride or stride or default)}

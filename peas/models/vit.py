@@ -255,7 +255,7 @@ class SpectrogramTransformer(nn.Module):
         """
         heads = torch.cat((self.cls_token, self.dist_token), dim=1)
         heads = heads + (self.pos_embed[:, : self.special] if special is None else special)
-        tokens = torch.cat((heads.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((heads.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         encoded: Tensor = self.norm(tokens)

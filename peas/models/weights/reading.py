@@ -15,8 +15,8 @@ import torch
 
 from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
+from peas.models.weights.exported import CONFIG, WEIGHTS, exported_folder, read_exported
 
-HUB_SETTINGS, HUB_WEIGHTS = "config.json", "model.safetensors"
 LISTED = 5
 """Checkpoints listed in the error for a missing one."""
 
@@ -62,9 +62,10 @@ def read_state(
     """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
 
     Args:
-        path: A file written by `torch.save`, in the zip or the old pickle format; a
-            `.safetensors` file; or a folder of a model hub, with `config.json` and
-            `model.safetensors`. A folder's settings are under `cfg` and its tensors under `model`.
+        path: A file written by `torch.save`, in the zip or the old pickle format; a folder of
+            `peas export --format hf`, or its weights, which are read as a run's checkpoint; or a
+            `.safetensors` file or folder of a model hub, whose settings are under `cfg` and whose
+            tensors under `model`.
         pretrained: Whether official weights would do, so that the error for a missing file names
             their source.
         file: The open file, to be read in place of `path`.
@@ -74,10 +75,12 @@ def read_state(
             text keys, or weights that are not finite.
     """
     path = Path(path)
+    if folder := exported_folder(path):
+        return read_exported(folder, str(path))
     if path.suffix == ".safetensors" and path.is_file():
         return {"model": _read_safetensors(path)}
     if path.is_dir():
-        if (path / HUB_WEIGHTS).is_file():
+        if (path / WEIGHTS).is_file():
             return _read_hub_folder(path)
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         present = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
@@ -100,7 +103,7 @@ def read_state(
             raise CheckpointError(
                 f"{path}: a fairseq checkpoint that holds Python objects{what} and not only "
                 "tensors; opening those can run any code, and nothing was executed. Take the "
-                f"model's folder from the hub (config.json and {HUB_WEIGHTS}) and give its path"
+                f"model's folder from the hub (config.json and {WEIGHTS}) and give its path"
             ) from error
         raise CheckpointError(
             f"{path}: refused, because it holds Python objects{what} and not only tensors, and "
@@ -143,7 +146,7 @@ def read_state(
 
 
 def _read_hub_folder(folder: Path) -> dict[str, Any]:
-    file = folder / HUB_SETTINGS
+    file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(
             f"{file}: no such file, and it says what model the weights beside it are of; download "
@@ -155,7 +158,7 @@ def _read_hub_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error}); get it again") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{file}: holds no table of settings; get it again")
-    return {"cfg": settings, "model": _read_safetensors(folder / HUB_WEIGHTS)}
+    return {"cfg": settings, "model": _read_safetensors(folder / WEIGHTS)}
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
