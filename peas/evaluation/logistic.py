@@ -106,18 +106,21 @@ def mean_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
     return functional.cross_entropy(logits, targets)
 
 
-def minimise(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> None:
+def minimise(
+    loss: Callable[[], Tensor], parameters: Iterable[Tensor], slope: float = GRADIENT
+) -> None:
     """Minimises a loss over all clips by L-BFGS; no random number is used.
 
     Args:
         loss: Of the parameters' current values; it sets their gradients.
         parameters: Float64, changed in place.
+        slope: Largest one of the loss at which the search ends.
     """
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=ITERATIONS,
         max_eval=2 * ITERATIONS,
-        tolerance_grad=GRADIENT,
+        tolerance_grad=slope,
         tolerance_change=1e-13,
         history_size=20,
         line_search_fn="strong_wolfe",

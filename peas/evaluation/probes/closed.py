@@ -13,6 +13,10 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of C, the inverse strength of the L2 penalty."""
 
 
+SLOPE = 1e-4
+"""At which a fit with layers' weights ends, many times as long as one without."""
+
+
 class KNN(Probe):
     """Votes of the 10 nearest clips by cosine distance of standardised features."""
 
@@ -114,7 +118,7 @@ class Weighted(Probe):
                 parameter.grad = gradient
             return total.detach()
 
-        logistic.minimise(loss, parameters)
+        logistic.minimise(loss, parameters, SLOPE)
         return logits(tested).detach()
 
 
