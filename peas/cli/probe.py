@@ -138,8 +138,8 @@ def probe_set(store: EmbeddingStore, name: str) -> ProbeSet:
     )
 
 
-def tokens(store: EmbeddingStore, width: int) -> Callable[[int], Tensor]:
-    """Tokens `[L, T, D]` of a store's clips, one for each patch where bands are concatenated.
+def tokens(store: EmbeddingStore, width: int) -> Callable[[int, Sequence[int]], Tensor]:
+    """Tokens of a store's clips, as `ProbeSet.tokens`, one for each patch where bands are concatenated.
 
     Args:
         store: With frames.
@@ -150,11 +150,11 @@ def tokens(store: EmbeddingStore, width: int) -> Callable[[int], Tensor]:
     if store.settings.get("pool") == "mean+std":
         width //= 2
 
-    def of_clip(row: int) -> Tensor:
-        frames = torch.from_numpy(store.frames(row).embeddings.copy())
-        frames = frames if frames.ndim == 3 else frames[None]
+    def of_clip(row: int, layers: Sequence[int]) -> Tensor:
+        numbers = [store.layers[index] for index in layers]
+        frames = [torch.tensor(store.frames(row, number).embeddings) for number in numbers]
         # Of frames whose bands were averaged nothing changes.
-        return frames.unflatten(2, (-1, width)).flatten(1, 2)
+        return torch.stack(frames).unflatten(2, (-1, width)).flatten(1, 2)
 
     return of_clip
 

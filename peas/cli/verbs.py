@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "test": Verb("use", "score a checkpoint on the test split"),
     "predict": Verb("use", "scores of every clip of a data set, as predictions.csv"),
     "tag": Verb("use", "label sound files with a checkpoint alone", "tag:tag"),
+    "embed": Verb("use", "embeddings of a set, or of sound files, in one store", "embed:embed"),
     "probe": Verb("use", "kNN, linear and other probes on stored embeddings", "probe:probe"),
     "export": Verb("use", "write a checkpoint in the official layout", "convert:export"),
     "import": Verb(

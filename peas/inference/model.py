@@ -1,6 +1,6 @@
 """`AudioModel`: an encoder with its front end, from sound to embeddings and scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -32,6 +32,44 @@ class Frames(NamedTuple):
 
     embeddings: Tensor
     times: Tensor
+
+
+class Encoded(NamedTuple):
+    """One clip of `AudioModel.encode`.
+
+    Attributes:
+        embedding: `[L, D]` float32, on the CPU.
+        frames: `[L, T', D']`; of no columns where they were not asked for.
+    """
+
+    embedding: Tensor
+    frames: Tensor
+
+
+class WindowScores(NamedTuple):
+    """One clip of `AudioModel.score_windows`.
+
+    Attributes:
+        scores: `[W, C]` probabilities of each window.
+        kept: `[W]` columns of patches that hold sound.
+        start: `[W]` milliseconds at which the windows begin.
+    """
+
+    scores: Tensor
+    kept: Tensor
+    start: Tensor
+
+    def of_clip(self, long: Literal["mean", "first"] = "mean") -> Tensor:
+        """Probabilities `[C]` of the clip.
+
+        Args:
+            long: `mean` of the windows, weighted by how much sound they hold; or the `first`.
+        """
+        if long == "first":
+            return self.scores[0]
+        weight = self.kept.double()
+        mean: Tensor = (self.scores.double() * weight[:, None]).sum(dim=0) / weight.sum()
+        return mean.float()
 
 
 class Prediction(NamedTuple):
@@ -196,18 +234,11 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             AudioError: A clip cannot be used.
             ConfigError: An option is impossible, or the model has no such layer.
         """
-        if pool not in ("mean", "cls", "mean+std"):
-            raise ConfigError(f"pool is {pool!r}: choose mean, cls or mean+std")
-        if pool == "cls" and not self.encoder.special:
-            raise ConfigError(
-                f"pool is cls, and {type(self.encoder).__name__} has no special token: choose mean"
-            )
-        rows = []
-        for windows, count in self._windows(audio, rate, overlap, batch_size):
-            passes = self._passes(windows, layers, batch_size)
-            sums = [self._sums(tokens, windows.kept, pool) for tokens in passes]
-            rows.append(_pool(sums, windows, count, pool))
-        embedded = torch.cat(rows, dim=1)
+        clips = self._clips(audio, rate)
+        encoded = self.encode(
+            clips, layers=layers, pool=pool, overlap=overlap, batch_size=batch_size
+        )
+        embedded = torch.stack([clip.embedding for clip in encoded], dim=1)
         return embedded if _several(layers) else embedded[0]
 
     @torch.no_grad()
@@ -237,23 +268,67 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             AudioError: A clip cannot be used.
             ConfigError: An option is impossible, or the model has no such layer.
         """
-        if bands not in ("concat", "mean"):
-            raise ConfigError(f"bands is {bands!r}: choose concat or mean")
-        clips: list[Tensor] = []
-        for windows, count in self._windows(audio, rate, overlap, batch_size):
-            grids = [
-                torch.cat([_bands(grid, bands).cpu() for grid in self._grids(tokens)])
-                for tokens in self._passes(windows, layers, batch_size)
-            ]
-            clips += _join(torch.stack(grids), windows, count)
+        encoded = self.encode(
+            self._clips(audio, rate),
+            layers=layers,
+            bands=bands,
+            overlap=overlap,
+            batch_size=batch_size,
+        )
+        clips = [clip.frames for clip in encoded]
         longest = max(clip.shape[1] for clip in clips)
         embedded = clips[0].new_zeros(len(clips[0]), len(clips), longest, clips[0].shape[2])
         times = torch.full((len(clips), longest), torch.nan)
-        centres = self._centres(longest)
+        centres = self.times(longest)
         for number, clip in enumerate(clips):
             embedded[:, number, : clip.shape[1]] = clip
             times[number, : clip.shape[1]] = centres[: clip.shape[1]]
         return Frames(embedded if _several(layers) else embedded[0], times)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        clips: Iterable[Tensor],
+        *,
+        layers: int | Sequence[int] | None = None,
+        pool: Pool = "mean",
+        bands: Bands | None = None,
+        overlap: float = 0.0,
+        batch_size: int = BATCH,
+    ) -> Iterator[Encoded]:
+        """Embeddings of any number of clips and, in the same pass, their frames, clip by clip.
+
+        Args:
+            clips: Waveforms `[S]` at `sample_rate`; no more are taken than fill a pass.
+            layers: As in `embed`.
+            pool: Likewise.
+            bands: As in `frames`; None = no frames.
+            overlap: Share of a window that the next one repeats.
+            batch_size: Windows in a pass of the encoder.
+
+        Raises:
+            ConfigError: An option is impossible, or the model has no such layer.
+        """
+        if pool not in ("mean", "cls", "mean+std"):
+            raise ConfigError(f"pool is {pool!r}: choose mean, cls or mean+std")
+        if pool == "cls" and not self.encoder.special:
+            raise ConfigError(
+                f"pool is cls, and {type(self.encoder).__name__} has no special token: choose mean"
+            )
+        if bands not in (None, "concat", "mean"):
+            raise ConfigError(f"bands is {bands!r}: choose concat or mean")
+        for windows, count in self._groups(clips, overlap, batch_size):
+            sums: list[Tensor] = []
+            grids: list[Tensor] = []
+            for tokens, kept in self._passes(windows, layers, batch_size):
+                sums.append(torch.stack([self._sums(layer, kept, pool) for layer in tokens]))
+                if bands:
+                    grid = [_bands(self._grid(layer), bands) for layer in tokens]
+                    grids.append(torch.stack(grid).cpu())
+            pooled = _pool(torch.cat(sums, dim=1), windows, count, pool)
+            joined = _join(torch.cat(grids, dim=1), windows, count) if bands else []
+            for number in range(count):
+                yield Encoded(pooled[:, number], joined[number] if bands else pooled[:, :0])
 
     @torch.no_grad()
     def scores(
@@ -281,14 +356,37 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         """
         if long not in ("mean", "first"):
             raise ConfigError(f"long is {long!r}: choose mean or first")
-        rows = []
-        for windows, count in self._windows(audio, rate, overlap, batch_size):
-            weight = windows.kept.float()
-            if long == "first":
-                weight *= windows.start == 0
-            scored = self.window_scores(windows, batch_size)
-            rows.append(_mean(scored, windows.clip, weight, count).float())
-        return torch.cat(rows)
+        scored = self.score_windows(
+            self._clips(audio, rate), overlap=overlap, batch_size=batch_size
+        )
+        return torch.stack([clip.of_clip(long) for clip in scored])
+
+    @torch.no_grad()
+    def score_windows(
+        self, clips: Iterable[Tensor], *, overlap: float = 0.0, batch_size: int = BATCH
+    ) -> Iterator[WindowScores]:
+        """Probabilities of every window of any number of clips, clip by clip.
+
+        Args:
+            clips: Waveforms `[S]` at `sample_rate`; no more are taken than fill a pass.
+            overlap: Share of a window that the next one repeats.
+            batch_size: Windows in a pass of the encoder.
+
+        Raises:
+            ConfigError: The model has no classifier, or an option is impossible.
+        """
+        if not self.labels:
+            raise ConfigError(
+                "this model has no classifier, so it gives embeddings and no scores: fine-tune it "
+                "(`peas fit`), or load a fine-tuned checkpoint"
+            )
+        hop = self.encoder.stride[1] * self._frame_ms()[0]
+        for windows, count in self._groups(clips, overlap, batch_size):
+            parts = torch.split(windows.log_mel, batch_size)
+            scores = torch.cat([self._probabilities(self.encoder(part)).cpu() for part in parts])
+            for number in range(count):
+                mine = windows.clip == number
+                yield WindowScores(scores[mine], windows.kept[mine], windows.start[mine] * hop)
 
     def predict(
         self, audio: Audio, rate: int | None = None, *, top: int = 5, **options: Any
@@ -309,29 +407,17 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
 
     # --- windows ----------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def window_scores(self, windows: Windows, batch_size: int = BATCH) -> Tensor:
-        """Probabilities `[W, C]` of windows.
-
-        Raises:
-            ConfigError: The model has no classifier.
-        """
-        if not self.labels:
-            raise ConfigError(
-                "this model has no classifier, so it gives embeddings and no scores: fine-tune it "
-                "(`peas fit`), or load a fine-tuned checkpoint"
-            )
-        parts = torch.split(windows.log_mel, batch_size)
-        return torch.cat([self._probabilities(self.encoder(part)).cpu() for part in parts])
-
     def windows(self, waveform: Sequence[Tensor], overlap: float = 0.0) -> Windows:
         """Windows of waveforms `[S]` at `sample_rate`."""
         clips = [clip.to(self.device) for clip in waveform]
         windows = cut(self.front_end, clips, layout(self.encoder, overlap))
         return windows._replace(log_mel=windows.log_mel.to(self._dtype))
 
-    def _windows(
-        self, audio: Audio, rate: int | None, overlap: float, batch_size: int
+    def _clips(self, audio: Audio, rate: int | None) -> Iterator[Tensor]:
+        return waveforms(audio, rate, self.front_end)
+
+    def _groups(
+        self, clips: Iterable[Tensor], overlap: float, batch_size: int
     ) -> Iterator[tuple[Windows, int]]:
         """Windows of some clips at a time, and the number of the clips."""
         if batch_size < 1:
@@ -339,52 +425,54 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         # A long clip is not padded with many others to its length.
         limit = batch_size * self.front_end.samples()
         group: list[Tensor] = []
-        for waveform in waveforms(audio, rate, self.front_end):
+        for waveform in clips:
             longest = max(len(clip) for clip in (*group, waveform))
             if group and (len(group) == batch_size or longest * (len(group) + 1) > limit):
                 yield self.windows(group, overlap), len(group)
                 group = []
             group.append(waveform)
-        yield self.windows(group, overlap), len(group)
+        if group:
+            yield self.windows(group, overlap), len(group)
 
     def _passes(
         self, windows: Windows, layers: int | Sequence[int] | None, batch_size: int
-    ) -> Iterator[list[Tensor]]:
-        """Tokens `[W, special + N, D]` of each layer, in passes of `batch_size` windows."""
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Passes of `batch_size` windows: tokens `[W, special + N, D]` of each layer, and `kept`.
+
+        Of each pass alone: all tokens of a long clip would not fit into memory.
+        """
         numbers = [self.layers] if layers is None else layers
         numbers = [numbers] if isinstance(numbers, int) else list(numbers)
         if not numbers:
             raise ConfigError("layers is empty: give the numbers of some, or None for the last")
-        passes = [
-            [tokens.float() for tokens in self.encoder.intermediates(part, numbers)]
-            for part in torch.split(windows.log_mel, batch_size)
-        ]
-        yield from (list(layer) for layer in zip(*passes, strict=True))
+        parts = zip(
+            torch.split(windows.log_mel, batch_size),
+            torch.split(windows.kept, batch_size),
+            strict=True,
+        )
+        for part, kept in parts:
+            yield [tokens.float() for tokens in self.encoder.intermediates(part, numbers)], kept
 
-    def _grids(self, tokens: list[Tensor]) -> Iterator[Tensor]:
+    def _grid(self, tokens: Tensor) -> Tensor:
         """Tokens of patches by time and band: `[W, T', F', D]`."""
         rows, columns = self.encoder.grid
-        for part in tokens:
-            patches = part[:, self.encoder.special :]
-            if self.encoder.time_major:
-                yield patches.reshape(len(patches), columns, rows, -1)
-            else:
-                yield patches.reshape(len(patches), rows, columns, -1).transpose(1, 2)
+        patches = tokens[:, self.encoder.special :]
+        if self.encoder.time_major:
+            return patches.reshape(len(patches), columns, rows, -1)
+        return patches.reshape(len(patches), rows, columns, -1).transpose(1, 2)
 
-    def _sums(self, tokens: list[Tensor], kept: Tensor, pool: Pool) -> Tensor:
+    def _sums(self, tokens: Tensor, kept: Tensor, pool: Pool) -> Tensor:
         """Sums of each window over what is pooled, `[W, D]`, or `[W, 2 D]` with squares."""
         if pool == "cls":
-            special = torch.cat([part[:, : self.encoder.special].mean(dim=1) for part in tokens])
+            special = tokens[:, : self.encoder.special].mean(dim=1)
             return special.cpu().double() * kept[:, None]
-        rows, parts = [], torch.split(kept, [len(part) for part in tokens])
-        for grid, count in zip(self._grids(tokens), parts, strict=True):
-            inside = torch.arange(grid.shape[1]) < count[:, None]
-            grid = grid * inside.to(grid.device)[:, :, None, None]
-            sums = [grid.sum(dim=(1, 2))]
-            if pool == "mean+std":
-                sums.append(grid.square().sum(dim=(1, 2)))
-            rows.append(torch.cat(sums, dim=1).cpu())
-        return torch.cat(rows).double() / self.encoder.grid[0]
+        grid = self._grid(tokens)
+        inside = torch.arange(grid.shape[1]) < kept[:, None]
+        grid = grid * inside.to(grid.device)[:, :, None, None]
+        sums = [grid.sum(dim=(1, 2))]
+        if pool == "mean+std":
+            sums.append(grid.square().sum(dim=(1, 2)))
+        return torch.cat(sums, dim=1).cpu().double() / self.encoder.grid[0]
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         logits = logits.float()
@@ -399,8 +487,8 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         shift, length = frame_samples(self.front_end)
         return 1000 * shift / self.sample_rate, 1000 * length / self.sample_rate
 
-    def _centres(self, columns: int) -> Tensor:
-        """Centres of columns of patches in milliseconds, `[T']`."""
+    def times(self, columns: int) -> Tensor:
+        """Centres of a clip's first columns of patches in milliseconds, `[T']`."""
         shift, length = self._frame_ms()
         patch, stride = self.encoder.patch[1], self.encoder.stride[1]
         return torch.arange(columns) * stride * shift + ((patch - 1) * shift + length) / 2
@@ -424,8 +512,8 @@ def _mean(values: Tensor, clip: Tensor, weight: Tensor, count: int) -> Tensor:
     return summed / total[:, None]
 
 
-def _pool(sums: list[Tensor], windows: Windows, count: int, pool: Pool) -> Tensor:
-    """Embeddings `[L, B, D]` from the sums of windows, one of each layer."""
+def _pool(sums: Tensor, windows: Windows, count: int, pool: Pool) -> Tensor:
+    """Embeddings `[L, B, D]` from the sums `[L, W, D]` of windows."""
     rows = []
     for summed in sums:
         columns = windows.kept.double()

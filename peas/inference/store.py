@@ -49,7 +49,7 @@ class ClipFrames(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredShard(StoredFile):
-    """A shard of a store.
+    """A shard of a store; its name is empty where not one of its clips could be read.
 
     Attributes:
         first: Row of its first clip among those that were to be embedded.
@@ -186,10 +186,10 @@ class EmbeddingStore:
         manifest = read_manifest(self.folder)
         if manifest.index is None:
             raise DataError(f"{self.folder}: the embeddings are not finished; {AGAIN}")
-        for stored in (manifest.index, *manifest.shards):
+        self._shards = [shard for shard in manifest.shards if shard.file]
+        for stored in (manifest.index, *self._shards):
             if fault := stored.fault(self.folder):
                 raise DataError(f"{fault}; {AGAIN}")
-        self.manifest = manifest
         self.settings: dict[str, Any] = manifest.settings
         self.layers: list[int] = manifest.layers
         self.labels: list[str] = manifest.labels
@@ -270,7 +270,7 @@ class EmbeddingStore:
 
     @cached_property
     def _tables(self) -> list[pa.Table]:
-        return [_mapped(self.folder / shard.file) for shard in self.manifest.shards if shard.file]
+        return [_mapped(self.folder / shard.file) for shard in self._shards]
 
     @cached_property
     def _firsts(self) -> Rows:

@@ -33,7 +33,8 @@ class ProbeSet:
         multi_label: Whether a clip may have several classes.
         split: Split of each clip, or the name of its fold.
         clusters: Recording or speaker of each clip: what is resampled for intervals.
-        tokens: The tokens `[L, T, D]` of a clip by its row; None = the set has none.
+        tokens: Of a row and indices in `layers`, the clip's tokens `[len(indices), T, D]`; None = the
+            set has none.
 
     Raises:
         DataError: It cannot be probed; the message names the set.
@@ -47,7 +48,7 @@ class ProbeSet:
     multi_label: bool
     split: Sequence[str]
     clusters: Sequence[str]
-    tokens: Callable[[int], Tensor] | None = None
+    tokens: Callable[[int, Sequence[int]], Tensor] | None = None
 
     def __post_init__(self) -> None:
         bad = ~self.embeddings.isfinite().all(dim=2).all(dim=0)

@@ -172,7 +172,7 @@ class TokenProbe(Probe):
         assert data.tokens is not None
         layers = self.layers(data)
         for row in rows.tolist():
-            yield data.tokens(row)[layers].float()
+            yield data.tokens(row, layers).float()
 
 
 class Attentive(TokenProbe):
