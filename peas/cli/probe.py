@@ -39,7 +39,7 @@ def probe(
     Args:
         stores: Stores; NAME=STORE gives a row its name, and several of one name, such as those of
             several pretraining seeds, are averaged.
-        probes: Which probes; default knn and linear.
+        probes: Names of probes; default knn and linear.
         seeds: Such as 0-2, of probes that use random numbers.
         split: What is scored: each of the `folds` by the others, or `test` or `validation` by the
             training clips; default folds if the store has them, else test.
@@ -139,7 +139,7 @@ def probe_set(store: EmbeddingStore, name: str) -> ProbeSet:
 
 
 def tokens(store: EmbeddingStore, width: int) -> Callable[[int, Sequence[int]], Tensor]:
-    """Tokens of a store's clips, as `ProbeSet.tokens`, one for each patch where bands are concatenated.
+    """Tokens of a store's clips for `ProbeSet`: one a patch where bands are concatenated.
 
     Args:
         store: With frames.
@@ -154,7 +154,7 @@ def tokens(store: EmbeddingStore, width: int) -> Callable[[int, Sequence[int]], 
         numbers = [store.layers[index] for index in layers]
         frames = [torch.tensor(store.frames(row, number).embeddings) for number in numbers]
         # Of frames whose bands were averaged nothing changes.
-        return torch.stack(frames).unflatten(2, (-1, width)).flatten(1, 2)
+        return torch.stack(frames).reshape(len(layers), -1, width)
 
     return of_clip
 

@@ -125,4 +125,4 @@ def minimise(
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ def lidar(embeddings: Tensor, classes: Tensor) -> float:
         classes: `[N]` int64.
     """
     embeddings = embeddings.double()
-    _, codes, counts = classes.unique(return_inverse=True, return_counts=True)
+    _, codes, counts = torch.unique(classes, return_inverse=True, return_counts=True)
     sums = embeddings.new_zeros(len(counts), embeddings.shape[1]).index_add(0, codes, embeddings)
     means = sums / counts.unsqueeze(1)
     inside = embeddings - means[codes]

@@ -33,8 +33,8 @@ class ProbeSet:
         multi_label: Whether a clip may have several classes.
         split: Split of each clip, or the name of its fold.
         clusters: Recording or speaker of each clip: what is resampled for intervals.
-        tokens: Of a row and indices in `layers`, the clip's tokens `[len(indices), T, D]`; None = the
-            set has none.
+        tokens: A clip's tokens `[K, T, D]` by its row and K indices in `layers`; None = the set has
+            none.
 
     Raises:
         DataError: It cannot be probed; the message names the set.
@@ -166,6 +166,7 @@ def _groups(data: ProbeSet, train: Tensor) -> list[tuple[Tensor, Tensor]]:
     # Names are often in the order of the classes.
     order = np.random.default_rng(0).permutation(int(codes.max()) + 1)
     group = torch.from_numpy(order[codes] % GROUPS)
-    if len(group.unique()) < 2:
+    numbers = range(int(group.max()) + 1)
+    if len(numbers) < 2:
         raise DataError(f"{data.name}: the training clips are of one recording: give more of them")
-    return [(train[group != out], train[group == out]) for out in group.unique()]
+    return [(train[group != out], train[group == out]) for out in numbers]

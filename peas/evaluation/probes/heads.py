@@ -142,7 +142,7 @@ class TokenProbe(Probe):
             self._fit(head, data, train, value, device)
         head.eval()
         with torch.no_grad():
-            parts = [head(*self._batch(data, rows, device)) for rows in test.split(BATCH)]
+            parts = [head(*self._batch(data, rows, device)) for rows in torch.split(test, BATCH)]
         return torch.cat(parts).cpu()
 
     def _fit(
@@ -152,7 +152,7 @@ class TokenProbe(Probe):
         steps = EPOCHS * math.ceil(len(train) / BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(EPOCHS):
-            for rows in train[torch.randperm(len(train))].split(BATCH):
+            for rows in torch.split(train[torch.randperm(len(train))], BATCH):
                 targets = data.targets[rows].to(device, torch.float32)
                 loss = mean_loss(head(*self._batch(data, rows, device)), targets, data.multi_label)
                 optimizer.zero_grad()
