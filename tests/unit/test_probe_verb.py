@@ -62,6 +62,7 @@ def test_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("peas.evaluation.probes.heads.EPOCHS", 10)
+    monkeypatch.setattr("peas.evaluation.probes.closed.Weighted.grid", (0.1,))
     first, second = (store(tmp_path / f"seed{seed}", seed) for seed in (0, 1))
     probes = ("knn", "knn_xares", "linear", "weighted", "attentive", "prototypes")
     argv = ["probe", f"two={first}", f"two={second}", str(first), "--probes", *probes]

@@ -50,6 +50,8 @@ def probe_set(clips: int = 60, noise: float = 1.0, **settings: Any) -> ProbeSet:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peas.evaluation.probes.heads.EPOCHS", 10)
     monkeypatch.setattr("peas.evaluation.probes.heads.BATCH", 8)
+    for name in ("linear", "weighted"):
+        monkeypatch.setattr(PROBES[name], "grid", (0.01, 0.1))
 
 
 # --- against scikit-learn and brute force --------------------------------------------------
@@ -240,7 +242,7 @@ def test_random_numbers_of_the_caller_are_left_alone(quick: None) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_the_last_layer_unless_another_is_given() -> None:
+def test_the_last_layer_unless_another_is_given(quick: None) -> None:
     data = probe_set(noise=0.3)
     scores = {layer: evaluate(PROBES["linear"](layer), [data]) for layer in (None, 2, 4, -1, -2)}
     assert scores[None].layers == scores[-1].layers == [4]
@@ -248,7 +250,7 @@ def test_the_last_layer_unless_another_is_given() -> None:
     assert scores[None].value < 0.6
 
 
-def test_the_weights_find_the_layer_that_knows() -> None:
+def test_the_weights_find_the_layer_that_knows(quick: None) -> None:
     data = probe_set(noise=0.3)
     assert evaluate(PROBES["weighted"](), [data]).value > 0.9
 

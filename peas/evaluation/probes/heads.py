@@ -63,7 +63,7 @@ class AttentionPooling(Head):
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Logits; there is one layer."""
         scaled = (tokens[:, 0] - self.mean) / self.std
-        shares = scaled.unflatten(2, self.query.shape)
+        shares = scaled.reshape(*scaled.shape[:2], *self.query.shape)
         attention = torch.einsum("bthd,hd->bth", shares, self.query) / self.query.shape[1] ** 0.5
         attention = attention.masked_fill(~valid.unsqueeze(2), -torch.inf).softmax(dim=1)
         pooled = torch.einsum("bth,bthd->bhd", attention, shares)
