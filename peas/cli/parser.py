@@ -293,6 +293,9 @@ def spell(
             is_list = list in origins
             last_list = name if is_list else ""
             words.append(f"--{name}{'+' * is_list}={value}")
+            # Further choices of a list are no positional words.
+            while is_list and queue and queue[0] in _choices(types):
+                words.append(f"--{name}+={queue.popleft()}")
     given = {word.partition("=")[0].removesuffix("+") for word in words}
     missing = [
         f"`--{name}`"
@@ -309,6 +312,12 @@ def types_of(annotation: Any) -> tuple[Any, ...]:
     """Members of a union, or the type itself."""
     is_union = get_origin(annotation) in (Union, UnionType)
     return get_args(annotation) if is_union else (annotation,)
+
+
+def _choices(types: Sequence[Any]) -> list[Any]:
+    """Choices of a list whose members are a Literal."""
+    members = [get_args(kind)[0] for kind in types if get_origin(kind) is list]
+    return [value for member in members for value in get_args(member)]
 
 
 def _names(values: list[str]) -> list[str]:

@@ -61,10 +61,9 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("use", "scores of every clip of a data set, as predictions.csv"),
     "tag": Verb("use", "label sound files with a checkpoint alone", "tag:tag"),
     "embed": Verb("use", "embeddings of a set, or of sound files, in one store", "embed:embed"),
+    "probe": Verb("use", "kNN, linear and other probes on stored embeddings", "probe:probe"),
     "export": Verb(
-        "use",
-        "write a model for a hub, as ONNX, or in the official layout",
-        "convert:export",
+        "use", "write a model for a hub, as ONNX, or in the official layout", "convert:export"
     ),
     "import": Verb(
         "use", "make a checkpoint of an official file or exported folder", "convert:import_"
