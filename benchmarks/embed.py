@@ -1,9 +1,8 @@
 """`peas embed` against a plain loop: load a file, front end, encoder, a clip at a time.
 
 Both sides read the same files on the same cores with the same model and give the same embeddings,
-which are compared; clips longer than the model's input are left out. The loop is what a user writes in ten lines, with all threads in each step;
-`peas embed` also writes its store. Beside them: the loop's own steps, and `peas embed` in bfloat16,
-whose embeddings differ.
+which are compared; clips longer than the model's input are left out. The loop is what a user
+writes in ten lines, with all threads in each step; `peas embed` also writes its store.
 """
 
 import argparse
@@ -52,7 +51,8 @@ def loop(model: AudioModel, files: list[str], spent: dict[str, float] | None = N
             tokens = model.encoder.tokens(sound.log_mel)[0, model.encoder.special :]
             # The mean leaves out the patches of padding, as `peas embed` does.
             kept = layout(model.encoder).kept(int(sound.frames))
-            rows.append(tokens.unflatten(0, model.encoder.grid)[:, :kept].mean(dim=(0, 1)))
+            # Time after time.
+            rows.append(tokens.unflatten(0, model.encoder.grid[::-1])[:kept].mean(dim=(0, 1)))
             marks.append(time.perf_counter())
             if spent is not None:
                 for step, (start, end) in zip(spent, pairwise(marks), strict=True):
