@@ -1,9 +1,8 @@
 """`peas embed` against a plain loop: load a file, front end, encoder, a clip at a time.
 
 Both sides read the same files on the same cores with the same model and give the same embeddings,
-which are compared. The loop is what a user writes in ten lines, with all threads in each step;
-`peas embed` also writes its store. Beside them: the loop's own steps, and `peas embed` in bfloat16,
-whose embeddings differ.
+which are compared; clips longer than the model's input are left out. The loop is what a user
+writes in ten lines, with all threads in each step; `peas embed` also writes its store.
 """
 
 import argparse
@@ -24,6 +23,7 @@ from peas.cli.embed import source_of_files
 from peas.data.workers import default_workers
 from peas.inference import AudioModel
 from peas.inference.store_writer import Options, write_embeddings
+from peas.inference.windows import layout
 from peas.models import AudioMAE
 
 MEAN, STD = -6.6268077, 5.358466
@@ -46,9 +46,13 @@ def loop(model: AudioModel, files: list[str], spent: dict[str, float] | None = N
             marks = [time.perf_counter()]
             waveform = decode.load(file, model.sample_rate)
             marks.append(time.perf_counter())
-            log_mel = model.front_end(waveform[None]).log_mel
+            sound = model.front_end(waveform[None])
             marks.append(time.perf_counter())
-            rows.append(model.encoder.embedding(log_mel)[0])
+            tokens = model.encoder.tokens(sound.log_mel)[0, model.encoder.special :]
+            # The mean leaves out the patches of padding, as `peas embed` does.
+            kept = layout(model.encoder).kept(int(sound.frames))
+            # Time after time.
+            rows.append(tokens.unflatten(0, model.encoder.grid[::-1])[:kept].mean(dim=(0, 1)))
             marks.append(time.perf_counter())
             if spent is not None:
                 for step, (start, end) in zip(spent, pairwise(marks), strict=True):
@@ -85,8 +89,14 @@ def compare(size: str, folder: str, out: Path, options: argparse.Namespace) -> N
     torch.manual_seed(0)
     model = AudioModel(AudioMAE(size), KaldiLogMel(options.frames, MEAN, STD))
     source = source_of_files([folder], model)
-    rows = list(range(min(options.count, len(source.table))))
-    source = source.take(rows)
+    window = model.window_ms / 1000
+    # A longer clip would be several windows.
+    fitting = [
+        row for row, file in enumerate(source.table.ids) if soundfile.info(file).duration <= window
+    ]
+    if not fitting:
+        raise SystemExit(f"{folder}: every clip is longer than {window:.2f} s; give more --frames")
+    source = source.take(fitting[: options.count])
     files = list(source.table.ids)
     results: dict[str, np.ndarray] = {}
 

