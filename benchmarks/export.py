@@ -77,8 +77,8 @@ def main() -> None:
         )
     print(timing.heading("cpu"))
     print(
-        f"{options.encoder} {options.size}, {options.batch} clips of "
-        f"{model.window_ms / 1000:.1f} s, {options.clock} seconds, onnxruntime {onnxruntime.__version__}\n"
+        f"{options.encoder} {options.size}, {options.batch} clips of {model.window_ms:.0f} ms, "
+        f"{options.clock} seconds, onnxruntime {onnxruntime.__version__}\n"
     )
     ratios = timing.quotients(values["torch"], values["onnx"])
     rows = [
