@@ -213,7 +213,7 @@ class KaldiLogMel(FrontEnd):
             steps = (length - window).clamp(min=0) // self._shift
             frames = (1 + steps).clamp(max=self.frames)
             inside = torch.arange(self.frames, device=device) < frames[:, None]
-            padding = self._padding()
+            padding = self.padding()
             log_mel[:, count:] = padding
             if device.type != "cpu" or not inside[:, :count].all():
                 log_mel = torch.where(inside[:, :, None], log_mel, padding)
@@ -224,7 +224,7 @@ class KaldiLogMel(FrontEnd):
         """Samples as the filter bank gets them; those past a clip's length become 0."""
         return _remove_mean(waveform, length)
 
-    def _padding(self) -> Tensor:
+    def padding(self) -> Tensor:
         """Normalised value of frames past a clip's end."""
         return self.fill_value("raw_zero")
 
@@ -290,7 +290,8 @@ class BEATsLogMel(KaldiLogMel):
         outside = torch.arange(waveform.shape[1], device=waveform.device) >= length[:, None]
         return (waveform * self.scale).masked_fill_(outside, 0.0)
 
-    def _padding(self) -> Tensor:
+    def padding(self) -> Tensor:
+        """What follows the end of a clip, normalised."""
         return self.normalise(torch.full_like(self.mean, SILENCE))
 
 

@@ -71,7 +71,7 @@ def card(model: AudioModel, source: str, folder: Path, push: str | None = None) 
         push: OWNER/NAME on the hub.
     """
     run = _run_folder(Path(source))
-    config, facts = _config(run), _json(run, "environment.json")
+    config, environment = _config(run), _json(run, "environment.json")
     encoder = type(model.encoder).__name__
     data = config.get("data") or {}
     data_set = str(data.get("class_path") or "").rpartition(".")[2]
@@ -94,7 +94,9 @@ def card(model: AudioModel, source: str, folder: Path, push: str | None = None) 
         source=f"hf://{push}" if push else "FOLDER",
         use=use,
         model=_table(_model_rows(model)),
-        training=_table(_training_rows(config, facts, data_set, data.get("init_args") or {}, run)),
+        training=_table(
+            _training_rows(config, environment, data_set, data.get("init_args") or {}, run)
+        ),
         results=_results(run, model.origin.get("epoch")),
         limits=_limits(model, data_set),
     )
@@ -118,7 +120,7 @@ def _model_rows(model: AudioModel) -> list[tuple[str, Any]]:
 
 def _training_rows(
     config: dict[str, Any],
-    facts: dict[str, Any],
+    environment: dict[str, Any],
     data_set: str,
     data: dict[str, Any],
     run: Path | None,
@@ -141,8 +143,8 @@ def _training_rows(
         ("masking", _class(config.get("masking")) if config else UNKNOWN),
         ("epochs", trainer.get("max_epochs", UNKNOWN)),
         ("seed", config.get("seed_everything", UNKNOWN)),
-        ("config", str(facts.get("config_hash") or UNKNOWN)),
-        ("commit", str(facts.get("commit") or UNKNOWN)),
+        ("config", str(environment.get("config_hash") or UNKNOWN)),
+        ("commit", str(environment.get("commit") or UNKNOWN)),
     ]
 
 

@@ -110,7 +110,7 @@ def export_onnx(
             )
             assert written is not None
             written.model.metadata_props.update(
-                {key: _text(value) for key, value in _facts(model, output).items()}
+                {key: _text(value) for key, value in _metadata(model, output).items()}
             )
             written.save(file, external_data=False)
         with _failing("cannot be run by onnxruntime"):
@@ -141,8 +141,8 @@ def export_torch(model: AudioModel, out: Path, *, output: Output = "scores") -> 
     program = _traced(ModelGraph(model, output, fft=True))
     with _partial(out) as file:
         with _failing("cannot be written"):
-            facts = {"peas.json": json.dumps(_facts(model, output), ensure_ascii=False)}
-            torch.export.save(program, file, extra_files=facts)
+            metadata = {"peas.json": json.dumps(_metadata(model, output), ensure_ascii=False)}
+            torch.export.save(program, file, extra_files=metadata)
             run = torch.export.load(file).module()
         difference = _verify(out, "torch", output, model, run, _clips(model))
         to_disk(file)
@@ -219,7 +219,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _facts(model: AudioModel, output: Output) -> dict[str, Any]:
+def _metadata(model: AudioModel, output: Output) -> dict[str, Any]:
     """What a file says of itself."""
     return {
         "peas": __version__,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peas.audio.filter_bank import ENERGY_FLOOR, PREEMPHASIS
-from peas.audio.frontend import FrontEnd, KaldiLogMel
+from peas.audio.frontend import BEATsLogMel, FrontEnd, KaldiLogMel
 from peas.errors import ConfigError
 from peas.inference.model import AudioModel
 from peas.inference.windows import frame_samples
@@ -49,7 +49,7 @@ class KaldiGraph(nn.Module):
         self.register_buffer("mel", front_end.mel.clone())
         self.register_buffer("mean", front_end.mean.clone())
         self.register_buffer("deviation", 2 * front_end.std)
-        self.register_buffer("padding", front_end.fill_value("raw_zero"))
+        self.register_buffer("padding", front_end.padding())
 
     ends: Tensor
     window: Tensor
@@ -99,7 +99,18 @@ def _waves(width: int, size: int) -> Tensor:
     return torch.stack((angle.cos(), -angle.sin()), dim=2).flatten(1)
 
 
-GRAPHS: dict[type[FrontEnd], type[KaldiGraph]] = {KaldiLogMel: KaldiGraph}
+class BEATsGraph(KaldiGraph):
+    """`BEATsLogMel` of clips of one length."""
+
+    def prepare(self, waveform: Tensor) -> Tensor:
+        """Samples as the filter bank gets them: at the scale of 16-bit integers."""
+        return waveform * BEATsLogMel.scale
+
+
+GRAPHS: dict[type[FrontEnd], type[KaldiGraph]] = {
+    KaldiLogMel: KaldiGraph,
+    BEATsLogMel: BEATsGraph,
+}
 """Front ends that can be exported."""
 
 

@@ -144,7 +144,7 @@ class EATTransformer(nn.Module):
         if embedded.shape[1] != positions.shape[1]:
             positions = self._positions(log_mel.shape[1], log_mel.shape[2]).to(positions)
         patches = drop(embedded + positions, masked)
-        special = self.cls_token.expand(len(patches), -1, -1)
+        special = self.cls_token.expand(patches.shape[0], -1, -1)
         tokens: Tensor = self.pre_norm(torch.cat((special, patches), dim=1))
         for block in self.blocks:
             tokens = block(tokens)

@@ -17,13 +17,13 @@ from torch import Tensor
 from toys import Run
 
 import peas
-from peas.audio import KaldiLogMel
+from peas.audio import BEATsLogMel, KaldiLogMel
 from peas.cli.verbs import dispatch
 from peas.errors import CheckpointError, ConfigError, PeasError, UsageError
 from peas.inference import AudioModel
 from peas.inference.export import OPSET, export_folder, export_onnx, export_torch
 from peas.inference.graph import KaldiGraph, ModelGraph
-from peas.models import SSAST, AudioMAE
+from peas.models import EAT, SSAST, AudioMAE, BEATs
 from peas.models.weights import read_state
 from peas.tasks import Classification
 
@@ -34,15 +34,18 @@ ENCODERS = {
     "frame_patches": lambda: SSAST("toy", patch=(128, 2)),
     "audiomae": lambda: AudioMAE("toy"),
     "cls": lambda: AudioMAE("toy", pooling="cls"),
+    "beats": lambda: BEATs("toy", patch_width=16),
+    "eat": lambda: EAT("toy"),
 }
-FAMILIES = ("ssast", "audiomae")
+FAMILIES = ("ssast", "audiomae", "beats", "eat")
 LENGTHS = (WINDOW, WINDOW // 2, 300, WINDOW + 5_000)
 
 
 def build(kind: str = "audiomae", labels: tuple[str, ...] = ("a", "b", "c"), **options: Any):
     """A model whose scores depend on what it hears."""
     torch.manual_seed(0)
-    model = AudioModel(ENCODERS[kind](), KaldiLogMel(FRAMES, -6.8, 5.5), labels, **options)
+    front_end = BEATsLogMel(FRAMES) if kind == "beats" else KaldiLogMel(FRAMES, -6.8, 5.5)
+    model = AudioModel(ENCODERS[kind](), front_end, labels, **options)
     if labels:
         torch.nn.init.normal_(model.encoder.head.weight)
     return model
