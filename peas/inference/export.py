@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peas import __version__
 from peas.errors import ConfigError, PeasError, UsageError
@@ -96,9 +97,11 @@ def export_onnx(
             f"`--opset` is {opset}, which is too old: give {LEAST_OPSET} or more, such as {OPSET}"
         )
     onnxruntime = _onnxruntime()
-    program = _traced(ModelGraph(model, output, fft=False))
+    # The layout of the fused kernels' output is PyTorch's own, and a view of it no runtime's.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = _traced(ModelGraph(model, output, fft=False))
     with _partial(out) as file:
-        with _failing(f"cannot be written with opset {opset}"):
+        with _failing(f"cannot be written with opset {opset}"), sdpa_kernel(SDPBackend.MATH):
             written = torch.onnx.export(
                 program,
                 (),
