@@ -1,7 +1,8 @@
 """What frozen encoders know of ESC-10: kNN and a linear probe over the five official folds.
 
-Every clip is embedded once (`embedding`: mean of the patch tokens after the encoder's last norm),
-with the front end of the checkpoint and nothing trained. Then, for each fold, on the other four:
+Every clip is embedded once (`AudioModel.embed`: mean of the patch tokens after the encoder's last
+norm, without padding), with the front end of the checkpoint and nothing trained. Then, for each
+fold, on the other four:
 
 - features are standardised by the training clips;
 - kNN: the 10 nearest training clips by cosine distance, votes weighted by 1 / distance;
@@ -32,47 +33,33 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
-from peas.audio.frontend import KaldiLogMel
+import peas
 from peas.data.clips import Inventory
 from peas.data.esc50 import ESC50
 from peas.errors import CheckpointError, DataError, PeasError
 from peas.evaluation.probes import PROBES, ProbeSet, evaluate
+from peas.inference import AudioModel
 from peas.inference.leaks import require_disjoint
-from peas.models import SSAST, AudioMAE
-from peas.models.encoder import Encoder
-from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
-from peas.utils import migration
 from peas.utils.text import some
 
 Features = NDArray[np.float64]
 FRAMES = 512
 """Frames of ESC-10's clips: 5 s and some padding."""
-MELS = 128
 BATCH = 16
-
-
-class Pretrained(NamedTuple):
-    """An encoder and the statistics of its front end."""
-
-    family: str
-    model: Encoder
-    mean: float
-    std: float
 
 
 # --- features -------------------------------------------------------------------------------------
 
 
-def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
-    """The encoder of a pretraining run.
+def open_checkpoint(path: Path, *, fresh: int | None = None) -> AudioModel:
+    """The encoder of a pretraining run, for clips of five seconds.
 
     Args:
         path: RUN/checkpoints/last.ckpt.
@@ -81,39 +68,26 @@ def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
     Raises:
         CheckpointError: It is no checkpoint of a pretraining run of `peas`.
     """
-    state = read_state(path)
-    migration.checkpoint(state)
-    hparams = state.get("hyper_parameters") or {}
-    if not {"encoder", "front_end", "objectives"} <= set(hparams):
+    model = peas.load(path, input_frames=FRAMES)
+    if model.origin.get("task") != "pretraining":
         raise CheckpointError(
             f"{path}: not a checkpoint of a pretraining run of peas: give its "
             "RUN/checkpoints/last.ckpt (a fine-tuned model may have seen the labels asked for here)"
         )
-    family = "audiomae" if family_of(state) is AUDIOMAE else "ssast"
-    torch.manual_seed(fresh or 0)
-    # Without a decoder, which no embedding needs.
-    settings, sound = (hparams[part]["init_args"] for part in ("encoder", "front_end"))
-    encoder = SSAST(**settings) if family == "ssast" else AudioMAE(**settings)
-    model = encoder.build(sound["frames"], MELS)
     if fresh is None:
-        print(load_pretrained(model, path), file=sys.stderr)
-    return Pretrained(family, model.eval(), sound["mean"], sound["std"])
+        return model
+    torch.manual_seed(fresh)
+    return AudioModel(model.encoder.spec(), model.front_end.spec()).to(model.device)
 
 
-@torch.no_grad()
-def embed(encoder: Pretrained, inventory: Inventory) -> Features:
+def embed(model: AudioModel, inventory: Inventory) -> Features:
     """Embeddings `[N, D]` of all clips."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    front_end = KaldiLogMel(frames=FRAMES, mean=encoder.mean, std=encoder.std).to(device)
-    model, sounds = encoder.model.to(device), inventory.table.sounds
-    rows = []
-    for first in range(0, len(inventory.table), BATCH):
-        last = min(first + BATCH, len(inventory.table))
-        clips = [sounds.load(row) for row in range(first, last)]
-        lengths = torch.tensor([len(clip) for clip in clips])
-        log_mel = front_end(pad_sequence(clips, batch_first=True).to(device), lengths.to(device))
-        rows.append(model.embedding(log_mel.log_mel).double().cpu().numpy())
-    return np.concatenate(rows)
+    sounds = inventory.table.sounds
+    rows = [
+        model.embed([sounds.load(row) for row in range(first, min(first + BATCH, len(sounds)))])
+        for first in range(0, len(sounds), BATCH)
+    ]
+    return torch.cat(rows).double().numpy()
 
 
 def teacher_features(file: Path, inventory: Inventory) -> Features:
@@ -204,7 +178,7 @@ def main(argv: list[str]) -> None:
         print(f"{name} ({origin}): {mean}", file=sys.stderr, flush=True)
 
     for _, path in named:
-        row = f"random {open_checkpoint(path, fresh=0).family}"
+        row = f"random {type(open_checkpoint(path).encoder).__name__.lower()}"
         if row not in rows:
             for seed in range(options.random_seeds):
                 add_row(row, embed(open_checkpoint(path, fresh=seed), inventory), f"seed {seed}")
