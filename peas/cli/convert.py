@@ -230,10 +230,11 @@ def import_(
         allow_module: Module whose parts an exported folder may name, with those below it, besides
             `peas`; its code is executed. May be repeated.
     """
+    from peas.data.labels import read_labels
     from peas.inference.export import new_path
-    from peas.inference.loading import STATISTICS, Corpus
-    from peas.models.weights import load_pretrained, read_state
-    from peas.models.weights.checking import check_run
+    from peas.inference.loading import STATISTICS, Corpus, in_known_order
+    from peas.models.weights import read_state
+    from peas.models.weights.checking import check_run, malformed
     from peas.models.weights.exported import exported_folder
     from peas.models.weights.writing import write_atomic
     from peas.tasks.classification import Classification
@@ -257,10 +258,13 @@ def import_(
         )
         if corpus.frames < 1 or corpus.std <= 0:
             raise UsageError("`--frames` and `--std` must be above 0")
+        content, own = in_known_order(content, file)
+        names = _label_file(Path(labels)) if labels else own or read_labels(dataset)
         task, classes = _official_task(
-            content, file, dataset, labels, corpus, stride, pooling, loss
+            content, file, labels or dataset, names, corpus, stride, pooling, loss
         )
-        say(str(load_pretrained(task.model, file)))
+        with malformed(file):
+            say(str(task.model.import_weights(content, file)))
     if target is None:
         return
     if not classes:
@@ -282,16 +286,18 @@ def import_(
 def _official_task(
     content: dict[str, Any],
     file: str,
-    dataset: Literal["esc50", "speech_commands_v2", "audioset"],
-    labels: str | None,
+    source: str,
+    names: list[str],
     corpus: Corpus,
     stride: tuple[int, int] | None,
     pooling: Literal["mean", "cls"] | None,
     loss: Literal["ce", "bce"],
 ) -> tuple[Classification, int]:
-    """A task with fresh weights that an official file fills, and the file's number of classes."""
-    from peas.data.labels import read_labels
-    from peas.inference.loading import encoder_settings, official_front_end
+    """A task with fresh weights that an official file fills, and the file's number of classes.
+
+    `source` is where the names of its classes are from.
+    """
+    from peas.inference.loading import STATISTICS, encoder_settings, official_front_end
     from peas.models import EAT, SSAST, AudioMAE, BEATs, Encoder
     from peas.models.weights import family_of
     from peas.models.weights.checking import malformed
@@ -310,10 +316,9 @@ def _official_task(
         if family.name == "BEATs" and pooling != "mean":
             raise CheckpointError(f"{file}: BEATs has no class token: leave --pooling out")
         settings |= {} if family.name == "BEATs" else {"pooling": pooling}
-    names = _label_file(Path(labels)) if labels else read_labels(dataset)
     if info.num_classes and info.num_classes != len(names):
         raise CheckpointError(
-            f"{file} has {info.num_classes} classes and {labels or dataset} {len(names)}: choose "
+            f"{file} has {info.num_classes} classes and {source} {len(names)}: choose "
             "another --dataset, or give the names, one a line, by --labels FILE"
         )
     kinds: dict[str, type[Encoder]] = {
@@ -328,7 +333,7 @@ def _official_task(
         front_end=official_front_end(family.name, corpus),
         loss=loss,
         labels=names,
-        multi_label=loss == "bce" if labels else dataset == "audioset",
+        multi_label=source == "audioset" or (loss == "bce" and source not in STATISTICS),
     )
     task.build(initialise=False)
     return task, info.num_classes

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from peas.audio.frontend import BEATsLogMel, FrontEnd, KaldiLogMel
-from peas.data.labels import read_labels
+from peas.data.labels import ClassTable, read_labels
 from peas.errors import CheckpointError, ConfigError
 from peas.inference.model import AudioModel
 from peas.models.encoder import Encoder
@@ -23,11 +23,13 @@ from peas.models.weights.exported import (
     read_config,
     read_weights,
 )
-from peas.models.weights.importer import Description
+from peas.models.weights.importer import CLASS_ORDER, Description
 from peas.parts import make
 from peas.tasks.classification import Classification
 
 HUB = "hf://"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]
+"""What is downloaded."""
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
 """Of a run's folder, the first that exists is taken."""
 
@@ -93,7 +95,7 @@ def _download(url: str) -> Path:
             snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "README.md"],
+                allow_patterns=HUB_FILES,
             )
         )
     except (HFValidationError, ValueError) as error:
@@ -170,7 +172,8 @@ def _file(path: Path, input_frames: int | None, modules: Sequence[str]) -> Audio
         settings = content["hyper_parameters"]
         found = _run(settings, where)
     else:
-        found = official(content, where)
+        content, names = in_known_order(content, where)
+        found = official(content, where, names)
     found.origin["file"] = path.name
     if isinstance(content.get("epoch"), int):
         found.origin["epoch"] = content["epoch"]
@@ -243,7 +246,39 @@ class Found:
             raise CheckpointError(f"{where}: {error}") from error
 
 
-def official(content: dict[str, Any], where: str) -> Found:
+def in_known_order(content: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str] | None]:
+    """An official file without a class order of its own, and its classes if it names them.
+
+    BEATs's fine-tuned files list AudioSet's machine ids in an order of their own; the classifier
+    is brought into that of the official table. Other classes stay as they are.
+
+    Args:
+        content: Of `read_state`.
+        where: The file, for errors.
+
+    Raises:
+        CheckpointError: The list does not name each class once.
+    """
+    order, model = content.get(CLASS_ORDER), content.get("model")
+    heads = ("predictor.weight", "predictor.bias")
+    if order is None or not isinstance(model, dict) or not all(key in model for key in heads):
+        return content, None
+    count = len(model[heads[1]])
+    named = [order.get(number) for number in range(count)] if isinstance(order, dict) else []
+    if len(order) != count or len({*named} - {None}) != count:
+        raise CheckpointError(
+            f"{where}: {CLASS_ORDER} names {len({*named} - {None})} of {count} classes, so their "
+            "order is not known; get the file again"
+        )
+    rest = {key: value for key, value in content.items() if key != CLASS_ORDER}
+    table = ClassTable.shipped()
+    if {*named} != {*table.mids}:
+        return rest, [str(name) for name in named]
+    rows = torch.tensor([named.index(mid) for mid in table.mids])
+    return {**rest, "model": model | {key: model[key][rows] for key in heads}}, table.names
+
+
+def official(content: dict[str, Any], where: str, names: list[str] | None = None) -> Found:
     """What an official file contains, and what its recipe says of the rest.
 
     A fine-tuned file does not name its data: that follows from the number of its classes.
@@ -251,6 +286,7 @@ def official(content: dict[str, Any], where: str) -> Found:
     Args:
         content: Of `read_state`.
         where: The file, for errors.
+        names: Of the classes, if the file says them.
 
     Raises:
         CheckpointError: It is of no known family, or of a data set that is not known.
@@ -259,7 +295,7 @@ def official(content: dict[str, Any], where: str) -> Found:
         family = family_of(content)
         info = family.describe(content, where)
     by_classes = {len(read_labels(name)): name for name in STATISTICS}
-    if info.num_classes and info.num_classes not in by_classes:
+    if info.num_classes and info.num_classes not in by_classes and names is None:
         listed = ", ".join(f"{name} {count}" for count, name in by_classes.items())
         raise CheckpointError(
             f"{where}: has {info.num_classes} classes, and of the known sets of labels {listed}: "
@@ -267,7 +303,8 @@ def official(content: dict[str, Any], where: str) -> Found:
         )
     known = by_classes.get(info.num_classes, PRETRAINED)
     mean, std, frames = STATISTICS[known]
-    names = read_labels(known) if info.num_classes else []
+    if names is None:
+        names = read_labels(known) if info.num_classes else []
     if not info.num_classes:
         frames = info.grid[1] * info.patch[1] or info.frames
     front_end = official_front_end(family.name, Corpus(mean, std, frames))

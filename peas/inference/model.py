@@ -1,10 +1,12 @@
 """`AudioModel`: an encoder with its front end, from sound to embeddings and scores."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from peas.audio.frontend import FrontEnd
@@ -143,6 +145,35 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             "origin": self.origin,
         }
         self.eval()
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        map_location: str | torch.device = "cpu",
+        cache_dir: str | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **_: Any,
+    ) -> "AudioModel":
+        """`from_pretrained` as `peas.load`: the mixin would take missing or changed weights."""
+        from peas.inference.loading import HUB_FILES, load
+
+        folder = model_id
+        if not Path(model_id).is_dir():
+            folder = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=HUB_FILES,
+            )
+        return load(folder, map_location)
 
     # --- what it is -------------------------------------------------------------------------
 
@@ -401,6 +432,8 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             top: Labels of each clip.
             options: Of `scores`.
         """
+        if top < 1:
+            raise ConfigError(f"top is {top}: give 1 or more")
         values, indices = self.scores(audio, rate, **options).topk(min(top, len(self.labels)))
         return [
             [Prediction(self.labels[index], value) for index, value in zip(*row, strict=True)]
@@ -444,7 +477,9 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
         Of each pass alone: all tokens of a long clip would not fit into memory.
         """
         numbers = [self.layers] if layers is None else layers
-        numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+        numbers = list(numbers) if isinstance(numbers, Sequence) else [numbers]
+        if not all(isinstance(number, Integral) for number in numbers):
+            raise ConfigError(f"layers is {layers!r}: give a number, or a list of numbers")
         if not numbers:
             raise ConfigError("layers is empty: give the numbers of some, or None for the last")
         parts = zip(
@@ -503,7 +538,7 @@ def _part(part: Any, base: type[Any], name: str) -> Any:
 
 
 def _several(layers: int | Sequence[int] | None) -> bool:
-    return layers is not None and not isinstance(layers, int)
+    return isinstance(layers, Sequence)
 
 
 def _mean(values: Tensor, clip: Tensor, weight: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from peas.audio import decode
 from peas.audio.frontend import FrontEnd
 from peas.audio.resampling import resample
-from peas.errors import AudioError
+from peas.errors import AudioError, ConfigError
 
 Clip: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Tensor
 Audio: TypeAlias = Clip | Sequence[Clip]
@@ -41,9 +41,11 @@ def waveforms(audio: Audio, rate: int | None, front_end: FrontEnd) -> Iterator[T
     elif isinstance(audio, str | bytes | os.PathLike):
         clips = [audio]
     else:
-        clips = audio
+        clips = list(audio)
     if not len(clips):
         raise AudioError("audio: no clips were given")
+    if rate is not None and (rate < 1 or rate != int(rate)):
+        raise ConfigError(f"rate is {rate}: give the samples per second of the arrays, a number")
     for number, clip in enumerate(clips):
         if isinstance(clip, np.ndarray | Tensor):
             yield _array(clip, rate, front_end, f"clip {number}")
@@ -83,6 +85,9 @@ def _file(clip: str | bytes | os.PathLike[str], front_end: FrontEnd, name: str) 
 
 
 def _array(clip: NDArray[Any] | Tensor, rate: int | None, front_end: FrontEnd, name: str) -> Tensor:
+    if isinstance(clip, np.ndarray):
+        # Torch takes neither other byte orders nor negative strides.
+        clip = np.ascontiguousarray(clip, dtype=clip.dtype.newbyteorder("="))
     waveform = torch.as_tensor(clip)
     if waveform.ndim != 1:
         raise AudioError(
@@ -100,9 +105,7 @@ def _array(clip: NDArray[Any] | Tensor, rate: int | None, front_end: FrontEnd, n
     waveform = waveform.detach().float()
     if not bool(waveform.isfinite().all()):
         raise AudioError(f"{name} has samples that are NaN or infinite: mend it or leave it out")
-    if rate is not None and rate < 1:
-        raise AudioError(f"rate is {rate}: give the samples per second of the arrays")
-    native = rate or front_end.rate
+    native = int(rate or front_end.rate)
     if native == front_end.rate:
         return waveform
     return resample(waveform.cpu(), native, front_end.rate)

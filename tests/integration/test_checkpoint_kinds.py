@@ -24,8 +24,8 @@ GOOD = {
     "fine-tuned": {"fit", "test", "validate", "predict", "pretrained", "tag", "export"},
     "pretrained": {"pretrained", "import"},
     "official": {"pretrained", "import"},
-    # `peas.load` takes its best checkpoint.
-    "folder": {"tag"},
+    # `peas.load` and `peas export` take its best checkpoint.
+    "folder": {"tag", "export"},
 }
 
 

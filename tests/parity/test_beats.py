@@ -63,7 +63,7 @@ def golden():
 def file(tmp_path_factory):
     """As the official code saves a fine-tuned model."""
     path = tmp_path_factory.mktemp("official") / "beats.pt"
-    torch.save({"cfg": CFG, "model": weights(), "label_dict": {0: "/m/09x0r"}}, path)
+    torch.save({"cfg": CFG, "model": weights()}, path)
     return path
 
 

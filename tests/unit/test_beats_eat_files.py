@@ -12,7 +12,9 @@ import torch
 import toys  # noqa: F401 - the size `toy`
 from safetensors.torch import save_file
 
+import peas
 from peas.cli.verbs import dispatch
+from peas.data.labels import ClassTable
 from peas.errors import CheckpointError
 from peas.models import EAT, SSAST, BEATs, Encoder
 from peas.models.weights import BEATS, family_of, load_pretrained, read_state
@@ -261,3 +263,49 @@ def test_import_and_export(tmp_path: Path, name: str) -> None:
     words = ["export", "--checkpoint", str(made), "--out", str(pretrained)]
     assert dispatch([*words, "--layout", "pretrained"]) == 0
     assert FAMILIES[name].describe(read_state(pretrained)).num_classes == 0
+
+
+def test_classes_in_an_order_of_their_own_are_brought_into_audiosets(tmp_path: Path) -> None:
+    """BEATs's fine-tuned files name the class of each output."""
+    table, content = ClassTable.shipped(), official("BEATs", 527)
+    count = len(table)
+    torch.nn.init.normal_(content["model"]["predictor.bias"])
+    ordered = peas.load(save(tmp_path, content, "ordered.pt"))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    for key in ("predictor.weight", "predictor.bias"):
+        content["model"][key] = content["model"][key][order]
+    content["label_dict"] = {new: table.mids[old] for new, old in enumerate(order)}
+    file = save(tmp_path, content)
+    model = peas.load(file)
+    waveform = torch.randn(8000)
+    assert model.labels == table.names
+    assert torch.equal(model.scores(waveform), ordered.scores(waveform))
+    assert (
+        dispatch(
+            [
+                "import",
+                str(file),
+                "--out",
+                str(tmp_path / "a.ckpt"),
+                "--dataset",
+                "audioset",
+                "--loss",
+                "bce",
+            ]
+        )
+        == 0
+    )
+    imported = peas.load(tmp_path / "a.ckpt").encoder.state_dict()
+    assert torch.equal(imported["head.bias"], ordered.encoder.state_dict()["head.bias"])
+    # A run's classes have the order of its data.
+    report = load_pretrained(build("BEATs", count), file)
+    assert {"predictor.weight", "predictor.bias"} <= set(report.ignored)
+
+
+def test_other_classes_have_the_names_of_the_file(tmp_path: Path) -> None:
+    content = official("BEATs", 4)
+    content["label_dict"] = dict(enumerate("dcba"))
+    assert peas.load(save(tmp_path, content)).labels == list("dcba")
+    del content["label_dict"][2]
+    with pytest.raises(CheckpointError, match="label_dict"):
+        peas.load(save(tmp_path, content))

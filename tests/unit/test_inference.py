@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from toys import Run
 
@@ -185,6 +186,8 @@ def test_sound_that_cannot_be_used(plain: AudioModel, audio: object, named: str)
         ({"pool": "max"}, "pool"),
         ({"overlap": 1.0}, "overlap"),
         ({"batch_size": 0}, "batch_size"),
+        ({"layers": 1.5}, "layers"),
+        ({"rate": 16_000.5}, "rate"),
     ],
 )
 def test_options_that_are_impossible(
@@ -217,6 +220,21 @@ def test_saved_and_loaded_by_the_hub_s_mixin_and_by_peas(model: AudioModel, tmp_
     shorter = peas.load(tmp_path, input_frames=32)
     assert shorter.encoder.grid[1] < model.encoder.grid[1]
     assert shorter.embed(waveform).isfinite().all()
+
+
+def test_the_hub_s_mixin_takes_no_other_weights(plain: AudioModel, tmp_path: Path) -> None:
+    plain.save_pretrained(tmp_path)
+    state = {k: v for k, v in plain.state_dict().items() if ".blocks.1." not in k}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        AudioModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("count", [np.int64(2), 2])
+def test_numbers_may_be_numpys(plain: AudioModel, count: int) -> None:
+    embedded = plain.embed(sound(100).numpy()[::-1].astype(">f4"), layers=count, rate=16_000.0)
+    assert embedded.shape == (1, plain.dim)
+    assert len(plain.embed(sound(100) for _ in range(count))) == 2
 
 
 def test_a_run_is_loaded_by_its_folder_or_file(peas_run: Run) -> None:

@@ -28,6 +28,8 @@ State = dict[str, Tensor]
 CLASSIFIER = ("fc_norm.", "head.")
 PROBE = ("pixel_probe.",)
 RUN_PREFIX = "model."
+CLASS_ORDER = "label_dict"
+"""Key of an official file's table of class number -> name, beside its tensors: BEATs has one."""
 MARKS = {"BEATs": (".grep_a", ".gate_scale"), "EAT": ("extra_tokens", "encoder.pre_norm.weight")}
 """Ends of keys that only files of these families have, official and ours."""
 
@@ -284,9 +286,13 @@ class Family(ABC):
             if official and key.startswith(self.unused):
                 report.ignored[key] = f"{self.name} never uses it"
         self.ignore(job, PROBE, "a pixel probe belongs to the encoder that it was fitted on")
+        why = ""
         if info.num_classes != model.num_classes:
             counts = [count or "no" for count in (info.num_classes, model.num_classes)]
             why = f"the file has {counts[0]} classes and the model {counts[1]}"
+        elif info.num_classes and CLASS_ORDER in state:
+            why = f"its classes are in the order of the file's {CLASS_ORDER}: use `peas import`"
+        if why:
             self.ignore(job, CLASSIFIER, why)
             job.optional.update(dict.fromkeys(CLASSIFIER, f"the classifier is new: {why}"))
         shapes = self.fit(job)
