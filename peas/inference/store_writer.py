@@ -136,13 +136,29 @@ class Source:
         return replace(self, table=self.table.take(rows), columns=self.columns.take(rows))
 
     def fingerprint(self) -> str:
-        """Hash of names, classes, sizes of sound files, and parts."""
-        clips = Fingerprint.of(self.table)
+        """Hash of names, classes, columns, and sizes and times of modification of sound files.
+
+        Not of their paths: a set that was moved with its times is the same.
+        """
+        clips, sounds = Fingerprint.of(self.table), self.table.sounds
+        rows = np.arange(len(self.table))
+        times = np.array([_modified(sounds.file(row)) for row in range(len(rows))], dtype=np.int64)
         digest = hashlib.blake2b(digest_size=16)
-        for column in (clips.ids, clips.classes, clips.sounds):
-            digest.update(column.numpy().tobytes())
-        digest.update("\0".join((*self.labels, *self.columns.split)).encode())
+        # The extents of every row, as `Fingerprint` looks at some files of a large set only.
+        for values in (clips.ids.numpy(), clips.classes.numpy(), sounds.extents(rows), times):
+            digest.update(values.tobytes())
+        columns = self.columns
+        names = [self.labels, columns.split, columns.recording, columns.speaker]
+        digest.update(json.dumps(names).encode())
         return digest.hexdigest()
+
+
+def _modified(file: str) -> int:
+    """Time of modification in ns; 0 where there is no such file."""
+    try:
+        return Path(file).stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0
 
 
 class Encoded(NamedTuple):
@@ -262,7 +278,8 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
         "model": "--checkpoint (its weights)",
         "set": "SET",
         "clips": "the number of clips",
-        "fingerprint": "the set's clips, classes, splits or files (their fingerprint)",
+        "fingerprint": "the set's clips, classes, splits, recordings, speakers or files (their "
+        "fingerprint)",
         "layers": "--layers",
         "pool": "--pool",
         "bands": "--frames with --bands",

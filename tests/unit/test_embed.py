@@ -1,7 +1,10 @@
 """`peas embed`: what is embedded, restarts, and what is refused."""
 
 import json
+import os
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,41 @@ def test_other_weights_and_other_clips_are_refused(
         next(model.encoder.parameters()).add_(1)
     with pytest.raises(DataError, match="--checkpoint"):
         write_embeddings(tmp_path / "e", model, source, options())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_sound_of_equal_size_is_refused(
+    model: AudioModel, source: Source, tmp_path: Path, finished: bool
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > 2 and not finished:
+            raise Killed
+
+    with nullcontext() if finished else pytest.raises(Killed):
+        write_embeddings(tmp_path / "e", model, source, options(), progress=kill)
+    before = content(tmp_path / "e")
+    file = tmp_path / "bag" / "000.wav"
+    size, modified = file.stat().st_size, file.stat().st_mtime_ns
+    samples, rate = soundfile.read(file, dtype="int16")
+    soundfile.write(file, samples[::-1], rate, subtype="PCM_16")
+    os.utime(file, ns=(modified + 1000, modified + 1000))
+    assert file.stat().st_size == size
+    with pytest.raises(DataError, match="fingerprint"):
+        write_embeddings(tmp_path / "e", model, source, options())
+    assert content(tmp_path / "e") == before
+
+
+@pytest.mark.parametrize("column", ["split", "recording", "speaker"])
+def test_other_columns_are_refused(
+    model: AudioModel, source: Source, tmp_path: Path, column: str
+) -> None:
+    write_embeddings(tmp_path / "e", model, source, options())
+    columns = replace(source.columns, **{column: list("vwxyz")})
+    with pytest.raises(DataError, match="fingerprint"):
+        write_embeddings(tmp_path / "e", model, replace(source, columns=columns), options())
 
 
 def test_a_folder_that_holds_something_else(
