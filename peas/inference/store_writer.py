@@ -274,6 +274,7 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
 
     state_file = MANIFEST
     skip_option = "--on_error skip"
+    checksums = True
     option_names = {  # noqa: RUF012
         "model": "--checkpoint (its weights)",
         "set": "SET",
@@ -318,7 +319,9 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
         manifest = read_manifest(self.out)
         if not manifest.shards:
             return None
-        complete = manifest.index is not None and not manifest.index.fault(self.out)
+        complete = manifest.index is not None and not manifest.index.fault(
+            self.out, checksums=self.checksums
+        )
         # Another version might give other numbers, but these are complete.
         self.require_settings(
             manifest.settings, but=("checkpoint", *(("peas", "resampler") if complete else ()))

@@ -19,7 +19,7 @@ from peas.audio import KaldiLogMel
 from peas.cli.verbs import dispatch
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError, UsageError
 from peas.inference import AudioModel, EmbeddingStore
-from peas.inference.store import MANIFEST, shard_name
+from peas.inference.store import INDEX, MANIFEST, shard_name
 from peas.inference.store_writer import Options, Source, write_embeddings
 from peas.models import AudioMAE
 
@@ -136,6 +136,19 @@ def test_other_weights_and_other_clips_are_refused(
         next(model.encoder.parameters()).add_(1)
     with pytest.raises(DataError, match="--checkpoint"):
         write_embeddings(tmp_path / "e", model, source, options())
+
+
+@pytest.mark.parametrize("name", [shard_name(0), INDEX])
+def test_a_damaged_file_of_equal_size_is_written_again(
+    model: AudioModel, source: Source, tmp_path: Path, name: str
+) -> None:
+    write_embeddings(tmp_path / "e", model, source, options())
+    before, file = content(tmp_path / "e"), tmp_path / "e" / name
+    damaged = bytearray(before[name])
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    write_embeddings(tmp_path / "e", model, source, options())
+    assert content(tmp_path / "e") == before
 
 
 @pytest.mark.parametrize("finished", [True, False])
