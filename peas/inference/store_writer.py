@@ -511,7 +511,8 @@ def write_npz(store: EmbeddingStore, file: Path) -> None:
     """Write a store as one npz file, without frames.
 
     Arrays: `ids`, `embeddings` `[N, D]` or `[L, N, D]`, `layers`, `labels`, `classes` `[N]` or
-    `targets` `[N, C]`, `split`, and `recording` and `speaker` where they are known.
+    `targets` `[N, C]`, `split`, and `recording` and `speaker` where they are known, empty for a
+    clip without one.
 
     Args:
         store: The store.
@@ -529,6 +530,7 @@ def write_npz(store: EmbeddingStore, file: Path) -> None:
         arrays[name] = store.targets if store.multi_label else store.classes
     for name in ("recording", "speaker"):
         if (values := getattr(store, name)) is not None:
-            arrays[name] = np.array(values)
+            # An array of None would need pickle.
+            arrays[name] = np.array([value or "" for value in values], dtype=str)
     with atomic_write(file) as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, **arrays)

@@ -20,7 +20,7 @@ from peas.cli.verbs import dispatch
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError, UsageError
 from peas.inference import AudioModel, EmbeddingStore
 from peas.inference.store import INDEX, MANIFEST, shard_name
-from peas.inference.store_writer import Options, Source, write_embeddings
+from peas.inference.store_writer import Options, Source, write_embeddings, write_npz
 from peas.models import AudioMAE
 
 PARTS = ["fold 1", "fold 1", "fold 2", "fold 2", "test"]
@@ -238,6 +238,18 @@ def test_bf16_is_near(model: AudioModel, source: Source, tmp_path: Path) -> None
     assert next(model.encoder.parameters()).dtype == torch.float32
 
 
+def test_an_npz_of_clips_without_a_speaker(
+    model: AudioModel, source: Source, tmp_path: Path
+) -> None:
+    speakers = ["ann", None, "", "bob", None]
+    known = replace(source, columns=replace(source.columns, speaker=speakers))
+    write_npz(write_embeddings(tmp_path / "e", model, known, options()), tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as npz:
+        assert npz["speaker"].tolist() == ["ann", "", "", "bob", ""]
+        assert npz["recording"].tolist() == source.columns.recording
+        assert "allow_pickle" not in npz
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -312,6 +324,18 @@ def test_impossible_options(
     with pytest.raises(error, match=named):
         embed(tmp_path / "bag", *where, *argv)
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_npz_that_is_there_is_refused_before_embedding(
+    exported: Path, source: Source, tmp_path: Path, kind: str
+) -> None:
+    npz, out = tmp_path / "e.npz", tmp_path / "e"
+    npz.write_text("mine") if kind == "file" else npz.mkdir()
+    with pytest.raises(ConfigError, match="--npz"):
+        embed(tmp_path / "bag", "--checkpoint", exported, "--out", out, "--npz", npz)
+    assert not out.exists()
+    assert npz.is_dir() or npz.read_text() == "mine"
 
 
 def test_impossible_inputs(exported: Path, tmp_path: Path) -> None:
