@@ -95,6 +95,8 @@ def embed(
         write_npz,
     )
 
+    if device is not None:
+        _require_device(device)
     model = load(checkpoint, device, input_frames=input_frames, modules=allow_module or [])
     options = Options(
         layer_numbers(model, chosen),
@@ -143,6 +145,19 @@ def summary(store: EmbeddingStore) -> str:
             "manifest.json)"
         )
     return "\n".join(lines)
+
+
+def _require_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    # What a build of PyTorch without the device raises differs by device.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"`--device` is {name!r}, which cannot be used ({reason}): give cpu, cuda or cuda:1"
+        ) from None
 
 
 def _layers(text: str | None) -> list[int] | Literal["all"] | None:

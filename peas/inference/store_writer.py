@@ -241,7 +241,9 @@ def write_embeddings(
         raise DataError(
             f"{len(twice)} ids name more than one clip: {some(twice)}; give each clip its own"
         )
-    # An impossible option begins no folder.
+    # A missing file and an impossible option begin no folder.
+    if not options.skip:
+        _require_files(source)
     list(model.encode([], **options.of_model()))
     settings = {
         "checkpoint": checkpoint,
@@ -267,6 +269,17 @@ def write_embeddings(
         out, settings, model, source, options, skip=options.skip, progress=progress
     ).run()
     return EmbeddingStore(out)
+
+
+def _require_files(source: Source) -> None:
+    files = ((row, source.table.sounds.file(row)) for row in range(len(source.table)))
+    missing = [row for row, file in files if file and not Path(file).exists()]
+    if missing:
+        raise AudioError(
+            f"{source.table.sounds.file(missing[0])}: there is no such file (clip "
+            f"{source.columns.ids[missing[0]]}), and {len(missing)} are missing in all. To leave "
+            f"out such clips give {EmbeddingWriter.skip_option}"
+        )
 
 
 class EmbeddingWriter(ShardWriter[Manifest, Encoded]):

@@ -310,6 +310,7 @@ def test_a_set_is_named_as_in_the_data_commands(exported: Path, tmp_path: Path) 
         (["--npz", "no/such/e.npz"], ConfigError, "no/such"),
         (["--pool", "max"], UsageError, "pool"),
         (["--allow_module", "./x.py"], UsageError, "--allow_module"),
+        (["--device", "foo"], UsageError, "--device"),
     ],
 )
 def test_impossible_options(
@@ -345,6 +346,7 @@ def test_impossible_inputs(exported: Path, tmp_path: Path) -> None:
         embed(tmp_path / "none", "--checkpoint", exported, *out)
     with pytest.raises(AudioError, match=r"gone\.wav"):
         embed(tmp_path / "gone.wav", "--checkpoint", exported, *out)
+    assert not (tmp_path / "e").exists()
     with pytest.raises(UsageError, match="ROOT"):
         embed("esc50", "--checkpoint", exported, *out)
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "x.ckpt")
