@@ -21,7 +21,7 @@ from torch import Tensor
 from peas import __version__
 from peas.audio import decode as audio
 from peas.data.clips import ClipTable, Inventory
-from peas.data.columns import Rows, duplicates
+from peas.data.columns import duplicates
 from peas.data.fingerprint import Fingerprint
 from peas.data.shards import LeftOut, Progress, Shard, ShardWriter
 from peas.data.workers import WorkerDied, in_order
@@ -531,7 +531,7 @@ def write_npz(store: EmbeddingStore, file: Path) -> None:
         store: The store.
         file: Where to; its folder must exist.
     """
-    arrays: dict[str, NDArray[Any] | Rows] = {
+    arrays: dict[str, Any] = {
         "ids": np.array(store.ids),
         "embeddings": store.embeddings(),
         "layers": np.array(store.layers),
