@@ -62,7 +62,7 @@ def embed(
         device: Default: cuda where there is one, else cpu.
         allow_module: Module whose parts the checkpoint may name, with those below it, besides
             `peas`; its code is executed. May be repeated.
-        npz: Also write ids, embeddings and classes to this one file.
+        npz: Also write ids, embeddings and classes to this one new file.
         on_error: What happens at a clip that cannot be read: stop, or leave it out and list it.
         shard_clips: Clips of a shard; default 256, or 32 with --frames.
 
@@ -82,6 +82,8 @@ def embed(
     npz_file = None if npz is None else Path(npz).expanduser()
     if npz_file is not None and not npz_file.absolute().parent.is_dir():
         raise ConfigError(f"--npz {npz}: there is no folder {npz_file.parent}; make it")
+    if npz_file is not None and npz_file.exists():
+        raise ConfigError(f"--npz {npz}: is there already; give another, or delete it")
     from peas import load
     from peas.data.workers import default_workers
     from peas.inference.store_writer import (
@@ -93,6 +95,8 @@ def embed(
         write_npz,
     )
 
+    if device is not None:
+        _require_device(device)
     model = load(checkpoint, device, input_frames=input_frames, modules=allow_module or [])
     options = Options(
         layer_numbers(model, chosen),
@@ -141,6 +145,19 @@ def summary(store: EmbeddingStore) -> str:
             "manifest.json)"
         )
     return "\n".join(lines)
+
+
+def _require_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    # What a build of PyTorch without the device raises differs by device.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"`--device` is {name!r}, which cannot be used ({reason}): give cpu, cuda or cuda:1"
+        ) from None
 
 
 def _layers(text: str | None) -> list[int] | Literal["all"] | None:

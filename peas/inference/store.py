@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from peas import __version__
-from peas.data.columns import Rows, Targets
+from peas.data.columns import Rows, Targets, duplicates
 from peas.data.shards import LeftOut, StoredFile, read_json, write_json
 from peas.errors import ConfigError, DataError
 from peas.utils.files import atomic_write, checksum
+from peas.utils.text import some
 
 FORMAT = "peas-embeddings"
 VERSION = 1
@@ -323,7 +324,7 @@ def write_store(
     """Write embeddings that are in memory, such as those of another model.
 
     Args:
-        folder: The folder; it is made.
+        folder: The folder: new or empty; it is made.
         embeddings: `[N, D]`, or `[L, N, D]` of several layers.
         ids: Name of each clip.
         layers: Numbers of the layers.
@@ -337,7 +338,9 @@ def write_store(
         settings: How they were made.
 
     Raises:
-        ConfigError: Shapes do not fit each other.
+        ConfigError: Shapes or lengths do not fit each other, an id is there twice, or a class has
+            no label.
+        DataError: The folder holds something.
     """
     folder, array = Path(folder), np.asarray(embeddings, dtype=np.float32)
     if array.ndim == 2:
@@ -347,6 +350,36 @@ def write_store(
             f"embeddings of {list(array.shape)} for {len(layers)} layers of {len(ids)} clips: give "
             "[N, D] or [L, N, D]"
         )
+    given = {
+        "classes": classes,
+        "targets": targets,
+        "split": split,
+        "recording": recording,
+        "speaker": speaker,
+        "frames": frames,
+    }
+    for name, values in given.items():
+        if values is not None and len(cast(Sequence[Any], values)) != len(ids):
+            raise ConfigError(
+                f"{name} has {len(cast(Sequence[Any], values))} entries for {len(ids)} clips: give "
+                "one for each"
+            )
+    if twice := duplicates(pa.array(ids, pa.string())):
+        raise ConfigError(f"ids name more than one clip: {some(twice)}; give each clip its own")
+    if classes is not None and len(ids):
+        lowest, highest = np.min(classes), np.max(classes)
+        if lowest < -1 or highest >= len(labels):
+            raise ConfigError(
+                f"classes are {lowest} to {highest} for {len(labels)} labels: give -1, or the "
+                "number of a label"
+            )
+    if targets is not None and np.shape(targets) != (len(ids), len(labels)):
+        raise ConfigError(
+            f"targets of {list(np.shape(targets))} for {len(ids)} clips and {len(labels)} labels: "
+            "give [N, C]"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already; give a new or an empty folder")
     columns = Columns(
         list(ids),
         _targets(len(ids), classes, targets),

@@ -21,7 +21,7 @@ from torch import Tensor
 from peas import __version__
 from peas.audio import decode as audio
 from peas.data.clips import ClipTable, Inventory
-from peas.data.columns import Rows, duplicates
+from peas.data.columns import duplicates
 from peas.data.fingerprint import Fingerprint
 from peas.data.shards import LeftOut, Progress, Shard, ShardWriter
 from peas.data.workers import WorkerDied, in_order
@@ -136,13 +136,29 @@ class Source:
         return replace(self, table=self.table.take(rows), columns=self.columns.take(rows))
 
     def fingerprint(self) -> str:
-        """Hash of names, classes, sizes of sound files, and parts."""
-        clips = Fingerprint.of(self.table)
+        """Hash of names, classes, columns, and sizes and times of modification of sound files.
+
+        Not of their paths: a set that was moved with its times is the same.
+        """
+        clips, sounds = Fingerprint.of(self.table), self.table.sounds
+        rows = np.arange(len(self.table))
+        times = np.array([_modified(sounds.file(row)) for row in range(len(rows))], dtype=np.int64)
         digest = hashlib.blake2b(digest_size=16)
-        for column in (clips.ids, clips.classes, clips.sounds):
-            digest.update(column.numpy().tobytes())
-        digest.update("\0".join((*self.labels, *self.columns.split)).encode())
+        # The extents of every row, as `Fingerprint` looks at some files of a large set only.
+        for values in (clips.ids.numpy(), clips.classes.numpy(), sounds.extents(rows), times):
+            digest.update(values.tobytes())
+        columns = self.columns
+        names = [self.labels, columns.split, columns.recording, columns.speaker]
+        digest.update(json.dumps(names).encode())
         return digest.hexdigest()
+
+
+def _modified(file: str) -> int:
+    """Time of modification in ns; 0 where there is no such file."""
+    try:
+        return Path(file).stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0
 
 
 class Encoded(NamedTuple):
@@ -225,7 +241,9 @@ def write_embeddings(
         raise DataError(
             f"{len(twice)} ids name more than one clip: {some(twice)}; give each clip its own"
         )
-    # An impossible option begins no folder.
+    # A missing file and an impossible option begin no folder.
+    if not options.skip:
+        _require_files(source)
     list(model.encode([], **options.of_model()))
     settings = {
         "checkpoint": checkpoint,
@@ -253,16 +271,29 @@ def write_embeddings(
     return EmbeddingStore(out)
 
 
+def _require_files(source: Source) -> None:
+    files = ((row, source.table.sounds.file(row)) for row in range(len(source.table)))
+    missing = [row for row, file in files if file and not Path(file).exists()]
+    if missing:
+        raise AudioError(
+            f"{source.table.sounds.file(missing[0])}: there is no such file (clip "
+            f"{source.columns.ids[missing[0]]}), and {len(missing)} are missing in all. To leave "
+            f"out such clips give {EmbeddingWriter.skip_option}"
+        )
+
+
 class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
     """Shards are Arrow files of a fixed number of clips."""
 
     state_file = MANIFEST
     skip_option = "--on_error skip"
+    checksums = True
     option_names = {  # noqa: RUF012
         "model": "--checkpoint (its weights)",
         "set": "SET",
         "clips": "the number of clips",
-        "fingerprint": "the set's clips, classes, splits or files (their fingerprint)",
+        "fingerprint": "the set's clips, classes, splits, recordings, speakers or files (their "
+        "fingerprint)",
         "layers": "--layers",
         "pool": "--pool",
         "bands": "--frames with --bands",
@@ -301,7 +332,9 @@ class EmbeddingWriter(ShardWriter[Manifest, Encoded]):
         manifest = read_manifest(self.out)
         if not manifest.shards:
             return None
-        complete = manifest.index is not None and not manifest.index.fault(self.out)
+        complete = manifest.index is not None and not manifest.index.fault(
+            self.out, checksums=self.checksums
+        )
         # Another version might give other numbers, but these are complete.
         self.require_settings(
             manifest.settings, but=("checkpoint", *(("peas", "resampler") if complete else ()))
@@ -491,13 +524,14 @@ def write_npz(store: EmbeddingStore, file: Path) -> None:
     """Write a store as one npz file, without frames.
 
     Arrays: `ids`, `embeddings` `[N, D]` or `[L, N, D]`, `layers`, `labels`, `classes` `[N]` or
-    `targets` `[N, C]`, `split`, and `recording` and `speaker` where they are known.
+    `targets` `[N, C]`, `split`, and `recording` and `speaker` where they are known, empty for a
+    clip without one.
 
     Args:
         store: The store.
         file: Where to; its folder must exist.
     """
-    arrays: dict[str, NDArray[Any] | Rows] = {
+    arrays: dict[str, Any] = {
         "ids": np.array(store.ids),
         "embeddings": store.embeddings(),
         "layers": np.array(store.layers),
@@ -509,6 +543,7 @@ def write_npz(store: EmbeddingStore, file: Path) -> None:
         arrays[name] = store.targets if store.multi_label else store.classes
     for name in ("recording", "speaker"):
         if (values := getattr(store, name)) is not None:
-            arrays[name] = np.array(values)
+            # An array of None would need pickle.
+            arrays[name] = np.array([value or "" for value in values], dtype=str)
     with atomic_write(file) as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, **arrays)

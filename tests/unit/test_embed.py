@@ -1,7 +1,10 @@
 """`peas embed`: what is embedded, restarts, and what is refused."""
 
 import json
+import os
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from peas.audio import KaldiLogMel
 from peas.cli.verbs import dispatch
 from peas.errors import AudioError, CheckpointError, ConfigError, DataError, UsageError
 from peas.inference import AudioModel, EmbeddingStore
-from peas.inference.store import MANIFEST, shard_name
-from peas.inference.store_writer import Options, Source, write_embeddings
+from peas.inference.store import INDEX, MANIFEST, shard_name
+from peas.inference.store_writer import Options, Source, write_embeddings, write_npz
 from peas.models import AudioMAE
 
 PARTS = ["fold 1", "fold 1", "fold 2", "fold 2", "test"]
@@ -135,6 +138,54 @@ def test_other_weights_and_other_clips_are_refused(
         write_embeddings(tmp_path / "e", model, source, options())
 
 
+@pytest.mark.parametrize("name", [shard_name(0), INDEX])
+def test_a_damaged_file_of_equal_size_is_written_again(
+    model: AudioModel, source: Source, tmp_path: Path, name: str
+) -> None:
+    write_embeddings(tmp_path / "e", model, source, options())
+    before, file = content(tmp_path / "e"), tmp_path / "e" / name
+    damaged = bytearray(before[name])
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    write_embeddings(tmp_path / "e", model, source, options())
+    assert content(tmp_path / "e") == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_sound_of_equal_size_is_refused(
+    model: AudioModel, source: Source, tmp_path: Path, finished: bool
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > 2 and not finished:
+            raise Killed
+
+    with nullcontext() if finished else pytest.raises(Killed):
+        write_embeddings(tmp_path / "e", model, source, options(), progress=kill)
+    before = content(tmp_path / "e")
+    file = tmp_path / "bag" / "000.wav"
+    size, modified = file.stat().st_size, file.stat().st_mtime_ns
+    samples, rate = soundfile.read(file, dtype="int16")
+    soundfile.write(file, samples[::-1], rate, subtype="PCM_16")
+    os.utime(file, ns=(modified + 1000, modified + 1000))
+    assert file.stat().st_size == size
+    with pytest.raises(DataError, match="fingerprint"):
+        write_embeddings(tmp_path / "e", model, source, options())
+    assert content(tmp_path / "e") == before
+
+
+@pytest.mark.parametrize("column", ["split", "recording", "speaker"])
+def test_other_columns_are_refused(
+    model: AudioModel, source: Source, tmp_path: Path, column: str
+) -> None:
+    write_embeddings(tmp_path / "e", model, source, options())
+    columns = replace(source.columns, **{column: list("vwxyz")})
+    with pytest.raises(DataError, match="fingerprint"):
+        write_embeddings(tmp_path / "e", model, replace(source, columns=columns), options())
+
+
 def test_a_folder_that_holds_something_else(
     model: AudioModel, source: Source, tmp_path: Path
 ) -> None:
@@ -185,6 +236,18 @@ def test_bf16_is_near(model: AudioModel, source: Source, tmp_path: Path) -> None
     near = write_embeddings(tmp_path / "b", model, source, options(precision="bf16")).embeddings()
     assert 0 < np.abs(near - exact).max() < 0.1
     assert next(model.encoder.parameters()).dtype == torch.float32
+
+
+def test_an_npz_of_clips_without_a_speaker(
+    model: AudioModel, source: Source, tmp_path: Path
+) -> None:
+    speakers = ["ann", None, "", "bob", None]
+    known = replace(source, columns=replace(source.columns, speaker=speakers))
+    write_npz(write_embeddings(tmp_path / "e", model, known, options()), tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as npz:
+        assert npz["speaker"].tolist() == ["ann", "", "", "bob", ""]
+        assert npz["recording"].tolist() == source.columns.recording
+        assert "allow_pickle" not in npz
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -247,6 +310,7 @@ def test_a_set_is_named_as_in_the_data_commands(exported: Path, tmp_path: Path) 
         (["--npz", "no/such/e.npz"], ConfigError, "no/such"),
         (["--pool", "max"], UsageError, "pool"),
         (["--allow_module", "./x.py"], UsageError, "--allow_module"),
+        (["--device", "foo"], UsageError, "--device"),
     ],
 )
 def test_impossible_options(
@@ -263,6 +327,18 @@ def test_impossible_options(
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_npz_that_is_there_is_refused_before_embedding(
+    exported: Path, source: Source, tmp_path: Path, kind: str
+) -> None:
+    npz, out = tmp_path / "e.npz", tmp_path / "e"
+    npz.write_text("mine") if kind == "file" else npz.mkdir()
+    with pytest.raises(ConfigError, match="--npz"):
+        embed(tmp_path / "bag", "--checkpoint", exported, "--out", out, "--npz", npz)
+    assert not out.exists()
+    assert npz.is_dir() or npz.read_text() == "mine"
+
+
 def test_impossible_inputs(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     out = ("--out", tmp_path / "e")
@@ -270,6 +346,7 @@ def test_impossible_inputs(exported: Path, tmp_path: Path) -> None:
         embed(tmp_path / "none", "--checkpoint", exported, *out)
     with pytest.raises(AudioError, match=r"gone\.wav"):
         embed(tmp_path / "gone.wav", "--checkpoint", exported, *out)
+    assert not (tmp_path / "e").exists()
     with pytest.raises(UsageError, match="ROOT"):
         embed("esc50", "--checkpoint", exported, *out)
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "x.ckpt")

@@ -1,6 +1,7 @@
 """The store of embeddings: written, read back, and refused where it is damaged."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,37 @@ def test_frames_are_of_each_clip_its_own_length(tmp_path: Path, arrays: np.ndarr
 def test_shapes_that_do_not_fit(tmp_path: Path, arrays: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="clips"):
         write_store(tmp_path, arrays, IDS[:2], layers=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ids": ["a", "b", "a"]}, "ids"),
+        ({"classes": [0, 1]}, "classes"),
+        ({"classes": [0, 2, 1]}, "classes"),
+        ({"classes": [0, -2, 1]}, "classes"),
+        ({"targets": [[1], [0], [1]]}, "targets"),
+        ({"split": ["1"]}, "split"),
+        ({"recording": ["x"] * 4}, "recording"),
+        ({"speaker": []}, "speaker"),
+        ({"frames": []}, "frames"),
+    ],
+    ids=str,
+)
+def test_columns_that_do_not_fit(
+    tmp_path: Path, arrays: np.ndarray, changes: dict[str, Any], named: str
+) -> None:
+    columns = {"ids": IDS, "labels": ["dog", "rain"], **changes}
+    with pytest.raises(ConfigError, match=named):
+        write_store(tmp_path / "e", arrays[0], **columns)
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_folder_that_holds_something_stays(tmp_path: Path, arrays: np.ndarray) -> None:
+    write_store(tmp_path / "e", arrays[0], IDS)
+    with pytest.raises(DataError, match="e: "):
+        write_store(tmp_path / "e", arrays[1], IDS)
+    np.testing.assert_array_equal(EmbeddingStore(tmp_path / "e").embeddings(), arrays[0])
 
 
 def test_a_damaged_store_is_refused(tmp_path: Path, arrays: np.ndarray) -> None:
