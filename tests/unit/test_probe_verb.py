@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from peas.__main__ import main
-from peas.errors import DataError
+from peas.cli.probe import probe_set, row_names
+from peas.errors import DataError, UsageError
 from peas.inference.leaks import require_disjoint
 from peas.inference.store import ClipFrames, write_store
 
@@ -213,3 +214,54 @@ def test_runs_that_began_with_each_other_end(tmp_path: Path) -> None:
     first = listed(tmp_path / "a", [900], str(tmp_path / "b"))
     listed(tmp_path / "b", [901], str(first))
     assert "no shared recording" in require_disjoint(first, ["freesound:7"])
+
+
+def test_only_a_name_that_was_given_joins_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wanted, stores in {
+        ("A/emb", "B/emb", "x"): ["A/emb", "B/emb", "x"],
+        ("two", "two", "B/two"): ["two=A/emb", "two=B/emb", "B/two"],
+        (tmp_path.name,): ["."],
+    }.items():
+        assert tuple(name for name, _ in row_names(stores)) == wanted
+    for stores in (["A/emb", "A/../A/emb"], ["=A"], ["a="]):
+        with pytest.raises(UsageError):
+            row_names(stores)
+
+
+def test_stores_of_one_folder_name_have_a_row_each(tmp_path: Path) -> None:
+    stores = [str(store(tmp_path / run / "emb", number)) for number, run in enumerate("AB")]
+    assert main(["probe", *stores, "--probes", "knn", "--out", str(tmp_path / "out")]) == 0
+    rows = csv.DictReader((tmp_path / "out" / "probe.csv").open())
+    assert [row["store"] for row in rows] == ["A/emb", "B/emb"]
+
+
+def test_clips_of_a_recording_or_a_speaker_are_a_group(tmp_path: Path) -> None:
+    written = write_store(
+        tmp_path / "s",
+        np.eye(8, 4),
+        [str(row) for row in range(8)],
+        labels=["a", "b"],
+        classes=np.arange(8) % 2,
+        recording=["r", "r", "q", "", "", "", "p", "anne"],
+        speaker=["", "anne", "anne", "anne", "", "", "bob", ""],
+    )
+    groups = probe_set(written, "s").clusters
+    assert len(set(groups[:4])) == 1
+    assert len(set(groups)) == 5
+
+
+@pytest.mark.parametrize("there", ["", "probe.md", "probe.csv", "probe.json"])
+def test_out_is_refused_before_anything_is_trained(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    file = out / there if there else out
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    monkeypatch.setattr("peas.evaluation.probes.evaluate", None)
+    assert main(["probe", str(store(tmp_path / "s")), "--out", str(out)]) == 1
+    assert str(file) in capsys.readouterr().err
+    assert file.read_text() == "mine"

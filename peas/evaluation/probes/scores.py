@@ -25,7 +25,8 @@ class Result:
 
     Attributes:
         metric: `accuracy` or `mAP`.
-        value: Mean over sets, seeds and clips; of mAP, over sets, seeds and partitions that have one.
+        value: Mean over sets, seeds and clips; of mAP, over sets, seeds and the partitions
+            that have one.
         std: Standard deviation over sets if there are several, else over seeds; None = neither.
         low: Lower end of the 95 % bootstrap interval over recordings; None with one alone, or where
             no resample has an mAP.
