@@ -150,7 +150,7 @@ def test_nothing_but_a_set_of_peas_is_called(
 ) -> None:
     called: list[str] = []
     monkeypatch.setattr("peas.utils.files.checksum", lambda **_: called.append("checksum"))
-    data = {"class_path": class_path, "init_args": {}}
+    data: dict[str, object] = {"class_path": class_path, "init_args": {}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     found = require_disjoint(tmp_path, ["freesound:1"])
     assert found.startswith("not known")
