@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from peas.errors import UsageError, say
+from peas.errors import ConfigError, UsageError, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +38,14 @@ def probe(
 
     Args:
         stores: Stores; NAME=STORE gives a row its name, and several of one name, such as those of
-            several pretraining seeds, are averaged.
+            several pretraining seeds, are averaged. Without NAME it is the folder's.
         probes: Names of probes; default knn and linear.
         seeds: Such as 0-2, of probes that use random numbers.
         split: What is scored: each of the `folds` by the others, or `test` or `validation` by the
             training clips; default folds if the store has them, else test.
         layer: Layer of knn, linear and attentive; default the last one of the store.
-        out: Folder for probe.md, probe.csv and probe.json, besides printing.
+        out: Folder for probe.md, probe.csv and probe.json, besides printing; none of these may be
+            there.
 
     Raises:
         PeasError: A store cannot be read or probed.
@@ -58,8 +59,7 @@ def probe(
     seed_list = numbers(seeds, "--seeds")
     names = list(dict.fromkeys(probes or ("knn", "linear")))
     opened: dict[str, list[EmbeddingStore]] = {}
-    for text in stores:
-        name, path = named(text)
+    for name, path in row_names(stores):
         opened.setdefault(name, []).append(EmbeddingStore.open(path))
     origins: dict[str, str] = {}
     for store in (store for group in opened.values() for store in group):
@@ -72,6 +72,7 @@ def probe(
             for one in built.values():
                 # Before the first is trained.
                 one.check(data)
+    folder = None if out is None else new_tables(Path(out).expanduser())
     rows, content = [], []
     start = time.monotonic()
     for name, group in sets.items():
@@ -81,29 +82,97 @@ def probe(
             content.append({"store": name, "probe": kind, **asdict(result)})
             done = f"{len(rows)} of {len(sets) * len(built)}, {time.monotonic() - start:.0f} s"
             say(f"{name}, {kind}: {result.metric} {result.value:.1%} ({done})", sys.stderr)
-    note = "\n".join(f"{folder}: trained on {origin}" for folder, origin in origins.items())
-    if out is None:
+    note = "\n".join(f"{store}: trained on {origin}" for store, origin in origins.items())
+    if folder is None:
         say(markdown(rows, note))
         return
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     say(write_table(folder / "probe", rows, note))
     info = {"rows": content, "trained_on": origins, "seeds": seed_list}
     (folder / "probe.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
 
 def named(text: str) -> tuple[str, str]:
-    """Name of the row and path of `NAME=STORE` or `STORE`.
+    """Name of the row, empty if none is given, and path of `NAME=STORE` or `STORE`.
 
     Raises:
         UsageError: One of them is empty.
     """
     name, equals, path = text.partition("=")
     if not equals or "/" in name:
-        name, path = Path(text).name, text
-    if not name or not path:
+        name, path = "", text
+    if not path or (equals and text.startswith("=")):
         raise UsageError(f"{text!r}: give a store as NAME=STORE or STORE")
     return name, path
+
+
+def row_names(stores: Sequence[str]) -> list[tuple[str, str]]:
+    """Name of the row and path of each store: only a name that was given joins several.
+
+    Without one it is the folder's, with as many folders above it as tell it from the others.
+
+    Args:
+        stores: `NAME=STORE` or `STORE`.
+
+    Raises:
+        UsageError: A name or path is empty, or a store without a name is there twice.
+    """
+    pairs = [named(text) for text in stores]
+    given = {name for name, _ in pairs}
+    paths = [Path(path).expanduser().resolve() for name, path in pairs if not name]
+    if repeated := next((path for path in paths if paths.count(path) > 1), None):
+        raise UsageError(f"{repeated} is given twice: give it once")
+
+    def name_of(path: Path) -> str:
+        for count in range(1, len(path.parts)):
+            name = "/".join(path.parts[-count:])
+            same = sum(other.parts[-count:] == path.parts[-count:] for other in paths)
+            if same == 1 and name not in given:
+                return name
+        return str(path)
+
+    return [(name or name_of(Path(path).expanduser().resolve()), path) for name, path in pairs]
+
+
+def new_tables(folder: Path) -> Path:
+    """A folder that has no tables yet; it is made.
+
+    Raises:
+        ConfigError: It has some, or cannot be made.
+    """
+    for suffix in ("md", "csv", "json"):
+        if (file := folder / f"probe.{suffix}").exists():
+            raise ConfigError(f"--out: {file} is there already: name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {folder} cannot be made ({error.strerror}): name another folder"
+        ) from None
+    return folder
+
+
+def groups_of(store: EmbeddingStore) -> list[str]:
+    """Group of each clip: clips that share a recording or a speaker, even through others.
+
+    Empty names are unknown ones; a clip with neither is a group of its own.
+
+    Args:
+        store: The store.
+    """
+    above: dict[str, str] = {}
+
+    def top(key: str) -> str:
+        above.setdefault(key, key)
+        while above[key] != key:
+            above[key] = above[above[key]]
+            key = above[key]
+        return key
+
+    for kind, names in (("recording", store.recording), ("speaker", store.speaker)):
+        for clip, name in zip(store.ids, names or (), strict=names is not None):
+            if name:
+                above[top(f"clip {clip}")] = top(f"{kind} {name}")
+    return [top(f"clip {clip}") for clip in store.ids]
 
 
 def probe_set(store: EmbeddingStore, name: str) -> ProbeSet:
@@ -123,7 +192,6 @@ def probe_set(store: EmbeddingStore, name: str) -> ProbeSet:
     embeddings = torch.from_numpy(store.embeddings().copy())
     if embeddings.ndim == 2:
         embeddings = embeddings[None]
-    clusters = store.recording or store.speaker or store.ids
     return ProbeSet(
         name,
         ids=store.ids,
@@ -132,8 +200,7 @@ def probe_set(store: EmbeddingStore, name: str) -> ProbeSet:
         targets=torch.from_numpy(store.targets),
         multi_label=store.multi_label,
         split=store.split,
-        # Of a clip whose recording is not known it is the only one.
-        clusters=[group or clip for group, clip in zip(clusters, store.ids, strict=True)],
+        clusters=groups_of(store),
         tokens=tokens(store, embeddings.shape[2]) if store.has_frames else None,
     )
 

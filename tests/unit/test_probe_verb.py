@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from peas.__main__ import main
+from peas.cli.probe import probe_set, row_names
+from peas.errors import DataError, UsageError
 from peas.inference.leaks import require_disjoint
 from peas.inference.store import ClipFrames, write_store
 
@@ -43,8 +45,12 @@ def store(folder: Path, seed: int = 0, checkpoint: str = "", noise: float = 0.3)
     return folder
 
 
-def listed(run: Path, recordings: list[int]) -> Path:
-    """A run whose config names a CSV with these Freesound ids."""
+def began(pretrained: object) -> dict[str, object]:
+    return {"model": {"init_args": {"pretrained": pretrained}}}
+
+
+def listed(run: Path, recordings: list[int], pretrained: object = None) -> Path:
+    """A run whose config names a CSV with these Freesound ids, and what it began with."""
     (run / "checkpoints").mkdir(parents=True)
     with (run / "clips.csv").open("w", newline="") as lines:
         writer = csv.writer(lines)
@@ -54,7 +60,7 @@ def listed(run: Path, recordings: list[int]) -> Path:
         "class_path": "peas.data.AudioFolder",
         "init_args": {"root": str(run), "csv": "clips.csv", "mean": 0.0, "std": 1.0},
     }
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data, **began(pretrained)}))
     return run / "checkpoints" / "last.ckpt"
 
 
@@ -123,3 +129,139 @@ def test_what_a_checkpoint_was_trained_on(tmp_path: Path) -> None:
     assert require_disjoint(tmp_path / "else.pth", ["freesound:1"]).startswith("not known")
     (tmp_path / "clean" / "clips.csv").unlink()
     assert require_disjoint(checkpoint, ["freesound:1"]).startswith("not known")
+
+
+@pytest.mark.parametrize(
+    "class_path",
+    [
+        "peas.utils.files.checksum",
+        "peas.data.packed.writer.Path",
+        "peas.data.module.LightningDataModule",
+        "peas.data",
+        "peas.data.gone.AudioFolder",
+        "peas.data.Renamed",
+        "peas.database.AudioFolder",
+        "AudioFolder",
+        None,
+    ],
+)
+def test_nothing_but_a_set_of_peas_is_called(
+    class_path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("peas.utils.files.checksum", lambda **_: called.append("checksum"))
+    data: dict[str, object] = {"class_path": class_path, "init_args": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    found = require_disjoint(tmp_path, ["freesound:1"])
+    assert found.startswith("not known")
+    assert "is not a set of peas" in found
+    assert not called
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {class_path: peas.data.ESC50}",
+        "data: {class_path: peas.data.ESC50, init_args: {batch_size: 2}}",
+        "data: {class_path: peas.data.ESC50, init_args: [1]}",
+        "data: {class_path: peas.data.ESC50, init_args: {root: 5}}",
+        "data: {class_path: peas.data.ClipDataModule, init_args: {root: a}}",
+        "data: [1]",
+        "data:",
+        "- 1",
+        "",
+        "data: {class_path: [",
+        "\x00",
+    ],
+)
+def test_a_config_that_says_too_little(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    found = require_disjoint(tmp_path, ["freesound:1"])
+    assert found.startswith("not known")
+    assert "config.yaml" in found
+
+
+def test_what_a_run_began_with_is_compared_too(tmp_path: Path) -> None:
+    clips = ["freesound:7"]
+    first = listed(tmp_path / "first", [7, 900])
+    second = listed(tmp_path / "second", [901], str(first))
+    third = listed(tmp_path / "third", [902], str(second))
+    with pytest.raises(DataError, match="first"):
+        require_disjoint(third, clips)
+    found = require_disjoint(third, ["freesound:8"])
+    assert not found.startswith("not known")
+    assert all(str(tmp_path / run) in found for run in ("first", "second", "third"))
+    # What cannot be read of one run hides no recording of those before it.
+    (tmp_path / "second" / "clips.csv").unlink()
+    with pytest.raises(DataError, match="first"):
+        require_disjoint(third, clips)
+    assert require_disjoint(third, ["freesound:8"]).startswith("not known")
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "known"),
+    [("official.pth", False), ([1], False), ("timm:vit_base_patch16_224", True), (None, True)],
+)
+def test_weights_without_a_run(pretrained: object, known: bool, tmp_path: Path) -> None:
+    if isinstance(pretrained, str) and pretrained.endswith("pth"):
+        pretrained = str(tmp_path / "official" / pretrained)
+    found = require_disjoint(listed(tmp_path / "run", [900], pretrained), ["freesound:7"])
+    assert found.startswith("not known") is not known
+    assert "1 clips, no shared recording" in found
+
+
+def test_runs_that_began_with_each_other_end(tmp_path: Path) -> None:
+    first = listed(tmp_path / "a", [900], str(tmp_path / "b"))
+    listed(tmp_path / "b", [901], str(first))
+    assert "no shared recording" in require_disjoint(first, ["freesound:7"])
+
+
+def test_only_a_name_that_was_given_joins_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wanted, stores in {
+        ("A/emb", "B/emb", "x"): ["A/emb", "B/emb", "x"],
+        ("two", "two", "B/two"): ["two=A/emb", "two=B/emb", "B/two"],
+        (tmp_path.name,): ["."],
+    }.items():
+        assert tuple(name for name, _ in row_names(stores)) == wanted
+    for stores in (["A/emb", "A/../A/emb"], ["=A"], ["a="]):
+        with pytest.raises(UsageError):
+            row_names(stores)
+
+
+def test_stores_of_one_folder_name_have_a_row_each(tmp_path: Path) -> None:
+    stores = [str(store(tmp_path / run / "emb", number)) for number, run in enumerate("AB")]
+    assert main(["probe", *stores, "--probes", "knn", "--out", str(tmp_path / "out")]) == 0
+    rows = csv.DictReader((tmp_path / "out" / "probe.csv").open())
+    assert [row["store"] for row in rows] == ["A/emb", "B/emb"]
+
+
+def test_clips_of_a_recording_or_a_speaker_are_a_group(tmp_path: Path) -> None:
+    written = write_store(
+        tmp_path / "s",
+        np.eye(8, 4),
+        [str(row) for row in range(8)],
+        labels=["a", "b"],
+        classes=np.arange(8) % 2,
+        recording=["r", "r", "q", "", "", "", "p", "anne"],
+        speaker=["", "anne", "anne", "anne", "", "", "bob", ""],
+    )
+    groups = probe_set(written, "s").clusters
+    assert len(set(groups[:4])) == 1
+    assert len(set(groups)) == 5
+
+
+@pytest.mark.parametrize("there", ["", "probe.md", "probe.csv", "probe.json"])
+def test_out_is_refused_before_anything_is_trained(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    file = out / there if there else out
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    monkeypatch.setattr("peas.evaluation.probes.evaluate", None)
+    assert main(["probe", str(store(tmp_path / "s")), "--out", str(out)]) == 1
+    assert str(file) in capsys.readouterr().err
+    assert file.read_text() == "mine"

@@ -1,6 +1,8 @@
 """Probes on embeddings: scikit-learn and brute force, folds, seeds, intervals, bad input."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -308,6 +310,48 @@ def test_clips_of_several_classes_have_a_map(quick: None) -> None:
         assert result.low is not None
         assert result.high is not None
         assert result.low <= result.value <= result.high
+
+
+def several_classes(without: Sequence[int], split: list[str]) -> ProbeSet:
+    """Clips of several classes; those of some rows have none."""
+    source = torch.Generator().manual_seed(1)
+    targets = torch.rand(60, 3, generator=source) < 0.4
+    targets[list(without)] = False
+    return probe_set(targets=targets, multi_label=True, split=split)
+
+
+FOLDS = [str(1 + row % 5) for row in range(60)]
+
+
+@pytest.mark.parametrize("name", ["linear", "weighted", "attentive"])
+def test_a_fold_without_classes_is_left_out(name: str, quick: None) -> None:
+    # The second fold is the first choice of the first.
+    result = evaluate(PROBES[name](), [several_classes(range(1, 60, 5), FOLDS)])
+    assert result.by_partition[1] is None
+    known = [score for score in result.by_partition if score is not None]
+    assert len(known) == 4
+    assert result.value == pytest.approx(np.mean(known))
+    assert result.low is not None
+    assert result.high is not None
+    assert result.low <= result.value <= result.high
+    json.dumps(asdict(result), allow_nan=False)
+
+
+def test_resamples_without_a_class_in_a_fold_leave_it_out(quick: None) -> None:
+    data = several_classes(range(10, 60, 5), FOLDS)
+    assert 0 < int(data.targets[::5].any(dim=1).sum()) <= 2
+    result = evaluate(PROBES["linear"](2), [data])
+    assert result.low is not None
+    assert result.high is not None
+    assert 0 < result.low <= result.high <= 1
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_classes_is_named(part: str, quick: None) -> None:
+    split = split_of("train", "train", "validation", "test")
+    data = several_classes([row for row, name in enumerate(split) if name == part], split)
+    with pytest.raises(DataError, match=rf"toy: no clip of {part} "):
+        evaluate(PROBES["linear"](), [data])
 
 
 # --- bad input ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from peas.errors import DataError
 from peas.evaluation.metrics import class_scores
 from peas.evaluation.probes.data import Partition, ProbeSet
 
@@ -60,12 +61,23 @@ class Probe(ABC):
 
 
 def choose(probe: Probe, data: ProbeSet, partition: Partition) -> float | None:
-    """The value of a probe's grid with the best mean score; the first of equally good ones."""
+    """The value of a probe's grid with the best mean score; the first of equally good ones.
+
+    Raises:
+        DataError: No clip that is left for the choice has a class.
+    """
     best: tuple[float, float | None] = (-1.0, None)
-    choices = partition.choices[: probe.most_choices]
+    # Without a clip of any class there is no mAP.
+    usable = [(train, out) for train, out in partition.choices if data.targets[out].any()]
+    if probe.grid and not usable:
+        parts = {data.split[row] for _, out in partition.choices for row in out.tolist()}
+        raise DataError(
+            f"{data.name}: no clip of {', '.join(sorted(parts))} has a class, and the setting of a "
+            f"probe for {partition.name} is chosen on these: embed a set in which some have"
+        )
     for value in probe.grid:
         total = 0.0
-        for train, out in choices:
+        for train, out in usable[: probe.most_choices]:
             scores = probe.scores(data, train, out, value, seed=0)
             total += float(metric(scores, data.targets[out], data.multi_label))
         if total > best[0]:

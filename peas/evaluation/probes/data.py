@@ -168,5 +168,7 @@ def _groups(data: ProbeSet, train: Tensor) -> list[tuple[Tensor, Tensor]]:
     group = torch.from_numpy(order[codes] % GROUPS)
     numbers = range(int(group.max()) + 1)
     if len(numbers) < 2:
-        raise DataError(f"{data.name}: the training clips are of one recording: give more of them")
+        raise DataError(
+            f"{data.name}: the training clips are of one recording or speaker: give more"
+        )
     return [(train[group != out], train[group == out]) for out in numbers]

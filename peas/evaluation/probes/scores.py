@@ -25,14 +25,16 @@ class Result:
 
     Attributes:
         metric: `accuracy` or `mAP`.
-        value: Mean over sets, seeds and clips; of mAP, over sets, seeds and partitions.
+        value: Mean over sets, seeds and clips; of mAP, over sets, seeds and the partitions
+            that have one.
         std: Standard deviation over sets if there are several, else over seeds; None = neither.
-        low: Lower end of the 95 % bootstrap interval over recordings; None with one alone.
+        low: Lower end of the 95 % bootstrap interval over recordings; None with one alone, or where
+            no resample has an mAP.
         high: Upper end.
         clips: Scored clips.
         classes: Classes with scored clips.
         partitions: Names of the parts that were scored, folds or a split.
-        by_partition: Mean score of each.
+        by_partition: Mean score of each; None of one without a clip of any class.
         by_run: Score of each set and seed.
         chosen: Chosen setting of each set and partition; empty without one.
         layers: Numbers of the layers.
@@ -47,7 +49,7 @@ class Result:
     clips: int
     classes: int
     partitions: list[str]
-    by_partition: list[float]
+    by_partition: list[float | None]
     by_run: list[list[float]]
     chosen: list[list[float]]
     layers: list[int]
@@ -71,7 +73,7 @@ def evaluate(
 
     Raises:
         ConfigError: The probe needs what a set lacks.
-        DataError: The sets hold different clips.
+        DataError: The sets hold different clips, or no clip that is scored has a class.
     """
     start = time.perf_counter()
     first = sets[0]
@@ -80,6 +82,10 @@ def evaluate(
         if list(data.ids) != list(first.ids) or not torch.equal(data.targets, first.targets):
             raise DataError(f"{data.name}: stores of one name hold different clips or classes")
     parts = partitions(first, split)
+    defined = np.array([bool(first.targets[part.test].any()) for part in parts])
+    if not defined.any():
+        names = ", ".join(part.name for part in parts)
+        raise DataError(f"{first.name}: no clip of {names} has a class, so there is no score")
     runs: list[list[Tensor]] = []
     chosen: list[list[float]] = []
     for data in sets:
@@ -105,7 +111,8 @@ def evaluate(
     rows = torch.cat([part.test for part in parts])
     clusters = [first.clusters[row] for row in rows.tolist()]
     if first.multi_label:
-        by_run, interval = table.mean(axis=1), _map_interval(runs, targets, clusters)
+        by_run = table[:, defined].mean(axis=1)
+        interval = _map_interval(runs, targets, clusters)
     else:
         by_run = np.average(table, axis=1, weights=[len(part.test) for part in parts])
         interval = _accuracy_interval(runs, targets, clusters)
@@ -120,7 +127,10 @@ def evaluate(
         clips=len(rows),
         classes=int(first.targets[rows].any(dim=0).sum()),
         partitions=[part.name for part in parts],
-        by_partition=table.mean(axis=0).tolist(),
+        by_partition=[
+            float(score) if there else None
+            for score, there in zip(table.mean(axis=0), defined, strict=True)
+        ],
         by_run=by_run.tolist(),
         chosen=[values for values in chosen if values],
         layers=[first.layers[index] for index in probe.layers(first)],
@@ -153,15 +163,18 @@ def _map_interval(runs: list[list[Tensor]], targets: list[Tensor], clusters: lis
     weights, level = bootstrap_weights(groups, resamples=RESAMPLES)
     ends = np.cumsum([len(true) for true in targets])[:-1]
     of_parts = np.split(weights[:, codes], ends, axis=1)
-    means = np.mean(
+    scored = np.array(
         [
             weighted_map(scores, true, weight)
             for run in runs
             for scores, true, weight in zip(run, targets, of_parts, strict=True)
-        ],
-        axis=0,
+        ]
     )
-    low, high = np.quantile(means, [level, 1 - level])
+    # A resample may have no clip of any class in a part, or in all of them.
+    scored = scored[:, ~np.isnan(scored).all(axis=0)]
+    if not scored.size:
+        return None
+    low, high = np.quantile(np.nanmean(scored, axis=0), [level, 1 - level])
     return float(low), float(high)
 
 
