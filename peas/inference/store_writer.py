@@ -246,7 +246,8 @@ def write_embeddings(
         _require_files(source)
     list(model.encode([], **options.of_model()))
     settings = {
-        "checkpoint": checkpoint,
+        # Absolute: `peas probe` asks the run what it was trained on, from wherever it is called.
+        "checkpoint": checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         "model": model_fingerprint(model),
         "set": source.name,
         "clips": len(source.table),
