@@ -67,7 +67,7 @@ def test_a_set_is_embedded_as_the_model_embeds_its_files(
         np.testing.assert_allclose(found.embeddings, frames.embeddings[:, 0].numpy(), atol=1e-6)
         np.testing.assert_array_equal(found.times, frames.times[0].numpy())
     assert done[-1] == (5, 5)
-    assert store.settings["checkpoint"] == "x.ckpt"
+    assert store.settings["checkpoint"] == str(Path("x.ckpt").absolute())
     assert {"model", "set", "fingerprint", "peas", "overlap"} <= store.settings.keys()
 
 
