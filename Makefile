@@ -18,8 +18,10 @@ WORKERS ?= auto
 CLAP_PYTHON ?= $(shell for python in python3.12 python3.11; do \
 	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 CLAP_VENV := .venv-clap
+# Made on top of .venv: the suites alone are installed there.
+SUITES_VENV := .venv-suites
 
-.PHONY: install demo test coverage test-clap lint types format bench docs docker docker-check clean help
+.PHONY: install demo test coverage test-clap test-suites lint types format bench docs docker docker-check clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +40,15 @@ $(CLAP_VENV)/.installed: pyproject.toml constraints-clap.txt
 	$(CLAP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clap.txt -e '.[dev,clap,sweeps]'
 	@touch $@
 
+$(SUITES_VENV)/.installed: $(STAMP) constraints-suites.txt
+	$(BIN)/python -m venv $(SUITES_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(SUITES_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/peas_venv.pth"
+	$(SUITES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-suites.txt xares mteb s3prl intervaltree
+	@# Their own requirements: Python 3.8, NumPy 1.19 and TensorFlow.
+	$(SUITES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-suites.txt --no-deps --ignore-requires-python hearvalidator heareval
+	@touch $@
+
 demo: install  ## pretrain on sounds that it makes itself, fine-tune with PEAS, evaluate, tag a clip
 	rm -rf runs/demo
 	$(BIN)/peas fit --config configs/demo_pretrain.yaml --trainer.default_root_dir runs/demo/pretrain
@@ -54,6 +65,9 @@ coverage: install  ## the lines and branches that the tests reach
 
 test-clap: $(CLAP_VENV)/.installed  ## what needs laion-clap or W&B's sweeps, in .venv-clap with NumPy 1
 	$(CLAP_VENV)/bin/python -m pytest -m needs_numpy1
+
+test-suites: $(SUITES_VENV)/.installed  ## adapters against HEAR, X-ARES, MTEB and s3prl themselves, in .venv-suites
+	$(SUITES_VENV)/bin/python -m pytest -m needs_suites tests/suites
 
 docs: install  ## the documentation site, into site/; a broken link or reference fails
 	$(BIN)/python -m mkdocs build --strict
@@ -90,5 +104,5 @@ faults: install  ## kill, fill, poison and starve a run, and compare what comes 
 	$(BIN)/python benchmarks/faults.py
 
 clean:  ## remove .venv, caches and build products (runs are kept)
-	rm -rf $(VENV) $(CLAP_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLAP_VENV) $(SUITES_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,8 @@
 """What frozen encoders know of ESC-10: kNN and a linear probe over the five official folds.
 
-Every clip is embedded once (`embedding`: mean of the patch tokens after the encoder's last norm),
-with the front end of the checkpoint and nothing trained. Then, for each fold, on the other four:
+Every clip is embedded once (`AudioModel.embed`: mean of the patch tokens after the encoder's last
+norm, without padding), with the front end of the checkpoint and nothing trained. Then, for each
+fold, on the other four:
 
 - features are standardised by the training clips;
 - kNN: the 10 nearest training clips by cosine distance, votes weighted by 1 / distance;
@@ -14,7 +15,8 @@ NAME being pretraining seeds (mean ± standard deviation over them); and with `-
 teacher's own embeddings.
 
 A checkpoint is refused if the data set named in its RUN/config.yaml shares a recording with ESC-10,
-or if its task was fine-tuning. Needs scikit-learn, which `pip install 'peas[dev]'` installs.
+or if its task was fine-tuning. The probes are those of `peas probe`, which scores any set that
+`peas embed` embedded.
 
 Commands:
 
@@ -30,55 +32,34 @@ import importlib
 import json
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional
 
-from peas.audio.frontend import KaldiLogMel
-from peas.data.checks.clips import Checks
-from peas.data.checks.findings import of_two_sets
+import peas
 from peas.data.clips import Inventory
 from peas.data.esc50 import ESC50
-from peas.data.module import ClipDataModule
 from peas.errors import CheckpointError, DataError, PeasError
-from peas.models import SSAST, AudioMAE
-from peas.models.encoder import Encoder
-from peas.models.weights import AUDIOMAE, family_of, load_pretrained, read_state
-from peas.utils import migration
+from peas.evaluation.probes import PROBES, ProbeSet, evaluate
+from peas.inference import AudioModel
+from peas.inference.leaks import require_disjoint
 from peas.utils.text import some
 
 Features = NDArray[np.float64]
-Classifier = Callable[[Features, NDArray[Any], Features], NDArray[Any]]
-"""Training features and classes, test features → classes of the test clips."""
-NEIGHBOURS = 10
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Values of C; of equally good ones the smallest is taken."""
 FRAMES = 512
 """Frames of ESC-10's clips: 5 s and some padding."""
-MELS = 128
 BATCH = 16
-
-
-class Pretrained(NamedTuple):
-    """An encoder and the statistics of its front end."""
-
-    family: str
-    model: Encoder
-    mean: float
-    std: float
 
 
 # --- features -------------------------------------------------------------------------------------
 
 
-def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
-    """The encoder of a pretraining run.
+def open_checkpoint(path: Path, *, fresh: int | None = None) -> AudioModel:
+    """The encoder of a pretraining run, for clips of five seconds.
 
     Args:
         path: RUN/checkpoints/last.ckpt.
@@ -87,39 +68,26 @@ def open_checkpoint(path: Path, *, fresh: int | None = None) -> Pretrained:
     Raises:
         CheckpointError: It is no checkpoint of a pretraining run of `peas`.
     """
-    state = read_state(path)
-    migration.checkpoint(state)
-    hparams = state.get("hyper_parameters") or {}
-    if not {"encoder", "front_end", "objectives"} <= set(hparams):
+    model = peas.load(path, input_frames=FRAMES)
+    if model.origin.get("task") != "pretraining":
         raise CheckpointError(
             f"{path}: not a checkpoint of a pretraining run of peas: give its "
             "RUN/checkpoints/last.ckpt (a fine-tuned model may have seen the labels asked for here)"
         )
-    family = "audiomae" if family_of(state) is AUDIOMAE else "ssast"
-    torch.manual_seed(fresh or 0)
-    # Without a decoder, which no embedding needs.
-    settings, sound = (hparams[part]["init_args"] for part in ("encoder", "front_end"))
-    encoder = SSAST(**settings) if family == "ssast" else AudioMAE(**settings)
-    model = encoder.build(sound["frames"], MELS)
     if fresh is None:
-        print(load_pretrained(model, path), file=sys.stderr)
-    return Pretrained(family, model.eval(), sound["mean"], sound["std"])
+        return model
+    torch.manual_seed(fresh)
+    return AudioModel(model.encoder.spec(), model.front_end.spec()).to(model.device)
 
 
-@torch.no_grad()
-def embed(encoder: Pretrained, inventory: Inventory) -> Features:
+def embed(model: AudioModel, inventory: Inventory) -> Features:
     """Embeddings `[N, D]` of all clips."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    front_end = KaldiLogMel(frames=FRAMES, mean=encoder.mean, std=encoder.std).to(device)
-    model, sounds = encoder.model.to(device), inventory.table.sounds
-    rows = []
-    for first in range(0, len(inventory.table), BATCH):
-        last = min(first + BATCH, len(inventory.table))
-        clips = [sounds.load(row) for row in range(first, last)]
-        lengths = torch.tensor([len(clip) for clip in clips])
-        log_mel = front_end(pad_sequence(clips, batch_first=True).to(device), lengths.to(device))
-        rows.append(model.embedding(log_mel.log_mel).double().cpu().numpy())
-    return np.concatenate(rows)
+    sounds = inventory.table.sounds
+    rows = [
+        model.embed([sounds.load(row) for row in range(first, min(first + BATCH, len(sounds)))])
+        for first in range(0, len(sounds), BATCH)
+    ]
+    return torch.cat(rows).double().numpy()
 
 
 def teacher_features(file: Path, inventory: Inventory) -> Features:
@@ -137,95 +105,24 @@ def teacher_features(file: Path, inventory: Inventory) -> Features:
     return np.stack([vectors[rows[name]] for name in inventory.table.ids])
 
 
-# --- no leaks -------------------------------------------------------------------------------------
-
-
-def require_disjoint(path: Path, inventory: Inventory) -> str:
-    """What a checkpoint was pretrained on, when that shares no recording with the clips.
-
-    Args:
-        path: RUN/checkpoints/last.ckpt.
-        inventory: The clips of the evaluation.
-
-    Returns:
-        The data set's class and folder, or that they are not known.
-
-    Raises:
-        DataError: The sets share recordings; the message names some.
-    """
-    config = path.parent.parent / "config.yaml"
-    if not config.is_file():
-        return "not known (no config.yaml of its run)"
-    data = yaml.safe_load(config.read_text())["data"]
-    room, _, name = data["class_path"].rpartition(".")
-    module: ClipDataModule = getattr(importlib.import_module(room), name)(**data["init_args"])
-    theirs = module.inventory()
-    if theirs.recordings is None or not all(theirs.recordings):
-        return f"{name} in {module.root}, which tells no recordings"
-    checks = Checks.empty(len(theirs.table)), Checks.empty(len(inventory.table))
-    found = of_two_sets(("pretraining", "evaluation"), (theirs, inventory), checks)
-    shared = sorted({recording for finding in found for recording in finding.shared})
-    if shared:
-        raise DataError(
-            f"{path} was pretrained on {module.root}, which holds {len(shared)} recordings of the "
-            f"clips to classify: {some(shared)}; pretrain without them"
-        )
-    return f"{name} in {module.root}, {len(theirs.table)} clips, no shared recording"
-
-
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def knn(train: Features, target: NDArray[Any], test: Features) -> NDArray[Any]:
-    """Classes of test clips by their nearest training clips."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance")
-    return model.fit(train, target).predict(test)  # type: ignore[no-any-return]
-
-
-def regression(c: float) -> Classifier:
-    """A linear probe of some strength."""
-    from sklearn.linear_model import LogisticRegression
-
-    def classify(train: Features, target: NDArray[Any], test: Features) -> NDArray[Any]:
-        model = LogisticRegression(C=c, max_iter=5000).fit(train, target)
-        return model.predict(test)  # type: ignore[no-any-return]
-
-    return classify
-
-
-def accuracy(
-    classify: Classifier, features: Features, target: NDArray[Any], held: NDArray[np.bool_]
-) -> float:
-    """Share of held clips that are classified right after fitting on the others."""
-    train, test = features[~held], features[held]
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    # What never varies tells nothing, and would be divided by zero.
-    std[std == 0] = 1.0
-    found = classify((train - mean) / std, target[~held], (test - mean) / std)
-    return float((found == target[held]).mean())
-
-
-def best_strength(features: Features, target: NDArray[Any], fold: NDArray[Any]) -> float:
-    """The C with the best mean accuracy when each of some training folds is left out."""
-    means = [
-        np.mean([accuracy(regression(c), features, target, fold == out) for out in np.unique(fold)])
-        for c in STRENGTHS
-    ]
-    return STRENGTHS[int(np.argmax(means))]
-
-
-def score(features: Features, target: NDArray[Any], fold: NDArray[Any]) -> dict[str, Any]:
+def score(features: Features, inventory: Inventory) -> dict[str, Any]:
     """Accuracies of one set of features on each fold, and the C that its training folds chose."""
-    found: dict[str, Any] = {"knn": [], "probe": [], "c": []}
-    for number in np.unique(fold):
-        held = fold == number
-        c = best_strength(features[~held], target[~held], fold[~held])
-        found["knn"].append(accuracy(knn, features, target, held))
-        found["probe"].append(accuracy(regression(c), features, target, held))
-        found["c"].append(c)
-    return found
+    table = inventory.table
+    data = ProbeSet(
+        "features",
+        ids=table.ids,
+        embeddings=torch.from_numpy(features)[None],
+        layers=[0],
+        targets=functional.one_hot(torch.from_numpy(table.targets.classes.astype(np.int64))).bool(),
+        multi_label=False,
+        split=[inventory.parts[number] for number in inventory.part],
+        clusters=list(inventory.recordings or table.ids),
+    )
+    knn, linear = (evaluate(PROBES[name](), [data]) for name in ("knn", "linear"))
+    return {"knn": knn.by_partition, "probe": linear.by_partition, "c": linear.chosen[0]}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -267,25 +164,21 @@ def main(argv: list[str]) -> None:
     ]
     if any(not name or path == Path() for name, path in named):
         sys.exit(f"give checkpoints as NAME=CKPT: {' '.join(options.checkpoints)}")
-    try:
-        from sklearn import neighbors  # noqa: F401
-    except ImportError:
-        sys.exit("this example needs scikit-learn: pip install scikit-learn")
     module = ESC50(options.root, esc10=True, cache_dir="")
     module.setup("fit")
     inventory = module.inventory()
-    target, fold = inventory.table.targets.classes, inventory.part
-    pretrained_on = {str(path): require_disjoint(path, inventory) for _, path in named}
+    recordings = list(inventory.recordings or [])
+    pretrained_on = {str(path): require_disjoint(path, recordings) for _, path in named}
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def add_row(name: str, features: Features, origin: str) -> None:
-        found = {"origin": origin, "width": features.shape[1], **score(features, target, fold)}
+        found = {"origin": origin, "width": features.shape[1], **score(features, inventory)}
         rows.setdefault(name, []).append(found)
         mean = {kind: f"{statistics.mean(found[kind]):.1%}" for kind in ("knn", "probe")}
         print(f"{name} ({origin}): {mean}", file=sys.stderr, flush=True)
 
     for _, path in named:
-        row = f"random {open_checkpoint(path, fresh=0).family}"
+        row = f"random {type(open_checkpoint(path).encoder).__name__.lower()}"
         if row not in rows:
             for seed in range(options.random_seeds):
                 add_row(row, embed(open_checkpoint(path, fresh=seed), inventory), f"seed {seed}")

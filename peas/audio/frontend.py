@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -144,6 +145,8 @@ class KaldiLogMel(FrontEnd):
     """
 
     data_statistics = True
+    scale: ClassVar[float] = 1.0
+    """Factor of the samples, whose full scale is 1."""
     window: Tensor
     mel: Tensor
 
@@ -190,7 +193,7 @@ class KaldiLogMel(FrontEnd):
         length = length.to(device).clamp(max=samples)
         window = self.window.numel()
         with torch.autocast(device.type, enabled=False):
-            centred = _remove_mean(waveform.float(), length)
+            centred = self._prepare(waveform.float(), length)
             centred = centred[:, : window + (self.frames - 1) * self._shift]
             if centred.shape[1] < window:
                 centred = nn.functional.pad(centred, (0, window - centred.shape[1]))
@@ -210,12 +213,20 @@ class KaldiLogMel(FrontEnd):
             steps = (length - window).clamp(min=0) // self._shift
             frames = (1 + steps).clamp(max=self.frames)
             inside = torch.arange(self.frames, device=device) < frames[:, None]
-            padding = self.fill_value("raw_zero")
+            padding = self.padding()
             log_mel[:, count:] = padding
             if device.type != "cpu" or not inside[:, :count].all():
                 log_mel = torch.where(inside[:, :, None], log_mel, padding)
             valid = inside & loud
         return Spectrogram(log_mel, frames, valid)
+
+    def _prepare(self, waveform: Tensor, length: Tensor) -> Tensor:
+        """Samples as the filter bank gets them; those past a clip's length become 0."""
+        return _remove_mean(waveform, length)
+
+    def padding(self) -> Tensor:
+        """Normalised value of frames past a clip's end."""
+        return self.fill_value("raw_zero")
 
     def sounding_bins(self, log_mel: Tensor, valid: Tensor) -> Tensor:
         """Mel bins that hold sound, clip by clip.
@@ -230,10 +241,58 @@ class KaldiLogMel(FrontEnd):
         Returns:
             `[B, F]` bool.
         """
-        limit = (SILENCE + SOUND_MARGIN - self.mean) / (2 * self.std)
+        floor = SILENCE + 2 * math.log(self.scale)
+        limit = (floor + SOUND_MARGIN - self.mean) / (2 * self.std)
         above = (log_mel > limit) & valid[:, :, None]
         sounding = above.any(2).sum(1, keepdim=True)
         return (above.sum(1) > SOUND_SHARE * sounding) & self.mel.any(dim=0)
+
+
+class BEATsLogMel(KaldiLogMel):
+    """Front end of BEATs: Kaldi's filter bank with its own defaults.
+
+    Four things differ from `KaldiLogMel`. Samples are multiplied by 2^15, so a log-mel is higher by
+    20.794 and its floor stays at -15.942: quiet bins that are at the floor there are not here. The
+    window is Povey's (Hann's to the power of 0.85). The clip's mean is not removed; each frame's is
+    by both. Padding is silence, log-mels at the floor, where `KaldiLogMel` has 0.
+
+    So statistics are not those that `KaldiLogMel` measures, and those of a data set are not taken.
+    The defaults are BEATs's, of AudioSet.
+
+    Args:
+        frames: Number of frames T of every output, longer clips are cut; null takes the data's.
+        mean: Mean of the bins before normalisation.
+        std: Their standard deviation.
+        channels: How several channels of a clip are mixed; null takes the data's.
+        rate: Samples per second of the waveforms.
+        n_mels: Number of mel filters F.
+
+    Raises:
+        ValueError: `frames` or `std` is not positive.
+    """
+
+    data_statistics = False
+    scale = 2.0**15
+
+    def __init__(
+        self,
+        frames: int | None = None,
+        mean: float = 15.41663,
+        std: float = 6.55582,
+        channels: Literal["mean", "first"] | None = None,
+        rate: int = 16_000,
+        n_mels: int = 128,
+    ) -> None:
+        super().__init__(frames, mean, std, channels, rate, n_mels)
+        self.window.pow_(0.85)
+
+    def _prepare(self, waveform: Tensor, length: Tensor) -> Tensor:
+        outside = torch.arange(waveform.shape[1], device=waveform.device) >= length[:, None]
+        return (waveform * self.scale).masked_fill_(outside, 0.0)
+
+    def padding(self) -> Tensor:
+        """What follows the end of a clip, normalised."""
+        return self.normalise(torch.full_like(self.mean, SILENCE))
 
 
 LogMel = KaldiLogMel

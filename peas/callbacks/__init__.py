@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from peas.callbacks.knn import KNN
     from peas.callbacks.mask_plots import MaskPlots
     from peas.callbacks.masking import MaskingContext, MaskingStrategy
+    from peas.callbacks.online_probes import OnlineProbes
     from peas.callbacks.patch_dropout import PatchDropout
     from peas.callbacks.peas import PEAS
     from peas.callbacks.reconstruction_plots import ReconstructionPlots
@@ -21,6 +22,7 @@ __all__ = [
     "MaskPlots",
     "MaskingContext",
     "MaskingStrategy",
+    "OnlineProbes",
     "PatchDropout",
     "RandomMasking",
     "ReconstructionPlots",
@@ -35,6 +37,7 @@ __getattr__ = lazily(
         "KNN": "peas.callbacks.knn",
         "MaskingContext": "peas.callbacks.masking",
         "MaskingStrategy": "peas.callbacks.masking",
+        "OnlineProbes": "peas.callbacks.online_probes",
         "PEAS": "peas.callbacks.peas",
         "PatchDropout": "peas.callbacks.patch_dropout",
         "MaskPlots": "peas.callbacks.mask_plots",

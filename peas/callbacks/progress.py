@@ -31,6 +31,9 @@ METRICS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("val/classification", "val/baseline_classification"), "classes {:.4f} (baseline {:.4f})"),
     (("val/nce_accuracy",), "nce acc {:.1%}"),
     (("knn/accuracy",), "knn {:.2%}"),
+    (("linear/accuracy",), "linear {:.2%}"),
+    (("rank/rankme",), "rankme {:.1f}"),
+    (("rank/lidar",), "lidar {:.2f}"),
     (("mask/fraction",), "masked {:.1%}"),
     (("mask/adaptive_share",), "adaptive {:.0%}"),
 )

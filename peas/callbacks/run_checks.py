@@ -16,7 +16,7 @@ from peas.training.trainer import callbacks_of
 
 PACKAGES = ("peas", "lightning")
 """Packages whose callbacks log only metrics that are listed here."""
-GROUPS = ("mask", "peas", "knn", "data", "grad", "lr")
+GROUPS = ("mask", "peas", "knn", "linear", "rank", "data", "grad", "lr")
 """First parts of the names that callbacks and the optimizer log."""
 COUNTS = ("epoch", "step")
 """What Lightning also lets a ModelCheckpoint monitor."""

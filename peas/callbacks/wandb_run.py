@@ -187,7 +187,7 @@ class WandbRun(Callback):
 
         def define(run: Any) -> None:
             for names, best in ((HIGHER, "max"), (LOWER, "min")):
-                for stage, name in product(("val", "test", "knn"), names):
+                for stage, name in product(("val", "test", "knn", "linear"), names):
                     run.define_metric(f"{stage}/{name}", summary=best)
 
         for logger in _wandb(trainer):

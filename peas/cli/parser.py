@@ -3,7 +3,7 @@
 A verb is a function. Its positional parameters are positional arguments, its keyword-only
 parameters are options of the same names, and its Google docstring is the help. `*fit_args` takes
 what the verb does not know, for `peas fit`; a parameter `data_set` takes SET ROOT and the arguments
-of the set's class.
+of the set's class. Where it is a keyword, SET ROOT may stand in place of the positional arguments.
 """
 
 import ast
@@ -121,20 +121,41 @@ class Arguments(NamedTuple):
     takes_data_set: bool
 
 
-def arguments(function: Callable[..., Any]) -> Arguments:
-    """Parameters of a verb's function by their roles."""
+def arguments(function: Callable[..., Any], argv: Sequence[str] = ()) -> Arguments:
+    """Parameters of a verb's function by their roles.
+
+    Args:
+        function: Of the verb.
+        argv: Command line; its first free word may be SET.
+    """
     parameters = inspect.signature(function, eval_str=True).parameters
     kinds: dict[Any, dict[str, inspect.Parameter]] = {}
     for name, parameter in parameters.items():
         kinds.setdefault(parameter.kind, {})[name] = parameter
     positional = kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {})
+    options = kinds.get(inspect.Parameter.KEYWORD_ONLY, {})
     data_set = positional.pop("data_set", None) is not None
-    return Arguments(
-        positional,
-        kinds.get(inspect.Parameter.KEYWORD_ONLY, {}),
-        inspect.Parameter.VAR_POSITIONAL in kinds,
-        data_set,
-    )
+    if options.pop("data_set", None) is not None:
+        from peas.cli.data.sets import SETS
+
+        data_set = _first_word(argv, options) in SETS
+        positional = {} if data_set else positional
+    return Arguments(positional, options, inspect.Parameter.VAR_POSITIONAL in kinds, data_set)
+
+
+def _first_word(argv: Sequence[str], options: dict[str, inspect.Parameter]) -> str:
+    """The first word of a command line that is neither an option nor its value."""
+    queue = deque(argv)
+    while queue:
+        word = queue.popleft()
+        if not _is_option(word):
+            return word
+        name, sign, _ = word.removeprefix("--").partition("=")
+        option = options.get(name.replace("-", "_"))
+        is_switch = option is not None and bool in types_of(option.annotation)
+        if queue and not sign and (not is_switch or queue[0] in ("true", "false")):
+            queue.popleft()
+    return ""
 
 
 def build(name: str, function: Callable[..., Any], argv: Sequence[str] = ()) -> VerbParser:
@@ -145,7 +166,7 @@ def build(name: str, function: Callable[..., Any], argv: Sequence[str] = ()) -> 
         function: What it calls.
         argv: Command line, where SET decides which options there are.
     """
-    found = arguments(function)
+    found = arguments(function, argv)
     # As types: for strings jsonargparse would import all that the module imports for typing.
     function.__annotations__ = inspect.get_annotations(function, eval_str=True)
     about, _, _ = (inspect.getdoc(function) or "").partition("\nArgs:")
@@ -153,16 +174,18 @@ def build(name: str, function: Callable[..., Any], argv: Sequence[str] = ()) -> 
     if found.takes_data_set:
         from peas.cli.data.sets import add_set
 
-        add_set(parser, argv)
+        add_set(parser, argv, skip=found.options)
     special = {"data_set", "fit_args"}
     if add_arguments := getattr(sys.modules.get(function.__module__), "add_arguments", None):
         # Of a type that is expensive to import.
         special |= set(add_arguments(parser, argv))
+    given = {name for name in function.__annotations__ if name not in found.options} - {"return"}
+    replaced = given - {*found.positional}
     parser.add_function_arguments(
-        function, as_group=False, as_positional=True, skip={*found.options, *special}
+        function, as_group=False, as_positional=True, skip={*found.options, *special, *replaced}
     )
     parser.add_function_arguments(
-        function, as_group=False, as_positional=False, skip={*found.positional, *special}
+        function, as_group=False, as_positional=False, skip={*given, *special}
     )
     for action in parser._actions:
         if not action.option_strings and not action.choices:
@@ -181,12 +204,13 @@ def call(name: str, function: Callable[..., int | None], argv: Sequence[str]) ->
     Raises:
         UsageError: The command line is wrong.
     """
-    found = arguments(function)
+    found = arguments(function, argv)
     parser = build(name, function, argv)
     words, rest = spell(argv, found, keys_of(parser))
     options = parser.parse_args(words)
     values = [options[key] for key in found.positional]
     values = [_names(value) if isinstance(value, list) else value for value in values]
+    keywords: dict[str, Any] = {}
     try:
         if found.takes_data_set:
             from peas.cli.data.sets import chosen_set
@@ -194,10 +218,14 @@ def call(name: str, function: Callable[..., int | None], argv: Sequence[str]) ->
             own = {"set_name", "root", *found.options}
             of_set = {key: value for key, value in vars(options).items() if key not in own}
             command = ["peas", *name.split(), *argv]
-            values = [chosen_set(options.set_name, options.root, of_set, command)]
-        return function(*values, *rest, **{key: options[key] for key in found.options}) or 0
+            chosen = chosen_set(options.set_name, options.root, of_set, command)
+            if "data_set" not in (function.__kwdefaults__ or {}):
+                values = [chosen]
+            else:
+                values, keywords = [[]], {"data_set": chosen}
+        return function(*values, *rest, **keywords, **{k: options[k] for k in found.options}) or 0
     except PeasError as error:
-        if name.startswith("data "):
+        if found.takes_data_set or name.startswith("data "):
             from peas.cli.data.sets import in_arguments
 
             error.args = (in_arguments(str(error)),)
@@ -265,6 +293,9 @@ def spell(
             is_list = list in origins
             last_list = name if is_list else ""
             words.append(f"--{name}{'+' * is_list}={value}")
+            # Further choices of a list are no positional words.
+            while is_list and queue and queue[0] in _choices(types):
+                words.append(f"--{name}+={queue.popleft()}")
     given = {word.partition("=")[0].removesuffix("+") for word in words}
     missing = [
         f"`--{name}`"
@@ -281,6 +312,12 @@ def types_of(annotation: Any) -> tuple[Any, ...]:
     """Members of a union, or the type itself."""
     is_union = get_origin(annotation) in (Union, UnionType)
     return get_args(annotation) if is_union else (annotation,)
+
+
+def _choices(types: Sequence[Any]) -> list[Any]:
+    """Choices of a list whose members are a Literal."""
+    members = [get_args(kind)[0] for kind in types if get_origin(kind) is list]
+    return [value for member in members for value in get_args(member)]
 
 
 def _names(values: list[str]) -> list[str]:

@@ -28,6 +28,18 @@ def log_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def markdown(rows: Sequence[dict[str, str]], note: str = "") -> str:
+    """A Markdown table.
+
+    Args:
+        rows: Of equal keys.
+        note: Below the table.
+    """
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{text}\n\n{note}" if note else text
+
+
 def write_table(path: Path, rows: Sequence[dict[str, str]], note: str = "") -> str:
     """Writes a table as Markdown and CSV.
 
@@ -39,16 +51,13 @@ def write_table(path: Path, rows: Sequence[dict[str, str]], note: str = "") -> s
     Returns:
         The Markdown.
     """
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    if note:
-        markdown += f"\n\n{note}"
-    path.with_suffix(".md").write_text(markdown + "\n", encoding="utf-8")
+    text = markdown(rows, note)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return markdown
+    return text
 
 
 # Folds and seeds

@@ -5,28 +5,15 @@ from __future__ import annotations
 import json as json_lines
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from peas.errors import AudioError, CheckpointError, PeasError, UsageError, printable, say
+from peas.errors import CheckpointError, PeasError, UsageError, printable, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from peas.tasks.classification import Classification
-
-_CLASSES = (None, "peas.tasks.Classification", "peas.tasks.classification.Classification")
-
-
-class Window(NamedTuple):
-    """Scores of one window of a file."""
-
-    start: float
-    """Seconds."""
-    end: float
-    scores: Tensor
-    """`[C]` probabilities."""
+    from peas.inference.model import AudioModel, WindowScores
 
 
 def tag(
@@ -35,6 +22,8 @@ def tag(
     checkpoint: str,
     top: int = 5,
     json: bool = False,
+    overlap: float = 0.0,
+    long: Literal["mean", "first"] = "mean",
     per_window: bool = False,
     allow_module: list[str] | None = None,
 ) -> None:
@@ -42,11 +31,13 @@ def tag(
 
     Args:
         clips: Sound files of any rate and length.
-        checkpoint: best.ckpt or last.ckpt of a fine-tuning run.
+        checkpoint: best.ckpt or last.ckpt of a fine-tuning run, or whatever else `peas.load` takes.
         top: Labels per clip.
         json: One JSON object a line instead of text.
-        per_window: Also the scores of each window of a clip that is longer than the model's input,
-            which is scored by its beginning, as in `peas test`.
+        overlap: Share of a window of a long clip that the next one repeats.
+        long: A clip that is longer than the model's input is scored by the mean over its windows,
+            or by its beginning, as in `peas test`.
+        per_window: Also the scores of each window.
         allow_module: Module whose parts the checkpoint may name, with those below it, besides
             `peas`; its code is executed. May be repeated.
 
@@ -60,125 +51,80 @@ def tag(
     for module in allow_module or []:
         if not is_dotted(module):
             raise UsageError(f"`--allow_module` is {module!r}: give PACKAGE.MODULE")
-    task = load(checkpoint, modules=allow_module or [])
+    if not 0 <= overlap < 1:
+        raise UsageError(f"`--overlap` is {overlap}: give a share of a window, from 0 to below 1")
+    from peas import load
+
+    model = load(checkpoint, modules=allow_module or [])
+    if not model.labels:
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint of a fine-tuning run (it has no classes). Give "
+            "RUN/checkpoints/best.ckpt of one, or fine-tune it (`--model.init_args.pretrained "
+            f"{checkpoint}`)"
+        )
     failed: list[str] = []
-    for clip in clips:
-        try:
-            waveform = _read(clip, task)
-        except PeasError as error:
-            failed.append(str(error))
-            continue
-        except (OSError, MemoryError, ValueError, RuntimeError) as error:
-            failed.append(f"{clip}: cannot be read ({error}); leave it out")
-            continue
-        windows = score(task, waveform, every=per_window)
-        if not all(bool(window.scores.isfinite().all()) for window in windows):
+    taken: list[tuple[str, float]] = []
+
+    def waveforms() -> Iterator[Tensor]:
+        for clip, waveform in _sounds(clips, model, failed):
+            taken.append((clip, len(waveform) / model.sample_rate))
+            yield waveform
+
+    for number, windows in enumerate(model.score_windows(waveforms(), overlap=overlap)):
+        clip, seconds = taken[number]
+        if not bool(windows.scores.isfinite().all()):
             failed.append(
                 f"{clip}: the model of {checkpoint} gives non-finite scores; take an earlier "
                 "checkpoint"
             )
             continue
-        seconds = len(waveform) / task.front_end.rate
-        result = _result(clip, seconds, windows, task.hparams["labels"], top, per_window)
+        result = _result(clip, seconds, windows, model, long, top, per_window)
         _print(json_lines.dumps(result) if json else _text(result))
     if failed:
         raise PeasError("\n".join(failed))
 
 
-def load(checkpoint: str | Path, *, modules: Sequence[str] = ()) -> Classification:
-    """The task of a checkpoint, on the fastest device, ready to score.
+def _sounds(
+    clips: Sequence[str], model: AudioModel, failed: list[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and waveforms of the files; `failed` gets why one cannot be read."""
+    from peas.inference.sound import waveforms
 
-    Args:
-        checkpoint: The file.
-        modules: Modules besides `peas` whose parts it may name, each with those below it.
-
-    Raises:
-        CheckpointError: The file is not of a fine-tuning run, or names a part that is not allowed.
-    """
-    import torch
-
-    from peas.models.weights import read_state
-    from peas.models.weights.checking import AGAIN, check_run
-    from peas.tasks.classification import Classification
-
-    path = str(checkpoint)
-    content = read_state(Path(checkpoint))
-    check_run(content, path)
-    settings = content.get("hyper_parameters") or {}
-    named = settings.get("_class_path")
-    if not settings.get("labels") or "state_dict" not in content or named not in _CLASSES:
-        why = f"it is of {named}" if named not in _CLASSES else "it names no labels"
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a fine-tuning run ({why}). Give "
-            "RUN/checkpoints/best.ckpt of one, fine-tune it (`--model.init_args.pretrained "
-            f"{path}`), or make one from an official file with `peas import`"
-        )
-    if "model.head.weight" not in content["state_dict"]:
-        raise CheckpointError(f"{path}: state_dict: model.head.weight is missing; {AGAIN}")
-    task = Classification.restore(content, path, modules=modules)
-    return task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def window_starts(samples: int, length: int) -> list[int]:
-    """Starts of windows over a file: end to end, the last one moved to end with the file."""
-    if samples <= length:
-        return [0]
-    starts = list(range(0, samples - length + 1, length))
-    if starts[-1] + length < samples:
-        starts.append(samples - length)
-    return starts
-
-
-def score(task: Classification, waveform: Tensor, *, every: bool = True) -> list[Window]:
-    """Scores of the windows of a file.
-
-    The first one is scored as `peas test` scores the file: the front end gets all of it, to
-    subtract its mean, and keeps the model's frames.
-
-    Args:
-        task: From `load`.
-        waveform: `[S]` at the front end's rate.
-        every: All windows; False = the first alone.
-    """
-    import torch
-
-    front_end = task.front_end
-    length = front_end.samples()
-    windows = []
-    for start in window_starts(len(waveform), length)[: None if every else 1]:
-        part = waveform[start : start + length]
-        with torch.no_grad():
-            sound = (part if start else waveform).to(task.device)
-            logits = task(front_end(sound[None]).log_mel).float()[0].cpu()
-        scores = logits.sigmoid() if task.hparams["loss"] == "bce" else logits.softmax(dim=-1)
-        end = start + len(part)
-        windows.append(Window(start / front_end.rate, end / front_end.rate, scores))
-    return windows
+    for clip in clips:
+        try:
+            yield clip, next(waveforms(clip, None, model.front_end))
+        except PeasError as error:
+            failed.append(str(error))
+        except (OSError, MemoryError, ValueError, RuntimeError) as error:
+            failed.append(f"{clip}: cannot be read ({error}); leave it out")
 
 
 def _result(
     clip: str,
     seconds: float,
-    windows: list[Window],
-    labels: list[str],
+    windows: WindowScores,
+    model: AudioModel,
+    long: Literal["mean", "first"],
     top: int,
     per_window: bool,
 ) -> dict[str, Any]:
     def tags(scores: Tensor) -> list[dict[str, Any]]:
-        values, indices = scores.topk(min(top, len(labels)))
+        values, indices = scores.topk(min(top, len(model.labels)))
         pairs = zip(values.tolist(), indices.tolist(), strict=True)
-        return [{"label": labels[i], "score": round(v, 6)} for v, i in pairs]
+        return [{"label": model.labels[i], "score": round(v, 6)} for v, i in pairs]
 
+    starts = [start / 1000 for start in windows.start.tolist()]
+    ends = [min(start + model.window_ms / 1000, seconds) for start in starts]
     result: dict[str, Any] = {
         "clip": clip,
         "seconds": round(seconds, 3),
-        "scored": round(windows[0].end, 3),
-        "tags": tags(windows[0].scores),
+        "scored": round(ends[0] if long == "first" else seconds, 3),
+        "tags": tags(windows.of_clip(long)),
     }
     if per_window:
         result["windows"] = [
-            {"start": round(w.start, 3), "end": round(w.end, 3), "tags": tags(w.scores)}
-            for w in windows
+            {"start": round(start, 3), "end": round(end, 3), "tags": tags(scores)}
+            for start, end, scores in zip(starts, ends, windows.scores, strict=True)
         ]
     return result
 
@@ -192,23 +138,6 @@ def _text(result: dict[str, Any]) -> str:
             lines.append(f"  {window['start']:.2f}-{window['end']:.2f} s")
         lines += [f"    {t['score']:7.2%}  {printable(t['label'])}" for t in window["tags"]]
     return "\n".join(lines)
-
-
-def _read(clip: str, task: Classification) -> Tensor:
-    """Waveform of a clip as in the model's training, `[S]`."""
-    from peas.audio import decode
-
-    path = Path(clip)
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a pipe or device"
-        raise AudioError(f"{clip}: is {kind}, not a sound file; give the path of a file")
-    source: Path | bytes = path
-    try:
-        clip.encode()
-    except UnicodeEncodeError:
-        # The decoder takes only names in UTF-8.
-        source = path.read_bytes() if path.exists() else path
-    return decode.load(source, task.front_end.rate, task.front_end.channels or "mean", name=clip)
 
 
 def _print(text: str) -> None:

@@ -60,9 +60,13 @@ VERBS: dict[str, Verb] = {
     "test": Verb("use", "score a checkpoint on the test split"),
     "predict": Verb("use", "scores of every clip of a data set, as predictions.csv"),
     "tag": Verb("use", "label sound files with a checkpoint alone", "tag:tag"),
-    "export": Verb("use", "write a checkpoint in the official layout", "convert:export"),
+    "embed": Verb("use", "embeddings of a set, or of sound files, in one store", "embed:embed"),
+    "probe": Verb("use", "kNN, linear and other probes on stored embeddings", "probe:probe"),
+    "export": Verb(
+        "use", "write a model for a hub, as ONNX, or in the official layout", "convert:export"
+    ),
     "import": Verb(
-        "use", "make a checkpoint of an official file, or report its keys", "convert:import_"
+        "use", "make a checkpoint of an official file or exported folder", "convert:import_"
     ),
     "data prepare": Verb(
         "data", "download a set, where that is allowed, and check it", "data.prepare:prepare"

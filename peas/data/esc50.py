@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -65,6 +65,9 @@ class ESC50(ClipDataModule):
         "fetch ESC-50 from https://github.com/karolpiczak/ESC-50 into "
         "{root}/meta/esc50.csv and {root}/audio/ (data.init_args.root)"
     )
+
+    archive: ClassVar[str] = "freesound"
+    """Where the ids in the clips' names are from."""
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class ESC50(ClipDataModule):
             self._table,
             [f"fold {fold}" for fold in present],
             np.searchsorted(present, folds),
-            Strings([f"freesound:{match[1]}" if match else "" for match in matches]),
+            Strings([f"{self.archive}:{match[1]}" if match else "" for match in matches]),
             notes=notes if len(clips) != published else [],
         )
 

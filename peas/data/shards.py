@@ -1,4 +1,4 @@
-"""One resumable writer for folders of shards: packed sets and teachers' target caches.
+"""One resumable writer for folders of shards: packed sets, target caches, embeddings.
 
 A folder holds a manifest (JSON), an index and shards, each of which has consecutive rows. Every
 file is written atomically, and after each shard the finished ones are recorded, so the same
@@ -25,7 +25,7 @@ from peas.utils.text import some
 LOCK = ".lock"
 """Held by the process that writes into the folder."""
 _UNFINISHED = re.compile(
-    r"(shard-.*|packing\.json|manifest\.json|index\.arrow|(ids|rows)\.npy)"
+    r"(shard-.*|packing\.json|manifest\.json|(index|clips)\.arrow|(ids|rows)\.npy)"
     rf"(\.part|\.[0-9a-f]{{8}}{re.escape(PARTIAL)})"
 )
 """Files of this package that a killed process was writing; `.part` is of release 0.1."""

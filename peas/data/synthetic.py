@@ -236,6 +236,8 @@ class SyntheticSounds(ESC50):
 
     advice = "the sounds are made there by prepare_data() (data.init_args.root is {root})"
 
+    archive = "synthetic"
+
     def __init__(
         self,
         root: str,

@@ -137,14 +137,33 @@ def bootstrap_interval(
         resamples: Number of resamples.
         seed: Of the resamples.
     """
-    groups = len(sums)
+    weights, level = bootstrap_weights(
+        len(sums), confidence=confidence, resamples=resamples, seed=seed
+    )
+    means = (weights @ sums) / (weights @ sizes)
+    low, high = np.quantile(means, [level, 1 - level])
+    return float(low), float(high)
+
+
+def bootstrap_weights(
+    groups: int, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[Counts, float]:
+    """Resamples of clusters, and the level of the expanded percentiles of `bootstrap_interval`.
+
+    Args:
+        groups: Number of clusters G, 2 or more.
+        confidence: Of the interval.
+        resamples: Number of resamples R.
+        seed: Of the resamples.
+
+    Returns:
+        `[R, G]` how often each has each cluster, and the lower percentile as a share.
+    """
     edge = student_quantile((1 - confidence) / 2, groups - 1) * math.sqrt(groups / (groups - 1))
     level = math.erfc(-edge / math.sqrt(2)) / 2
     source = np.random.default_rng(seed)
     weights = source.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    means = (weights @ sums) / (weights @ sizes)
-    low, high = np.quantile(means, [level, 1 - level])
-    return float(low), float(high)
+    return weights, level
 
 
 class Spread(NamedTuple):

@@ -179,10 +179,10 @@ class MaskedEncoder(nn.Module):
         positions = table[:, 1:]
         if visible is not None:
             patches = gather_tokens(patches, visible)
-            positions = gather_tokens(positions.expand(len(patches), -1, -1), visible)
+            positions = gather_tokens(positions.expand(patches.shape[0], -1, -1), visible)
         proj = self.patch_embed.proj
         tokens = functional.linear(patches, proj.weight.flatten(1), proj.bias) + positions
-        first = (self.cls_token + table[:, :1]).expand(len(tokens), -1, -1)
+        first = (self.cls_token + table[:, :1]).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat((first, tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -314,7 +314,7 @@ class Decoder(nn.Module):
         embedded = self.embed(tokens)
         first, patches = embedded[:, :1], embedded[:, 1:]
         if visible is not None:
-            full = self.mask_token.to(patches.dtype).expand(len(patches), count, -1)
+            full = self.mask_token.to(patches.dtype).expand(patches.shape[0], count, -1)
             patches = full.scatter(1, visible.unsqueeze(-1).expand_as(patches), patches)
         table = fitted(self.pos_embed, count, self.rows, "the decoder's")
         patches = patches + table[:, 1:]

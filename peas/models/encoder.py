@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -13,6 +13,7 @@ from peas.errors import ConfigError, NoReconstruction
 from peas.models.local_attention import LocalBlock
 from peas.models.patches import Pair, gather_tokens, visible_indices
 from peas.models.reconstructor import Reconstructor
+from peas.models.vit import PostNormBlock
 from peas.parts import Part
 
 Need = Literal["decoder", "pixels", "contrast", "labels", "clips"]
@@ -21,6 +22,7 @@ head of the encoder's own for InfoNCE, where it has one; classes of the data; cl
 neither mixed nor moved."""
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")
+_BLOCK_MODULE = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)$")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:patch_embed\.|(?:cls_token|dist_token|reg_token|pos_embed|mask_token)$)"
 )
@@ -180,6 +182,64 @@ class Encoder(Part, Reconstructor, ABC):
         """Mean of the patch tokens after the final norm, `[B, D]`."""
         return self.tokens(log_mel)[:, self.special :].mean(dim=1)
 
+    def intermediates(self, log_mel: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Tokens `[B, special + N, D]` at several depths, in one pass.
+
+        Args:
+            log_mel: `[B, T, F]`.
+            layers: 0 = the embeddings, which the first block takes; i = the output of block i;
+                `depth` = the encoder's output, after its last norm. Negative numbers count from
+                the end.
+
+        Raises:
+            ConfigError: There is no such layer, or a block gives something else than tokens.
+        """
+        numbers = [self.layer_number(layer) for layer in layers]
+        blocks = {
+            int(match[1]): module
+            for name, module in self.named_modules()
+            if (match := _BLOCK_MODULE.search(name)) and not name.startswith("decoder.")
+        }
+        kept: dict[int, Tensor] = {}
+
+        def keep(number: int, output: object) -> None:
+            tokens = output[0] if isinstance(output, tuple) else output
+            if not isinstance(tokens, Tensor) or tokens.shape[-1] != self.width or tokens.ndim != 3:
+                raise ConfigError(
+                    f"layer {number} of {type(self).__name__} gives no tokens [B, N, {self.width}]:"
+                    " let the encoder override `intermediates`"
+                )
+            kept[number] = tokens
+
+        hooks = [
+            blocks[0].register_forward_pre_hook(lambda _, inputs: keep(0, inputs[0]))
+            if number == 0
+            else blocks[number - 1].register_forward_hook(
+                lambda _, __, output, number=number: keep(number, output)
+            )
+            for number in set(numbers) - {self.depth}
+        ]
+        try:
+            kept[self.depth] = self.tokens(log_mel)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [kept[number] for number in numbers]
+
+    def layer_number(self, layer: int) -> int:
+        """Number of a layer, which may be counted from the end.
+
+        Raises:
+            ConfigError: There is no such layer.
+        """
+        number = layer + self.depth + 1 if layer < 0 else layer
+        if not 0 <= number <= self.depth:
+            raise ConfigError(
+                f"layer {layer}: {type(self).__name__} has the layers 0 (its embeddings) to "
+                f"{self.depth} (its output)"
+            )
+        return number
+
     # --- pretraining ------------------------------------------------------------------------
 
     def pretext(self, log_mel: Tensor, masked: Tensor, visible: Tensor) -> Pretext:
@@ -262,5 +322,5 @@ def compile_blocks(model: nn.Module) -> None:
         model: The model.
     """
     for part in model.modules():
-        if isinstance(part, Block | LocalBlock):
+        if isinstance(part, Block | LocalBlock | PostNormBlock):
             part.compile()

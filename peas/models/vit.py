@@ -1,4 +1,4 @@
-"""The transformer encoder that SSAST and AudioMAE share."""
+"""Transformer blocks of all encoders, and the encoder of SSAST."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -6,6 +6,8 @@ from typing import NamedTuple, cast
 
 import torch
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -132,6 +134,41 @@ def transformer_blocks(size: Size, drop_path: float = 0.0) -> nn.ModuleList:
     return blocks
 
 
+class PostNormBlock(nn.Module):
+    """A transformer block whose norms follow the sums, as those of BEATs and EAT.
+
+    Attributes:
+        attn: The attention.
+        norm1: LayerNorm of the sum of the tokens and what the attention gave.
+        mlp: Two linear layers with GELU, four times as wide inside.
+        norm2: LayerNorm of the sum of the tokens and what the MLP gave.
+        alpha: Factor of the tokens in both sums (DeepNorm; 1 otherwise).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        attention: nn.Module,
+        *,
+        eps: float,
+        alpha: float = 1.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attn = attention
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, 4 * width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.alpha = alpha
+
+    def forward(self, tokens: Tensor, *context: Tensor) -> Tensor:
+        """`[B, N, D]` to `[B, N, D]`; the attention gets `context` beside the tokens."""
+        tokens = self.norm1(self.alpha * tokens + self.drop_path(self.attn(tokens, *context)))
+        out: Tensor = self.norm2(self.alpha * tokens + self.drop_path(self.mlp(tokens)))
+        return out
+
+
 class SpectrogramTransformer(nn.Module):
     """Pre-norm vision transformer over the patches of a log-mel spectrogram.
 
@@ -218,7 +255,7 @@ class SpectrogramTransformer(nn.Module):
         """
         heads = torch.cat((self.cls_token, self.dist_token), dim=1)
         heads = heads + (self.pos_embed[:, : self.special] if special is None else special)
-        tokens = torch.cat((heads.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((heads.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         encoded: Tensor = self.norm(tokens)

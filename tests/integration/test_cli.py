@@ -222,15 +222,33 @@ def test_tag_takes_any_rate_and_length(trained: Run, sounds: Path, tmp_path: Pat
     found, other = tags(trained.best, path, short, "--per_window", "--top", 2)
     assert found["clip"] == str(path)
     assert found["seconds"] == 2
-    # Sixty-four frames are 0.655 s: three windows end to end and one that ends with the file.
+    # Sixty-four frames are 0.655 s and a window begins every 0.64 s.
     spans = [(w["start"], w["end"]) for w in found["windows"]]
-    assert spans == [(0, 0.655), (0.655, 1.31), (1.31, 1.965), (1.345, 2)]
+    # The patch from 1.92 s on has its centre behind the end.
+    assert spans == [(0, 0.655), (0.64, 1.295), (1.28, 1.935)]
     assert len(found["tags"]) == len(found["windows"][0]["tags"]) == 2
-    whole, *_ = tags(trained.best, path, "--per_window")
-    # As in `test`: the model's own frames, from the beginning.
-    assert whole["tags"] == whole["windows"][0]["tags"]
-    assert whole["scored"] == whole["windows"][0]["end"] < whole["seconds"]
+    assert found["scored"] == found["seconds"]
     assert [(w["start"], w["end"]) for w in other["windows"]] == [(0, 0.64)]
+    (half,) = tags(trained.best, path, "--per_window", "--overlap", 0.5)
+    assert [w["start"] for w in half["windows"]][:3] == [0, 0.32, 0.64]
+
+
+def test_tag_scores_a_long_clip_by_the_mean_of_its_windows_or_by_the_first(
+    trained: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.wav"
+    # Two windows of full length.
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 2 * 10_240), 16_000)
+    (mean,) = tags(trained.best, path, "--per_window")
+    windows = [{t["label"]: t["score"] for t in w["tags"]} for w in mean["windows"]]
+    assert len(windows) == 2
+    for tag in mean["tags"]:
+        expected = (windows[0][tag["label"]] + windows[1][tag["label"]]) / 2
+        assert tag["score"] == pytest.approx(expected, abs=2e-6)
+    # As in `test`: the model's own frames, from the beginning.
+    (first,) = tags(trained.best, path, "--long", "first", "--per_window")
+    assert first["tags"] == first["windows"][0]["tags"] == mean["windows"][0]["tags"]
+    assert first["scored"] == first["windows"][0]["end"] < first["seconds"]
 
 
 def test_tag_prints_for_people(trained: Run, sounds: Path) -> None:

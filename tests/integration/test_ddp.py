@@ -58,6 +58,23 @@ SYSTEMS: dict[str, Mapping[str, Any]] = {
         MAE,
         {"init_args.objectives": objectives(distillation={}, classification=BRANCH)},
     ),
+    "beats": {
+        "class_path": "peas.tasks.Classification",
+        "init_args": {
+            "pretrained": None,
+            "encoder": part("models.BEATs", size="mini", patch_width=32),
+            "front_end": part("audio.BEATsLogMel"),
+            "recipe": part("recipes.AudioMAERecipe", lr=5.0e-4, base_batch_size=None),
+        },
+    },
+    "eat": {
+        "class_path": "peas.tasks.Classification",
+        "init_args": {
+            "pretrained": None,
+            "encoder": part("models.EAT", size="mini"),
+            "recipe": part("recipes.AudioMAERecipe", lr=5.0e-4, base_batch_size=None),
+        },
+    },
     "peas": {
         "class_path": "peas.tasks.Classification",
         "init_args": {

@@ -49,7 +49,7 @@ def test_its_python_fine_tunes(tmp_path, monkeypatch):
     """The lines of the README on sounds that are made here, at the smallest size."""
     from peas.data.synthetic import write_sounds
 
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    code, _ = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     monkeypatch.chdir(tmp_path)
     write_sounds(tmp_path / "ESC-50", classes=3, clips_per_class=10, seconds=0.64)
     small = {
@@ -65,6 +65,18 @@ def test_its_python_fine_tunes(tmp_path, monkeypatch):
     found = {}
     exec(code, found)
     assert "test/accuracy" in found["trainer"].callback_metrics
+
+
+def test_its_python_uses_a_run(trained, sounds, tmp_path, monkeypatch):
+    _, code = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(trained.folder)
+    first, second, *_ = sorted((sounds / "audio").iterdir())
+    (tmp_path / "dog.wav").symlink_to(first)
+    (tmp_path / "rain.flac").symlink_to(second)
+    found = {}
+    exec(code, found)
+    assert found["model"].labels
 
 
 def test_configs_and_pages_that_the_readme_names_exist():

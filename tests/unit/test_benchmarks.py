@@ -109,3 +109,10 @@ def test_loading_refuses_a_folder_without_the_official_code(run, tmp_path: Path)
     few = ("--count", "1", "--seconds", "0.1", "--frames", "10")
     with pytest.raises(SystemExit, match=r"no dataset\.py of AudioMAE"):
         run("loading.py", "--clips", str(tmp_path), *few, "--peer", str(tmp_path / "none"))
+
+
+def test_embeddings(run) -> None:
+    few = ("--count", "3", "--seconds", "0.5", "--sizes", "mini", "--frames", "64")
+    printed = run("embed.py", *few, "--repeats", "1", "--workers", "0", "--bf16")
+    assert "| peas embed / plain loop, ratio |" in printed
+    assert "| peas embed, bf16 |" in printed

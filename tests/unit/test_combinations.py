@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from target_toys import ToyTeacher
 from toys import data, quiet_trainer
 
+from peas.audio import BEATsLogMel
 from peas.errors import ConfigError
 from peas.masking import ClusteredPatches, PatchMasking, RandomPatches, StructuredPatches
-from peas.models import SSAST, AudioMAE, Encoder
+from peas.models import EAT, SSAST, AudioMAE, BEATs, Encoder
 from peas.objectives import (
     FeatureDistillation,
     LabelClassification,
@@ -27,10 +29,12 @@ from peas.recipes import (
 )
 from peas.tasks import Classification, Pretraining
 
+ENCODERS: dict[str, Any] = {"SSAST": SSAST, "BEATs": BEATs, "EAT": EAT}
+
 
 def encoder(name: str) -> Encoder:
-    if name == "SSAST":
-        return SSAST("toy")  # type: ignore[arg-type]
+    if name in ENCODERS:
+        return ENCODERS[name]("toy")
     return AudioMAE("toy", decoder_width=32, decoder_depth=1, decoder_heads=2)  # type: ignore[arg-type]
 
 
@@ -78,8 +82,55 @@ def test_every_objective_trains_on_every_encoder(
     assert all(found[f"grad/{key}"] > 0 for key in objectives(name))
 
 
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("name", ["BEATs", "EAT"])
+def test_labels_train_an_encoder_without_a_pixel_head(
+    name: str, masking: str, sounds: Path, tmp_path: Path
+) -> None:
+    task = Pretraining(
+        encoder=encoder(name),
+        masking=MASKINGS[masking],
+        objectives={"classification": LabelClassification(norm="none")},
+        recipe=AudioMAEPretrainingRecipe(warmup_epochs=0),
+    )
+    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_train_batches=2)
+    trainer.fit(task, datamodule=data(sounds))
+    assert float(trainer.callback_metrics["val/classification"]) > 0
+    moments = trainer.optimizers[0].state
+    parameters = dict(task.model.named_parameters())
+    idle = {key for key, p in parameters.items() if not moments[p]["exp_avg"].any()}
+    assert not idle
+    refused = Pretraining(
+        encoder=encoder(name), objectives={"reconstruction": Reconstruction(norm_pix=False)}
+    )
+    with pytest.raises(ConfigError, match=rf"model\.init_args\.encoder`: {name}"):
+        quiet_trainer(tmp_path, max_epochs=1).fit(refused, datamodule=data(sounds))
+
+
+@pytest.mark.parametrize("name", ["BEATs", "EAT"])
+def test_a_resumed_run_of_an_encoder_equals_a_whole_one(
+    name: str, sounds: Path, tmp_path: Path
+) -> None:
+    def go(start: Path | None = None) -> Classification:
+        torch.manual_seed(0)
+        task = Classification(
+            pretrained=None,
+            encoder=encoder(name),
+            front_end=BEATsLogMel() if name == "BEATs" else None,
+            recipe=AudioMAERecipe(warmup_epochs=0),
+        )
+        keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
+        trainer.fit(task, datamodule=data(sounds), ckpt_path=start, weights_only=True)
+        return task
+
+    whole = go().state_dict()
+    for key, value in go(tmp_path / "epoch=0.ckpt").state_dict().items():
+        assert torch.equal(whole[key], value), key
+
+
 @pytest.mark.parametrize("recipe", [SSASTRecipe(), AudioMAERecipe(warmup_epochs=0)])
-@pytest.mark.parametrize("name", ["SSAST", "AudioMAE"])
+@pytest.mark.parametrize("name", ["SSAST", "AudioMAE", "BEATs", "EAT"])
 def test_either_recipe_fine_tunes_either_encoder(
     name: str, recipe: Recipe, sounds: Path, tmp_path: Path
 ) -> None:

@@ -121,6 +121,52 @@ MAE_SYSTEMS = {
     "supmam_clap": ("SupMAM-CLAP", "runs/supmam_clap/checkpoints/last.ckpt"),
 }
 MAE_ROWS = (*(f"{system}_{{}}" for system in MAE_SYSTEMS), "supmam_clap_{}_specaugment")
+# Of EAT's scripts and of a reproduction of BEATs: epochs, warm-up, rate and its end, batch, mixup,
+# masks, loss, label smoothing, noise and roll, gain.
+TODAY = {
+    ("eat", "esc50"): (118, 12, 5e-5, 1e-6, 48, 0.0, (204, 51), "ce", 0.1, False, "paper"),
+    ("eat", "audioset_20k"): (93, 9, 5e-5, 1e-6, 48, 0.9, (204, 25), "bce", 0.0, False, "paper"),
+    ("eat", "speech_commands"): (
+        120,
+        12,
+        2e-4,
+        1e-6,
+        256,
+        0.9,
+        (25, 25),
+        "bce",
+        0.0,
+        True,
+        "paper",
+    ),
+    ("beats", "esc50"): (480, 24, 1e-4, 5e-6, 128, 0.0, (30, 0), "ce", 0.1, False, "paper"),
+    ("beats", "audioset_20k"): (
+        164,
+        16.4,
+        3e-5,
+        5e-6,
+        80,
+        0.5,
+        (60, 0),
+        "bce",
+        0.0,
+        False,
+        "paper",
+    ),
+    ("beats", "speech_commands"): (
+        60,
+        4,
+        1e-4,
+        5e-6,
+        256,
+        0.5,
+        (48, 48),
+        "bce",
+        0.0,
+        False,
+        "official",
+    ),
+}
 # Rows of no paper.
 SCRATCH = ("audioset_20k", "esc50")
 # Of SSAST's pretraining: size, patch, batch, rate and iterations between two evaluations.
@@ -318,6 +364,7 @@ def test_no_row_is_missing_and_none_is_too_many() -> None:
     names += [row.format(data) for data in MAE_SETUPS for row in (*MAE_ROWS, "ast_imagenet_{}")]
     names += ["ssast_esc50", "ssast_speech_commands"]
     names += [f"scratch_{data}" for data in SCRATCH] + ["linear_probe_esc50"]
+    names += [f"{model}_{data}" for model, data in TODAY]
     assert sorted(path.stem for path in (CONFIGS / "finetune").glob("*")) == sorted(names)
     others = [path.name for path in CONFIGS.rglob("*.*") if path.suffix != ".yaml"]
     # Jobs of a cluster are scripts.
@@ -455,6 +502,32 @@ def test_audiomaes_recipe_and_both_readings_of_supmam_clap(
         assert (dropping[0].init_args.time, dropping[0].init_args.freq) == (0.2, 0.2)
     if literal:
         assert widths == (int(0.2 * clips.frames), int(0.2 * 128))
+
+
+@pytest.mark.parametrize(("name", "data"), TODAY)
+def test_eats_scripts_and_the_reproduction_of_beats(parse: Parse, name: str, data: str) -> None:
+    config = parse("--config", finetune(f"{name}_{data}"))
+    kind = {"eat": "EAT", "beats": "BEATs"}[name]
+    model, encoder, recipe = parts_of(config, kind, "AudioMAERecipe")
+    clips, mask, augmentation = config.data.init_args, config.masking.init_args, model.augmentation
+    assert TODAY[name, data] == (
+        *(config.trainer.max_epochs, recipe.warmup_epochs, recipe.lr, recipe.min_lr),
+        *(clips.batch_size, clips.mixup, (mask.max_time, mask.max_freq)),
+        *(model.loss, model.label_smoothing, augmentation.noise_roll, augmentation.roll_gain),
+    )
+    assert (encoder.size, encoder.patch, recipe.base_batch_size) == ("base", (16, 16), None)
+    rest = (recipe.layer_decay, recipe.weight_decay, recipe.betas, encoder.drop_path)
+    if name == "eat":
+        assert rest == (0.65, 0.05, (0.9, 0.95), 0.1)
+        assert (encoder.pooling, augmentation.fill, model.front_end) == ("cls", "zero", None)
+    else:
+        assert rest == (1.0, 0.01, (0.9, 0.98), 0.0)
+        front_end = model.front_end
+        assert front_end.class_path == "peas.audio.BEATsLogMel"
+        statistics = (11.72215, 10.60431) if data == "esc50" else (15.41663, 6.55582)
+        assert (front_end.init_args.mean, front_end.init_args.std) == statistics
+        assert encoder.gradient_decay == (0.3 if data == "audioset_20k" else 0.2)
+        assert (encoder.patch_width, encoder.buckets, encoder.max_distance) == (512, 320, 800)
 
 
 @pytest.mark.parametrize("data", MAE_SETUPS)

@@ -101,7 +101,7 @@ def test_images_are_used() -> None:
 
 def test_the_quick_start_has_the_python_of_the_readme() -> None:
     # The README's lines are run by tests/integration/test_readme.py.
-    (code,) = re.findall(r"(?ms)^```python\n.*?^```", (ROOT / "README.md").read_text())
+    code, _ = re.findall(r"(?ms)^```python\n.*?^```", (ROOT / "README.md").read_text())
     assert code in (DOCS / "quickstart.md").read_text()
 
 

@@ -39,6 +39,8 @@ BANNED = {
 STANDARD = re.compile(
     r"cells? of (?:a|the) table|empty cell|cells \(cluster|a cell's sum|(?:more|less) likely"
     r"|most likely|non-?trivial|`?\"?\bdrawn\"|`drawn`|\"cells\"|cells: `Moments`|pictures[`|]"
+    # HEAR, the evaluation suite.
+    r"|(?-i:HEAR)|suites[./]hear|\(#hear\)|hear-validator"
     r"|b\"fact\"|`fact`|`Pictures`|\"Pictures\"",
     re.IGNORECASE,
 )

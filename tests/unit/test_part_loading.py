@@ -10,10 +10,11 @@ import pytest
 import torch
 from toys import make_task
 
-from peas.cli import tag
+from peas import load
 from peas.cli.verbs import dispatch
 from peas.errors import CheckpointError, ConfigError, UsageError
 from peas.masking import PatchMasking, RandomPatches, StructuredPatches
+from peas.models.weights import read_state
 from peas.objectives import LabelClassification, Objective, PatchContrast
 from peas.parts import Part, make, make_parts
 from peas.tasks import Pretraining
@@ -190,7 +191,7 @@ def test_a_part_of_another_module_is_refused_by_name(
         ("peas.parts.os", Part),
         ("peas.errors.printable", Part),
         ("peas.parts.class_path", Part),
-        ("peas.cli.tag.Path", Part),
+        ("peas.cli.embed.Path", Part),
         ("peas.parts.Mapping", Part),
         # Classes of ours that are no such part.
         ("peas.parts.Part", Part),
@@ -398,9 +399,12 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_checkpoint_is_loaded_with_its_parts(saved: Any) -> None:
-    assert tag.load(saved()).hparams["pretrained"] is None
+    def restored(path: Path) -> Any:
+        return Classification.restore(read_state(path), str(path)).hparams["pretrained"]
+
+    assert restored(saved()) is None
     part = spec("peas.masking.RandomPatches", ratio=0.5)
-    made = tag.load(saved(pretrained=part)).hparams["pretrained"]
+    made = restored(saved(pretrained=part))
     assert isinstance(made, RandomPatches)
     assert made.ratio == 0.5
 
@@ -413,7 +417,7 @@ def test_a_command_in_the_place_of_a_part_is_never_run(
     for path in ("os.system", "builtins.eval", "subprocess.Popen", "peas.parts.os.system"):
         file = saved(**{key: spec(path, command=f"touch {trace}", args=["touch", str(trace)])})
         with pytest.raises(CheckpointError) as refusal:
-            tag.load(file)
+            load(file)
         assert str(refusal.value).startswith(f"{file}: hyper_parameters: {key}")
         assert path in str(refusal.value)
     assert not trace.exists()

@@ -1,5 +1,6 @@
 """The pixel probe: what it is, who keeps it, and PEAS on weights without a pixel head."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from made import built_audiomae, built_ssast, classification
 from toys import FACTS, StandIn, clips, data, fit, heard, make_task, quiet_trainer
 
+from peas.audio import BEATsLogMel
 from peas.callbacks import PEAS, MaskPlots
 from peas.cli.results import _reading
 from peas.errors import ConfigError, NoReconstruction
+from peas.models import EAT, BEATs, Encoder
 from peas.models.audiomae import AudioMAE
 from peas.models.patches import patchify, resize_positions, sample_positions
 from peas.models.reconstructor import PixelProbe, ProbeSums
 from peas.models.ssast import SSAST
 from peas.models.weights import AUDIOMAE, load_pretrained
+from peas.recipes import AudioMAERecipe
 from peas.tasks import Classification
 
 MAE: dict[str, Any] = {"encoder": "audiomae", "stride": None, "noise_roll": False}
@@ -242,6 +246,34 @@ def test_ssast_of_a_fine_tuned_file(sounds: Path, tmp_path: Path) -> None:
         # Patches of both grids: 8 x 4 and 12 x 5.
         assert file["patches"] == 32 * (32 + 60)
         assert run.task.model.can_reconstruct
+
+
+@pytest.mark.parametrize("name", ["BEATs", "EAT"])
+def test_peas_on_an_encoder_without_a_pixel_head(name: str, sounds: Path, tmp_path: Path) -> None:
+    """One step of fine-tuning, masked by the errors of a probe."""
+    encoder: Encoder = EAT("toy") if name == "EAT" else BEATs("toy")  # type: ignore[arg-type]
+    front_end = BEATsLogMel() if name == "BEATs" else None
+
+    def run(folder: str, **settings: Any) -> Classification:
+        torch.manual_seed(0)
+        task = Classification(
+            None, copy.deepcopy(encoder), copy.deepcopy(front_end), AudioMAERecipe(), **settings
+        )
+        trainer = quiet_trainer(
+            tmp_path / folder, max_steps=1, max_epochs=5, callbacks=[strategy(), MaskPlots(clips=1)]
+        )
+        trainer.fit(task, datamodule=data(sounds))
+        assert trainer.callback_metrics["mask/adaptive_share"] == 1
+        return task
+
+    with pytest.raises(NoReconstruction, match=r"model\.init_args\.reconstruction: probe"):
+        run("head")
+    task = run("probe", reconstruction="probe")
+    assert task.model.can_reconstruct
+    file = torch.load(tmp_path / "probe" / "checkpoints" / "pixel_probe.pt", weights_only=True)
+    assert file["patches"] == 32 * 32
+    # Even random tokens of 32 numbers know a patch's loudness.
+    assert file["error"] < 0.9 * file["variance"]
 
 
 # --- bad input -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""SET ROOT on the command line of `peas data`, and the progress of its verbs."""
+"""SET ROOT on the command line, and the progress of verbs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import TracebackType
@@ -99,12 +99,13 @@ def in_arguments(text: str) -> str:
     return options.replace("data.init_args.root", "ROOT")
 
 
-def add_set(parser: VerbParser, argv: Sequence[str]) -> None:
+def add_set(parser: VerbParser, argv: Sequence[str], skip: Iterable[str] = ()) -> None:
     """Adds SET ROOT and, once SET is known, the arguments of its class.
 
     Args:
         parser: Of the verb.
         argv: The command line.
+        skip: Options of the verb, which hide arguments of the same names.
     """
     parser.error_class = ConfigError
     parser.epilog = f"`{parser.prog} SET --help` also lists the options of a set."
@@ -112,7 +113,7 @@ def add_set(parser: VerbParser, argv: Sequence[str]) -> None:
     parser.add_argument("root", type=str, help="folder of the data set")
     name = _set_name(argv)
     if name is not None:
-        parser.add_class_arguments(set_class(name), None, skip=_SKIPPED)
+        parser.add_class_arguments(set_class(name), None, skip={*_SKIPPED, *skip})
 
 
 def chosen_set(name: str, root: str, arguments: dict[str, Any], words: Sequence[str]) -> DataSet:
@@ -164,7 +165,7 @@ def _set_name(argv: Sequence[str]) -> str | None:
     return argv[(alone or indices)[0]] if indices else None
 
 
-_UNITS = {"decoding": "clips", "targets": "clips"}
+_UNITS = {"decoding": "clips", "targets": "clips", "embeddings": "clips"}
 """Units of the stages that do not count bytes."""
 
 

@@ -42,6 +42,7 @@ class ClassTable:
 
     def __init__(self, source: str, mids: list[str], names: list[str]) -> None:
         self.source = source
+        self.mids = mids
         self.names = names
         # A display name never looks like a machine id, so one look-up serves both.
         self._keys = pa.array([*mids, *names], pa.large_string())

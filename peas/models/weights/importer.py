@@ -1,8 +1,8 @@
-"""One importer and exporter for the official layouts of SSAST and AudioMAE.
+"""One importer and exporter for official layouts.
 
 A `Family` maps keys between an official file and `Encoder.state_dict()` in both directions. Its
-subclasses (`ssast`, `audiomae`) add a key table and the rules for shapes. Loading is strict: a key
-too many, too few or of another shape is an error, and the model is then unchanged.
+subclasses (`ssast`, `audiomae`, `beats`, `eat`) add a key table and the rules for shapes. Loading
+is strict: a key too many, too few or of another shape is an error, and the model is then unchanged.
 """
 
 from abc import ABC, abstractmethod
@@ -28,6 +28,10 @@ State = dict[str, Tensor]
 CLASSIFIER = ("fc_norm.", "head.")
 PROBE = ("pixel_probe.",)
 RUN_PREFIX = "model."
+CLASS_ORDER = "label_dict"
+"""Key of an official file's table of class number -> name, beside its tensors: BEATs has one."""
+MARKS = {"BEATs": (".grep_a", ".gate_scale"), "EAT": ("extra_tokens", "encoder.pre_norm.weight")}
+"""Ends of keys that only files of these families have, official and ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,7 @@ class Import:
         source: All of the file's tensors under our keys.
         new: Those that the model takes.
         report: What happened to every key.
+        settings: What the file says of its model beside the weights.
         optional: Prefixes of the model's keys that may stay unfilled, and why.
     """
 
@@ -81,6 +86,7 @@ class Import:
     source: State
     new: State
     report: ImportReport
+    settings: Mapping[str, Any] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,7 +102,7 @@ class Family(ABC):
         unused: Prefixes of official tensors that have no use.
         bookkeeping: Our keys that describe the model and are not weights.
         pretraining_only: Prefixes of our keys that a fine-tuned official file does not have.
-        pixel_head: What the pretrained layout needs, for the error.
+        pixel_head: What the pretrained layout needs, for the error; empty if it needs none.
     """
 
     name: str
@@ -159,7 +165,7 @@ class Family(ABC):
         Raises:
             CheckpointError: It contains no model of this family.
         """
-        inner = _inner(state)
+        inner = inner_of(state)
         prefix = RUN_PREFIX if any(key.startswith(RUN_PREFIX) for key in inner) else ""
         own = {key.removeprefix(prefix): v for key, v in inner.items() if key.startswith(prefix)}
         needed = (*self.special, "pos_embed", "patch_embed.proj.weight")
@@ -176,6 +182,10 @@ class Family(ABC):
             f"expected are {expected} (official), or the same under encoder. (peas)"
         )
 
+    def is_official(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether these tensors have the official names."""
+        return self.root + "pos_embed" in state
+
     def describe(self, state: Mapping[str, Any], where: str = "the checkpoint") -> Description:
         """What a checkpoint's dictionary contains.
 
@@ -189,7 +199,7 @@ class Family(ABC):
         return self._describe(self.unwrap(state, where)[0], where)
 
     def _describe(self, state: Mapping[str, Tensor], where: str) -> Description:
-        official = self.root + "pos_embed" in state
+        official = self.is_official(state)
         root = self.root if official else "encoder."
         table, kernel = state[root + "pos_embed"], state[root + "patch_embed.proj.weight"]
         size = next((name for name, size in SIZES.items() if size.width == table.shape[-1]), None)
@@ -262,6 +272,8 @@ class Family(ABC):
         source = self.to_ours(tensors, where) if official else tensors
         new = {key: value for key, value in source.items() if key not in self.bookkeeping}
         job = Import(model, info, source, new, report)
+        if isinstance(state.get("cfg"), Mapping):
+            job.settings = state["cfg"]
         if info.size != job.model.encoder.size:
             raise CheckpointError(
                 f"{where}: holds a {info.size} model and the model to fill is "
@@ -274,9 +286,13 @@ class Family(ABC):
             if official and key.startswith(self.unused):
                 report.ignored[key] = f"{self.name} never uses it"
         self.ignore(job, PROBE, "a pixel probe belongs to the encoder that it was fitted on")
+        why = ""
         if info.num_classes != model.num_classes:
             counts = [count or "no" for count in (info.num_classes, model.num_classes)]
             why = f"the file has {counts[0]} classes and the model {counts[1]}"
+        elif info.num_classes and CLASS_ORDER in state:
+            why = f"its classes are in the order of the file's {CLASS_ORDER}: use `peas import`"
+        if why:
             self.ignore(job, CLASSIFIER, why)
             job.optional.update(dict.fromkeys(CLASSIFIER, f"the classifier is new: {why}"))
         shapes = self.fit(job)
@@ -316,7 +332,7 @@ class Family(ABC):
             NoReconstruction: The pretrained layout needs a pixel head, and there is none.
             CheckpointError: The fine-tuned layout needs a classifier, and there is none.
         """
-        if layout == "pretrained" and not self.has_pixel_head(state):
+        if layout == "pretrained" and self.pixel_head and not self.has_pixel_head(state):
             raise NoReconstruction(
                 f"these weights have no trained {self.pixel_head}, which the pretrained layout "
                 "needs; export the fine-tuned layout, or start from a checkpoint pretrained with "
@@ -340,10 +356,22 @@ class Family(ABC):
         """Add what only the official file has."""
         return official
 
+    def beside(self, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What an official file holds beside the weights.
+
+        Args:
+            state: `Encoder.state_dict()`.
+            settings: The encoder's.
+        """
+        return {}
+
 
 def family_name(state: Mapping[str, Any]) -> str | None:
-    """`AudioMAE`, `SSAST`, or None for weights of neither."""
-    keys = _inner(state)
+    """`AudioMAE`, `SSAST`, `BEATs`, `EAT`, or None for weights of none of these."""
+    keys = inner_of(state)
+    for name, marks in MARKS.items():
+        if any(key.endswith(marks) for key in keys):
+            return name
     roots = [key.removesuffix("cls_token") for key in keys if key.endswith("cls_token")]
     if any(root + "dist_token" not in keys for root in roots):
         return "AudioMAE"
@@ -458,7 +486,8 @@ def check_keys(
     return missing
 
 
-def _inner(state: Mapping[str, Any]) -> dict[str, Any]:
+def inner_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file has under `state_dict` or `model`, or itself, without `module.` before keys."""
     inner = state.get("state_dict", state.get("model", state))
     if not isinstance(inner, Mapping):
         inner = state

@@ -1,6 +1,7 @@
 """Read a checkpoint without running code from it, and report on its keys."""
 
 import argparse
+import json
 import pickle
 import pickletools
 import re
@@ -14,6 +15,7 @@ import torch
 
 from peas.errors import CheckpointError
 from peas.models.weights.checking import check_weights, require_stored
+from peas.models.weights.exported import CONFIG, WEIGHTS, exported_folder, read_exported
 
 LISTED = 5
 """Checkpoints listed in the error for a missing one."""
@@ -60,7 +62,10 @@ def read_state(
     """Read a checkpoint's dictionary onto the CPU; nothing in the file is executed.
 
     Args:
-        path: A file written by `torch.save`, in the zip or the old pickle format.
+        path: A file written by `torch.save`, in the zip or the old pickle format; a folder of
+            `peas export --format hf`, or its weights, which are read as a run's checkpoint; or a
+            `.safetensors` file or folder of a model hub, whose settings are under `cfg` and whose
+            tensors under `model`.
         pretrained: Whether official weights would do, so that the error for a missing file names
             their source.
         file: The open file, to be read in place of `path`.
@@ -70,7 +75,13 @@ def read_state(
             text keys, or weights that are not finite.
     """
     path = Path(path)
+    if folder := exported_folder(path):
+        return read_exported(folder, str(path))
+    if path.suffix == ".safetensors" and path.is_file():
+        return {"model": _read_safetensors(path)}
     if path.is_dir():
+        if (path / WEIGHTS).is_file():
+            return _read_hub_folder(path)
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         present = [name for name in ("best.ckpt", "last.ckpt") if (inside / name).is_file()]
         advice = f"give {inside / present[0]}" if present else "give a checkpoint file in it"
@@ -88,6 +99,12 @@ def read_state(
         if named is None and not _is_plain_pickle(path):
             raise CheckpointError(_damaged(path)) from error
         what = f" ({named.group(1)})" if named else ""
+        if named and named.group(1).startswith(("omegaconf", "fairseq")):
+            raise CheckpointError(
+                f"{path}: a fairseq checkpoint that holds Python objects{what} and not only "
+                "tensors; opening those can run any code, and nothing was executed. Take the "
+                f"model's folder from the hub (config.json and {WEIGHTS}) and give its path"
+            ) from error
         raise CheckpointError(
             f"{path}: refused, because it holds Python objects{what} and not only tensors, and "
             "opening those can run any code; nothing was executed. Get the weights from a source "
@@ -126,6 +143,37 @@ def read_state(
     else:
         check_weights(state, str(path))
     return state
+
+
+def _read_hub_folder(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: no such file, and it says what model the weights beside it are of; download "
+            "the whole folder"
+        )
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); get it again") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: holds no table of settings; get it again")
+    return {"cfg": settings, "model": _read_safetensors(folder / WEIGHTS)}
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, MemoryError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({error}); the file "
+            f"({path.stat().st_size} bytes) is cut short or damaged: get it again"
+        ) from error
+    check_weights(tensors, str(path))
+    return tensors
 
 
 def _advice(path: Path, pretrained: bool) -> str:

@@ -1,0 +1,1 @@
+"""Adapters to evaluation suites: HEAR, X-ARES, MTEB and s3prl. None of them is a dependency."""
