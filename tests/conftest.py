@@ -91,10 +91,13 @@ def _process() -> Iterator[None]:
             # Its service would outlive the test, in a folder that is gone.
             with contextlib.suppress(Exception):
                 sys.modules["wandb"].teardown()
-        # PYTEST_CURRENT_TEST is pytest's own.
-        current = {k: v for k, v in os.environ.items() if k == "PYTEST_CURRENT_TEST"}
-        os.environ.clear()
-        os.environ.update(env | current)
+        # Only what changed: a thread of a library may read the environment, and the C library is
+        # not safe against that. PYTEST_CURRENT_TEST is pytest's own.
+        for name in {*os.environ, *env} - {"PYTEST_CURRENT_TEST"}:
+            if name not in env:
+                del os.environ[name]
+            elif os.environ.get(name) != env[name]:
+                os.environ[name] = env[name]
         os.chdir(folder)
         sys.path[:], sys.argv[:] = path, argv
         warnings.formatwarning = form
