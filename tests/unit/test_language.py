@@ -122,3 +122,9 @@ def test_names_of_the_field() -> None:
             if WORDS & set(words):
                 found.append(f"{file.relative_to(ROOT)}: {name}")
     assert not found, "\n".join(sorted(set(found)))
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """Else pytest collects one of two in one process, and the other is an error."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
