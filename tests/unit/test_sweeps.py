@@ -523,7 +523,7 @@ def test_best_point_comes_first_and_a_failed_one_is_named(
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").touch()
     file = write(tmp_path, parameters={"a": {"values": [2, 13, 5]}, "b": {"value": "same"}})
-    assert main(["sweep", str(file), "--out", "out", "--parallel", "2"]) == 1
+    assert main(["sweep", str(file), "--out", "out", "--parallel", "1"]) == 1
     told = capsys.readouterr()
     assert "1 of 3 points failed" in told.err
     assert "it broke" in told.err
