@@ -240,10 +240,10 @@ def _text(value: Any) -> str:
 
 def _clips(model: AudioModel) -> Iterator[Tensor]:
     """Noise as long as the window, shorter, and longer."""
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     window = model.front_end.samples()
     for clips, samples in ((2, window), (1, window // 2 + 1), (3, window + window // 3)):
-        yield 0.1 * torch.randn(clips, samples, generator=draws)
+        yield 0.1 * torch.randn(clips, samples, generator=generator)
 
 
 def _verify(out: Path, kind: str, output: Output, model: AudioModel, run: Run, clips: Any) -> float:

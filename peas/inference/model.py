@@ -19,7 +19,7 @@ from peas.parts import make
 Pool = Literal["mean", "cls", "mean+std"]
 Bands = Literal["concat", "mean"]
 BATCH = 16
-"""Windows in a pass of the encoder, unless told."""
+"""Default number of windows in a pass of the encoder."""
 
 
 class Frames(NamedTuple):
