@@ -1,13 +1,15 @@
 """Uploading an exported folder to the Hugging Face hub."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
 
 from peas import __version__
 from peas.errors import PeasError, UsageError
+
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+"""OWNER/NAME of a repository; the hub has further rules."""
 
 
 def check_name(name: str) -> None:
@@ -16,11 +18,7 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: It is not.
     """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UsageError(f"`--push` is {name!r}: give OWNER/NAME ({error})") from error
-    if "/" not in name:
+    if not NAME.fullmatch(name):
         raise UsageError(f"`--push` is {name!r}: give OWNER/NAME")
 
 

@@ -306,7 +306,8 @@ def official(content: dict[str, Any], where: str, names: list[str] | None = None
     if names is None:
         names = read_labels(known) if info.num_classes else []
     if not info.num_classes:
-        frames = info.grid[1] * info.patch[1] or info.frames
+        step = (info.stride or info.patch)[1]
+        frames = (info.grid[1] - 1) * step + info.patch[1] if info.grid[1] else info.frames
     front_end = official_front_end(family.name, Corpus(mean, std, frames))
     settings = encoder_settings(family.name, info)
     return Found(

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from peas.audio.frontend import FrontEnd
 from peas.errors import ConfigError
 from peas.inference.sound import Audio, waveforms
-from peas.inference.windows import Windows, cut, frame_samples, layout
+from peas.inference.windows import (
+    Windows,
+    cut,
+    frame_samples,
+    join_bands,
+    join_windows,
+    layout,
+    pool_windows,
+)
 from peas.models.encoder import Encoder
 from peas.parts import make
 
@@ -136,15 +144,27 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             raise ConfigError(f"scores is {scores!r}: choose softmax or sigmoid")
         self.activation = scores
         self.origin = dict(origin or {})
-        # What `PyTorchModelHubMixin` saves, whether parts or their settings were given.
-        self._hub_mixin_config = {
+        self.eval()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, config: dict[str, Any] | None = None, **options: Any
+    ) -> str | None:
+        """Writes `config.json` and `model.safetensors`; see `PyTorchModelHubMixin`.
+
+        Args:
+            save_directory: The folder.
+            config: None = this model's own, whether parts or their settings were given.
+            options: Of the mixin.
+        """
+        own = {
             "encoder": self.encoder.spec(),
             "front_end": self.front_end.spec(),
             "labels": self.labels,
-            "scores": scores,
+            "scores": self.activation,
             "origin": self.origin,
         }
-        self.eval()
+        saved: str | None = super().save_pretrained(save_directory, config=config or own, **options)
+        return saved
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -356,10 +376,10 @@ class AudioModel(nn.Module, PyTorchModelHubMixin):
             for tokens, kept in self._passes(windows, layers, batch_size):
                 sums.append(torch.stack([self._sums(layer, kept, pool) for layer in tokens]))
                 if bands:
-                    grid = [_bands(self._grid(layer), bands) for layer in tokens]
+                    grid = [join_bands(self._grid(layer), bands) for layer in tokens]
                     grids.append(torch.stack(grid).cpu())
-            pooled = _pool(torch.cat(sums, dim=1), windows, count, pool)
-            joined = _join(torch.cat(grids, dim=1), windows, count) if bands else []
+            pooled = pool_windows(torch.cat(sums, dim=1), windows, count, pool)
+            joined = join_windows(torch.cat(grids, dim=1), windows, count) if bands else []
             for number in range(count):
                 yield Encoded(pooled[:, number], joined[number] if bands else pooled[:, :0])
 
@@ -539,45 +559,3 @@ def _part(part: Any, base: type[Any], name: str) -> Any:
 
 def _several(layers: int | Sequence[int] | None) -> bool:
     return isinstance(layers, Sequence)
-
-
-def _mean(values: Tensor, clip: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Weighted means over each clip's windows: `[W, X]` to `[B, X]` float64."""
-    total = torch.zeros(count, dtype=torch.float64).index_add_(0, clip, weight.double())
-    summed = torch.zeros(count, values.shape[1], dtype=torch.float64)
-    summed.index_add_(0, clip, values.double() * weight.double()[:, None])
-    return summed / total[:, None]
-
-
-def _pool(sums: Tensor, windows: Windows, count: int, pool: Pool) -> Tensor:
-    """Embeddings `[L, B, D]` from the sums `[L, W, D]` of windows."""
-    rows = []
-    for summed in sums:
-        columns = windows.kept.double()
-        means = _mean(summed / columns[:, None], windows.clip, columns, count)
-        if pool == "mean+std":
-            mean, square = means.chunk(2, dim=1)
-            means = torch.cat((mean, (square - mean.square()).clamp(min=0).sqrt()), dim=1)
-        rows.append(means.float())
-    return torch.stack(rows)
-
-
-def _bands(grid: Tensor, bands: Bands) -> Tensor:
-    """`[W, T', F', D]` to `[W, T', D']`."""
-    return grid.mean(dim=2) if bands == "mean" else grid.flatten(2)
-
-
-def _join(grids: Tensor, windows: Windows, count: int) -> list[Tensor]:
-    """Frames `[L, T', D']` of each clip, from those of its windows `[L, W, T', D']`."""
-    clips = []
-    for number in range(count):
-        mine = (windows.clip == number).nonzero()[:, 0].tolist()
-        end = max(int(windows.start[w] + windows.kept[w]) for w in mine)
-        summed = grids.new_zeros(len(grids), end, grids.shape[3])
-        times = grids.new_zeros(end)
-        for w in mine:
-            start, kept = int(windows.start[w]), int(windows.kept[w])
-            summed[:, start : start + kept] += grids[:, w, :kept]
-            times[start : start + kept] += 1
-        clips.append(summed / times[:, None])
-    return clips

@@ -110,3 +110,45 @@ def cut(front_end: FrontEnd, waveforms: Sequence[Tensor], layout: Layout) -> Win
     unfolded = sound.log_mel.unfold(1, layout.frames, step).transpose(2, 3)
     log_mel = unfolded[clip.to(device), (start // layout.hop).to(device)]
     return Windows(log_mel.contiguous(), clip, start, kept.clamp(max=layout.columns))
+
+
+def _mean(values: Tensor, clip: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Weighted means over each clip's windows: `[W, X]` to `[B, X]` float64."""
+    total = torch.zeros(count, dtype=torch.float64).index_add_(0, clip, weight.double())
+    summed = torch.zeros(count, values.shape[1], dtype=torch.float64)
+    summed.index_add_(0, clip, values.double() * weight.double()[:, None])
+    return summed / total[:, None]
+
+
+def pool_windows(sums: Tensor, windows: Windows, count: int, pool: str) -> Tensor:
+    """Embeddings `[L, B, D]` from the sums `[L, W, D]` of windows."""
+    rows = []
+    for summed in sums:
+        columns = windows.kept.double()
+        means = _mean(summed / columns[:, None], windows.clip, columns, count)
+        if pool == "mean+std":
+            mean, square = means.chunk(2, dim=1)
+            means = torch.cat((mean, (square - mean.square()).clamp(min=0).sqrt()), dim=1)
+        rows.append(means.float())
+    return torch.stack(rows)
+
+
+def join_bands(grid: Tensor, bands: str) -> Tensor:
+    """`[W, T', F', D]` to `[W, T', D']`."""
+    return grid.mean(dim=2) if bands == "mean" else grid.flatten(2)
+
+
+def join_windows(grids: Tensor, windows: Windows, count: int) -> list[Tensor]:
+    """Frames `[L, T', D']` of each clip, from those of its windows `[L, W, T', D']`."""
+    clips = []
+    for number in range(count):
+        mine = (windows.clip == number).nonzero()[:, 0].tolist()
+        end = max(int(windows.start[w] + windows.kept[w]) for w in mine)
+        summed = grids.new_zeros(len(grids), end, grids.shape[3])
+        times = grids.new_zeros(end)
+        for w in mine:
+            start, kept = int(windows.start[w]), int(windows.kept[w])
+            summed[:, start : start + kept] += grids[:, w, :kept]
+            times[start : start + kept] += 1
+        clips.append(summed / times[:, None])
+    return clips
