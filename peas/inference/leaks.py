@@ -131,7 +131,7 @@ def _class(class_path: object) -> type[ClipDataModule]:
 
 
 def _begun_with(config: Path, content: Mapping[str, Any]) -> Path | None:
-    """The weights that a run began with; None if they have heard nothing."""
+    """The weights that a run began with; None if these have seen no sound of any set."""
     model = content.get("model") or {}
     settings = (model.get("init_args") or {}) if isinstance(model, Mapping) else None
     if not isinstance(settings, Mapping):
