@@ -198,10 +198,10 @@ def _limits(model: AudioModel, data_set: str) -> str:
         else ""
     )
     return (
-        f"- {scores}It has heard {data_set or 'only its data set'}: on other recordings, devices "
-        f"or languages it may do worse, and nobody has measured it here.\n"
+        f"- {scores}It was trained on {data_set or 'only its data set'}: on other recordings, "
+        f"devices or languages it may do worse, and nobody has measured it here.\n"
         f"- Sound is mixed to one channel at {model.sample_rate} Hz: nothing above "
-        f"{model.sample_rate // 2} Hz is heard.\n"
+        f"{model.sample_rate // 2} Hz reaches the model.\n"
         f"- The licence of data and weights is for whoever publishes this to fill in."
     )
 
